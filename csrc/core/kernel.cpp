@@ -17,16 +17,16 @@ struct RawEntry {
 
 // The linker makes these two around the section.
 extern "C" {
-extern const RawEntry __start_fastnn_kernels[] __attribute__((visibility("hidden")));
-extern const RawEntry __stop_fastnn_kernels[] __attribute__((visibility("hidden")));
+extern const RawEntry* const __start_fastnn_kernels[] __attribute__((visibility("hidden")));
+extern const RawEntry* const __stop_fastnn_kernels[] __attribute__((visibility("hidden")));
 }
 
 void load_kernels() {
-  for (const RawEntry* entry = __start_fastnn_kernels; entry != __stop_fastnn_kernels; ++entry)
-    entry->kernel->slots[entry->slot] = entry->function;
+  for (auto entry = __start_fastnn_kernels; entry != __stop_fastnn_kernels; ++entry)
+    (*entry)->kernel->slots[(*entry)->slot] = (*entry)->function;
   const int level = static_cast<int>(cpu_level());
-  for (const RawEntry* entry = __start_fastnn_kernels; entry != __stop_fastnn_kernels; ++entry) {
-    KernelBase& kernel = *entry->kernel;
+  for (auto entry = __start_fastnn_kernels; entry != __stop_fastnn_kernels; ++entry) {
+    KernelBase& kernel = *(*entry)->kernel;
     for (int slot = 0; slot <= level; ++slot)
       if (kernel.slots[slot]) kernel.cpu = kernel.slots[slot];
   }
