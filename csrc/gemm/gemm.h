@@ -45,8 +45,40 @@ struct GemmArgs {
   int64_t c_batch[kGemmBatchDims] = {};
 };
 
+namespace {
+
+inline int64_t gemm_batch_size(const GemmArgs& args) {
+  int64_t size = 1;
+  for (int d = 0; d < args.batch_ndim; ++d) size *= args.batch_shape[d];
+  return size;
+}
+
+// Where the matrices of one item of the batch begin.
+struct GemmItem {
+  const char* a;
+  const char* b;
+  char* c;
+};
+
+inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
+  int64_t a = 0, b = 0, c = 0;
+  for (int d = args.batch_ndim - 1; d >= 0; --d) {
+    const int64_t i = index % args.batch_shape[d];
+    index /= args.batch_shape[d];
+    a += i * args.a_batch[d];
+    b += i * args.b_batch[d];
+    c += i * args.c_batch[d];
+  }
+  const int64_t size = int64_t(item_size(args.dtype));
+  return {static_cast<const char*>(args.a) + a * size, static_cast<const char*>(args.b) + b * size,
+          static_cast<char*>(args.c) + c * int64_t(item_size(args.c_dtype))};
+}
+
+}  // namespace
+
 #ifdef FASTNN_LEVEL
 namespace FASTNN_LEVEL {
+// Floating dtypes only.
 void gemm(const GemmArgs& args);
 }
 #endif

@@ -224,15 +224,8 @@ void multiply(const Product<T>& product) {
       product.out.c[i * product.out.c_row + j] = product.out.finish(T(0), i, j);
 }
 
-// A product of the batch: the operands and C of one item.
-struct Item {
-  const char* a;
-  const char* b;
-  char* c;
-};
-
 template <class T>
-Product<T> make_product(const GemmArgs& args, const Item& item, const Destination<T>& out) {
+Product<T> make_product(const GemmArgs& args, const GemmItem& item, const Destination<T>& out) {
   // Strides along a dimension of size one mean nothing: they count as adjacent.
   return {args.m,
           args.n,
@@ -243,7 +236,7 @@ Product<T> make_product(const GemmArgs& args, const Item& item, const Destinatio
 }
 
 template <class T>
-void multiply_item(const GemmArgs& args, const Item& item) {
+void multiply_item(const GemmArgs& args, const GemmItem& item) {
   const T* bias = static_cast<const T*>(args.bias);
   multiply(make_product<T>(args, item,
                            {reinterpret_cast<T*>(item.c), args.c_row, T(args.alpha), args.accumulate,
@@ -252,7 +245,7 @@ void multiply_item(const GemmArgs& args, const Item& item) {
 }
 
 // A 16-bit C: the sums are made in float32, and rounded once.
-void multiply_rounded(const GemmArgs& args, const Item& item) {
+void multiply_rounded(const GemmArgs& args, const GemmItem& item) {
   float* sums = static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(args.m * args.n) * sizeof(float)));
   multiply(make_product<float>(args, item, {sums, args.n, float(args.alpha), false, nullptr, nullptr}));
   const int64_t size = int64_t(item_size(args.c_dtype));
@@ -276,31 +269,16 @@ void multiply_rounded(const GemmArgs& args, const Item& item) {
   });
 }
 
-Item batch_item(const GemmArgs& args, int64_t index) {
-  int64_t a = 0, b = 0, c = 0;
-  for (int d = args.batch_ndim - 1; d >= 0; --d) {
-    const int64_t i = index % args.batch_shape[d];
-    index /= args.batch_shape[d];
-    a += i * args.a_batch[d];
-    b += i * args.b_batch[d];
-    c += i * args.c_batch[d];
-  }
-  const int64_t size = int64_t(item_size(args.dtype));
-  return {static_cast<const char*>(args.a) + a * size, static_cast<const char*>(args.b) + b * size,
-          static_cast<char*>(args.c) + c * int64_t(item_size(args.c_dtype))};
-}
-
 }  // namespace
 
 namespace FASTNN_LEVEL {
 
 void gemm(const GemmArgs& args) {
-  int64_t batch = 1;
-  for (int d = 0; d < args.batch_ndim; ++d) batch *= args.batch_shape[d];
+  const int64_t batch = gemm_batch_size(args);
   if (args.m == 0 || args.n == 0 || batch == 0) return;
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
-      const Item item = batch_item(args, index);
+      const GemmItem item = gemm_item(args, index);
       if (is_reduced_float(args.c_dtype)) {
         multiply_rounded(args, item);
       } else if (args.c_dtype == DType::Float64) {

@@ -25,9 +25,17 @@ inline __attribute__((always_inline)) void exchange(Vec<T>& a, Vec<T>& b) {
     low[i] = i & kStep ? kSize + i - kStep : i;
     high[i] = i & kStep ? kSize + i : i + kStep;
   }
+#if defined(__clang__)
+  const auto first = a.raw, second = b.raw;
+  for (int i = 0; i < kSize; ++i) {
+    a.raw[i] = low[i] < kSize ? first[low[i]] : second[low[i] - kSize];
+    b.raw[i] = high[i] < kSize ? first[high[i]] : second[high[i] - kSize];
+  }
+#else
   const auto first = __builtin_shuffle(a.raw, b.raw, low);
   b.raw = __builtin_shuffle(a.raw, b.raw, high);
   a.raw = first;
+#endif
 }
 
 // Transposes `size` registers in place.
