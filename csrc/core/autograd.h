@@ -23,6 +23,7 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -68,15 +69,19 @@ class GradHook {
   virtual ~GradHook() = default;
   virtual Tensor operator()(const Tensor& grad) = 0;
 };
-using HookPtr = std::shared_ptr<GradHook>;
+struct Hook {
+  int64_t id;
+  uint32_t output;  // which output of the node; 0 on leaves
+  std::shared_ptr<GradHook> function;
+};
 
 // What a tensor carries once autograd has touched it.
 struct AutogradMeta {
   NodePtr node;         // the operation that made this tensor; null on leaves
   uint32_t index = 0;   // which of the node's outputs
-  bool retains_grad = false;
-  Tensor grad;
-  std::vector<std::pair<int64_t, HookPtr>> hooks;  // of leaves; results keep theirs on the node
+  Tensor grad;                       // of leaves
+  std::shared_ptr<Tensor> retained;  // of results, after retain_grad(): the node fills it
+  std::vector<Hook> hooks;           // of leaves; results keep theirs on the node
   Tensor base;                 // a differentiable view's base
   uint32_t base_rewrites = 0;  // the base's `rewrites` when this view's node was made
   uint32_t rewrites = 0;       // how often an in-place operation replaced the node
@@ -121,13 +126,17 @@ class Backward {
   Tensor get(const Saved& saved) const;
   Tensor get(const SavedOutput& saved) const;
 
- private:
-  friend class Engine;
+  // For the engine: what the lambda set, and the same pass on a node that stands inside another.
   Backward(Node* node, std::vector<Tensor>& grads, bool create_graph);
+  Tensor result(size_t input) const { return results_[input]; }
+  Backward nested(Node* node, std::vector<Tensor>& grads) const;
+
+ private:
   Node* node_;
   std::vector<Tensor>& grads_;
   std::vector<Tensor> results_;
   bool create_graph_;
+  bool nested_ = false;  // input 0 has no edge of its own, and still wants its gradient
 };
 
 enum class Differentiable : bool { No, Yes };
@@ -144,7 +153,7 @@ class Node {
     Dims shape;
     DType dtype;
     Device device;
-    Tensor retained;  // retain_grad(): an alias whose grad is to be filled (held weakly below)
+    std::shared_ptr<Tensor> retained;
   };
 
   std::atomic<int32_t> references{0};
@@ -153,7 +162,7 @@ class Node {
   bool released = false;
   std::vector<Edge> inputs;
   std::vector<Output> outputs;
-  std::vector<std::pair<int64_t, std::pair<uint32_t, HookPtr>>> hooks;  // id, (output, hook)
+  std::vector<Hook> hooks;
   std::shared_ptr<std::string> trace;  // where the operation was called, under detect_anomaly
 
  private:
@@ -256,7 +265,7 @@ Tensor grad_of(const Tensor& x);
 void set_grad(const Tensor& x, const Tensor& grad);
 void set_requires_grad(const Tensor& x, bool requires_grad);
 void retain_grad(const Tensor& x);
-int64_t add_hook(const Tensor& x, HookPtr hook);
+int64_t add_hook(const Tensor& x, std::shared_ptr<GradHook> function);
 void remove_hook(const Tensor& x, int64_t id);
 
 struct BackwardOptions {

@@ -9,8 +9,8 @@
 //                   FASTNN_CPU_KERNEL(conv2d_forward, forward)
 //   conv_cuda.cu    FASTNN_CUDA_KERNEL(conv2d_forward, forward_cuda)
 //
-// Registration is data, not code: each entry is a constant in the section "fastnn_kernels", which
-// the core walks once at start. No static constructor of an AVX-512 object ever runs on a CPU that
+// Registration is data, not code: each entry is a constant, found through the section "fastnn_kernels",
+// which the core walks once at start. No static constructor of an AVX-512 object ever runs on a CPU that
 // lacks AVX-512.
 #pragma once
 
@@ -79,10 +79,12 @@ void load_kernels();
 
 #define FASTNN_JOIN_(a, b) a##b
 #define FASTNN_JOIN(a, b) FASTNN_JOIN_(a, b)
-#define FASTNN_REGISTER_KERNEL(kernel, slot, function)                            \
-  namespace {                                                                     \
-  __attribute__((section("fastnn_kernels"), used)) constexpr auto FASTNN_JOIN(    \
-      kernel_entry_, FASTNN_JOIN(kernel, __LINE__)) = ::fastnn::make_kernel_entry(&kernel, slot, function); \
+// The section holds pointers to the entries: pointers stand side by side, while structs may be padded.
+#define FASTNN_REGISTER_KERNEL(kernel, slot, function)                                                       \
+  namespace {                                                                                                \
+  constexpr auto FASTNN_JOIN(kernel, _entry) = ::fastnn::make_kernel_entry(&kernel, slot, function);         \
+  __attribute__((section("fastnn_kernels"), used)) constexpr const void* FASTNN_JOIN(kernel, _entry_pointer) = \
+      &FASTNN_JOIN(kernel, _entry);                                                                          \
   }
 #define FASTNN_CUDA_KERNEL(kernel, function) FASTNN_REGISTER_KERNEL(kernel, ::fastnn::kCudaSlot, function)
 

@@ -1,0 +1,244 @@
+#include "core/memory.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <mutex>
+#include <new>
+#include <unordered_map>
+#include <vector>
+
+#include "core/check.h"
+#ifdef FASTNN_WITH_CUDA
+#include "core/cuda.h"
+#endif
+
+namespace fastnn {
+namespace {
+
+constexpr size_t kAlignment = 64;
+constexpr size_t kHugePage = size_t(2) << 20;
+
+// The memory this process may use: physical, or the cgroup's limit when lower.
+int64_t system_memory() {
+  static const int64_t bytes = [] {
+    int64_t physical = int64_t(sysconf(_SC_PHYS_PAGES)) * sysconf(_SC_PAGESIZE);
+    for (const char* path : {"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"}) {
+      if (FILE* file = std::fopen(path, "r")) {
+        long long limit = 0;
+        if (std::fscanf(file, "%lld", &limit) == 1 && limit > 0) physical = std::min<int64_t>(physical, limit);
+        std::fclose(file);
+      }
+    }
+    return physical;
+  }();
+  return bytes;
+}
+
+// Rounds up to 1, 1.25, 1.5 or 1.75 times a power of two, at least one cache line.
+size_t size_class(size_t bytes) {
+  if (bytes <= kAlignment) return kAlignment;
+  size_t power = size_t(1) << (63 - __builtin_clzll(bytes));
+  size_t step = std::max(power / 4, kAlignment);
+  return (bytes + step - 1) / step * step;
+}
+
+void* system_allocate(size_t bytes) {
+  void* block = std::aligned_alloc(bytes >= kHugePage ? kHugePage : kAlignment, bytes);
+#ifdef MADV_HUGEPAGE
+  if (block && bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
+#endif
+  return block;
+}
+
+class CpuAllocator {
+ public:
+  void* allocate(size_t bytes) {
+    if (int64_t(bytes) < 0 || int64_t(bytes) > system_memory())
+      fail<MemoryError>("cannot allocate ", bytes, " bytes: the machine has ", system_memory());
+    const size_t rounded = size_class(bytes);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      count(rounded);
+      auto& blocks = free_[rounded];
+      if (!blocks.empty()) {
+        void* block = blocks.back();
+        blocks.pop_back();
+        stats_.cached -= int64_t(rounded);
+        ++stats_.cache_hits;
+        return block;
+      }
+    }
+    void* block = system_allocate(rounded);
+    if (!block) {
+      empty_cache();
+      block = system_allocate(rounded);
+    }
+    if (!block) {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stats_.allocated -= int64_t(rounded);
+      fail<MemoryError>("cannot allocate ", bytes, " bytes");
+    }
+    return block;
+  }
+
+  void release(void* block, size_t bytes) {
+    const size_t rounded = size_class(bytes);
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stats_.allocated -= int64_t(rounded);
+      if (stats_.cached + int64_t(rounded) <= stats_.cache_limit) {
+        free_[rounded].push_back(block);
+        stats_.cached += int64_t(rounded);
+        return;
+      }
+    }
+    std::free(block);
+  }
+
+  void empty_cache() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& [bytes, blocks] : free_) {
+      for (void* block : blocks) std::free(block);
+      blocks.clear();
+    }
+    stats_.cached = 0;
+  }
+
+  MemoryStats stats() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return stats_;
+  }
+
+  void reset_peak() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats_.peak_allocated = stats_.allocated;
+  }
+
+  void set_limit(int64_t bytes) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      stats_.cache_limit = bytes;
+      if (stats_.cached <= bytes) return;
+    }
+    empty_cache();
+  }
+
+  std::mutex& mutex() { return mutex_; }
+
+ private:
+  void count(size_t rounded) {
+    ++stats_.allocations;
+    stats_.allocated += int64_t(rounded);
+    stats_.peak_allocated = std::max(stats_.peak_allocated, stats_.allocated);
+  }
+
+  std::mutex mutex_;
+  std::unordered_map<size_t, std::vector<void*>> free_;
+  // A quarter of the memory: enough for a training step's temporaries, bounded for neighbours.
+  MemoryStats stats_{0, 0, 0, system_memory() / 4, 0, 0};
+};
+
+// Never destroyed: tensors may outlive static destructors at interpreter exit.
+CpuAllocator& cpu_allocator() {
+  static CpuAllocator* allocator = [] {
+    auto* made = new CpuAllocator;
+    static CpuAllocator* for_fork = made;
+    // A fork while another thread allocates must not leave the child with a locked mutex.
+    pthread_atfork([] { for_fork->mutex().lock(); }, [] { for_fork->mutex().unlock(); },
+                   [] { for_fork->mutex().unlock(); });
+    return made;
+  }();
+  return *allocator;
+}
+
+struct ThreadScratch {
+  void* blocks[int(Scratch::Count)] = {};
+  size_t sizes[int(Scratch::Count)] = {};
+  ~ThreadScratch() {
+    for (void* block : blocks) std::free(block);
+  }
+};
+
+}  // namespace
+
+Storage* allocate_storage(size_t bytes, Device device) {
+  void* data;
+#ifdef FASTNN_WITH_CUDA
+  data = device.is_cuda() ? cuda_allocate(bytes, device) : cpu_allocator().allocate(bytes);
+#else
+  check<DeviceError>(!device.is_cuda(), "cannot allocate on ", device, ": fastnn was built without CUDA");
+  data = cpu_allocator().allocate(bytes);
+#endif
+  auto* storage = new Storage;
+  storage->data = data;
+  storage->bytes = bytes;
+  storage->device = device;
+  return storage;
+}
+
+Storage* wrap_storage(void* data, size_t bytes, Device device, bool read_only, void (*release)(void*), void* owner) {
+  auto* storage = new Storage;
+  storage->data = data;
+  storage->bytes = bytes;
+  storage->device = device;
+  storage->read_only = read_only;
+  storage->release = release;
+  storage->owner = owner;
+  return storage;
+}
+
+void free_storage(Storage* storage) {
+  if (storage->release) {
+    storage->release(storage->owner);
+  } else if (storage->device.is_cuda()) {
+#ifdef FASTNN_WITH_CUDA
+    cuda_release(storage->data, storage->bytes, storage->device);
+#endif
+  } else {
+    cpu_allocator().release(storage->data, storage->bytes);
+  }
+  delete storage;
+}
+
+#ifdef FASTNN_WITH_CUDA
+#define FASTNN_ON_DEVICE(device, cuda_call, cpu_call) return (device).is_cuda() ? cuda_call : cpu_call
+#else
+#define FASTNN_ON_DEVICE(device, cuda_call, cpu_call) \
+  check<DeviceError>(!(device).is_cuda(), device, ": fastnn was built without CUDA"); \
+  return cpu_call
+#endif
+
+MemoryStats memory_stats(Device device) {
+  FASTNN_ON_DEVICE(device, cuda_memory_stats(device), cpu_allocator().stats());
+}
+
+void reset_peak_memory(Device device) {
+  FASTNN_ON_DEVICE(device, cuda_reset_peak_memory(device), cpu_allocator().reset_peak());
+}
+
+void set_cache_limit(Device device, int64_t bytes) {
+  check(bytes >= 0, "set_cache_limit: expected a number of bytes >= 0, got ", bytes);
+  FASTNN_ON_DEVICE(device, cuda_set_cache_limit(device, bytes), cpu_allocator().set_limit(bytes));
+}
+
+void empty_cache(Device device) { FASTNN_ON_DEVICE(device, cuda_empty_cache(device), cpu_allocator().empty_cache()); }
+
+void* thread_scratch(Scratch slot, size_t bytes) {
+  thread_local ThreadScratch scratch;
+  const int i = int(slot);
+  if (scratch.sizes[i] < bytes) {
+    std::free(scratch.blocks[i]);
+    scratch.sizes[i] = 0;
+    const size_t rounded = size_class(bytes + (bytes >> 2));
+    scratch.blocks[i] = system_allocate(rounded >= kHugePage ? (rounded + kHugePage - 1) / kHugePage * kHugePage : rounded);
+    if (!scratch.blocks[i]) fail<MemoryError>("cannot allocate ", bytes, " bytes of scratch");
+    scratch.sizes[i] = rounded;
+  }
+  return scratch.blocks[i];
+}
+
+}  // namespace fastnn

@@ -1,0 +1,256 @@
+// Elementwise kernels on the CPU.
+//
+//   out[i] = f(in...[i])        bytes: every operand once; arithmetic: 1 to ~25 operations an element
+//
+// The range is flattened. Operands that are contiguous in the compute type are read and written in
+// place; others are gathered row by row into 512-element buffers (simd/convert.h), so that every
+// formula is one plain loop over contiguous values, which the compiler vectorises.
+#include "ops/elementwise/elementwise.h"
+
+#include "simd/convert.h"
+
+namespace fastnn {
+namespace {
+
+// Contiguous loops: in[k] holds the k-th operand's n values.
+using Loop = void (*)(const void* const* in, void* out, int64_t n, const double* params);
+
+template <class T>
+Params<T> params_of(const double* p) {
+  return {static_cast<T>(p[0]), static_cast<T>(p[1])};
+}
+
+template <class F, class T>
+void unary_loop(const void* const* in, void* out, int64_t n, const double* params) {
+  const T* x = static_cast<const T*>(in[0]);
+  T* y = static_cast<T*>(out);
+  const Params<T> p = params_of<T>(params);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) y[i] = F::forward(x[i], p);
+}
+
+template <class F, class T>
+void unary_backward_loop(const void* const* in, void* out, int64_t n, const double* params) {
+  const T* s = static_cast<const T*>(in[0]);
+  const T* dy = static_cast<const T*>(in[1]);
+  T* dx = static_cast<T*>(out);
+  const Params<T> p = params_of<T>(params);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) dx[i] = F::grad(s[i], dy[i], p);
+}
+
+template <class F, class T>
+void binary_loop(const void* const* in, void* out, int64_t n, const double*) {
+  const T* a = static_cast<const T*>(in[0]);
+  const T* b = static_cast<const T*>(in[1]);
+  T* c = static_cast<T*>(out);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) c[i] = F::forward(a[i], b[i]);
+}
+
+template <class T>
+void where_loop(const void* const* in, void* out, int64_t n, const double*) {
+  const T* condition = static_cast<const T*>(in[0]);
+  const T* a = static_cast<const T*>(in[1]);
+  const T* b = static_cast<const T*>(in[2]);
+  T* c = static_cast<T*>(out);
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) c[i] = condition[i] != T(0) ? a[i] : b[i];
+}
+
+// ------------------------------------------------------------------------- from op to its loop
+
+template <class T>
+constexpr bool is_float_type = T(0.5) != T(0);
+
+template <class T>
+Loop find_unary(UnaryOp op) {
+#define FASTNN_CASE(name, Functor) \
+  case UnaryOp::name: return unary_loop<Functor, T>;
+  switch (op) {
+    FASTNN_UNARY_BOTH(FASTNN_CASE)
+    FASTNN_CASE(logical_not, LogicalNot)
+    FASTNN_CASE(clamp, Clamp)
+    FASTNN_CASE(copy, Copy)
+    default: break;
+  }
+  if constexpr (is_float_type<T>) {
+    switch (op) {
+      FASTNN_UNARY_FLOAT(FASTNN_CASE)
+      FASTNN_UNARY_ROUND(FASTNN_CASE)
+      FASTNN_UNARY_PARAMS(FASTNN_CASE)
+      FASTNN_CASE(isnan, IsNan)
+      FASTNN_CASE(isinf, IsInf)
+      FASTNN_CASE(isfinite, IsFinite)
+      default: break;
+    }
+  } else {
+    if (op == UnaryOp::bitwise_not) return unary_loop<BitwiseNot, T>;
+  }
+#undef FASTNN_CASE
+  return nullptr;
+}
+
+template <class T>
+Loop find_unary_backward(UnaryOp op) {
+#define FASTNN_CASE(name, Functor) \
+  case UnaryOp::name: return unary_backward_loop<Functor, T>;
+  switch (op) {
+    FASTNN_UNARY_BOTH(FASTNN_CASE)
+    FASTNN_UNARY_FLOAT(FASTNN_CASE)
+    FASTNN_UNARY_ROUND(FASTNN_CASE)
+    FASTNN_UNARY_PARAMS(FASTNN_CASE)
+    FASTNN_CASE(clamp, Clamp)
+    default: return nullptr;
+  }
+#undef FASTNN_CASE
+}
+
+template <class T>
+Loop find_binary(BinaryOp op) {
+#define FASTNN_CASE(name, Functor) \
+  case BinaryOp::name: return binary_loop<Functor, T>;
+  switch (op) {
+    FASTNN_BINARY_BOTH(FASTNN_CASE)
+    FASTNN_BINARY_COMPARE(FASTNN_CASE)
+    default: break;
+  }
+  if constexpr (is_float_type<T>) {
+    switch (op) {
+      FASTNN_BINARY_FLOAT(FASTNN_CASE)
+      default: break;
+    }
+  } else {
+    switch (op) {
+      FASTNN_BINARY_BITS(FASTNN_CASE)
+      FASTNN_CASE(pow, IntPow)
+      default: break;
+    }
+  }
+#undef FASTNN_CASE
+  return nullptr;
+}
+
+template <class T>
+Loop find_where(int32_t) {
+  return where_loop<T>;
+}
+
+// ------------------------------------------------------------------------------ the strided walk
+
+bool is_flat(const ElementwiseArgs& args, const StridedOperand& operand) {
+  return operand.data && operand.dtype == args.compute && args.ndim <= 1 &&
+         (args.ndim == 0 || args.shape[0] == 1 || operand.strides[0] == 1);
+}
+
+// Calls visit(offset in the operand, inner stride, position in the range, length) for each piece of
+// [begin, begin + n) that lies in one innermost row.
+template <class Visit>
+inline void for_each_row(const ElementwiseArgs& args, const int64_t* strides, int64_t begin, int64_t n, Visit visit) {
+  const int last = args.ndim - 1;
+  if (last < 0) return visit(int64_t(0), int64_t(0), int64_t(0), n);
+  int64_t index[kMaxDims];
+  int64_t rest = begin;
+  for (int axis = last; axis >= 0; --axis) {
+    index[axis] = rest % args.shape[axis];
+    rest /= args.shape[axis];
+  }
+  for (int64_t done = 0; done < n;) {
+    int64_t offset = 0;
+    for (int axis = 0; axis <= last; ++axis) offset += index[axis] * strides[axis];
+    const int64_t left = args.shape[last] - index[last];
+    const int64_t length = left < n - done ? left : n - done;
+    visit(offset, strides[last], done, length);
+    done += length;
+    index[last] += length;
+    for (int axis = last; axis > 0 && index[axis] == args.shape[axis]; --axis) {
+      index[axis] = 0;
+      ++index[axis - 1];
+    }
+  }
+}
+
+template <class T>
+void gather(const ElementwiseArgs& args, const StridedOperand& operand, int64_t begin, int64_t n, T* row) {
+  const char* base = static_cast<const char*>(operand.data);
+  const int64_t bytes = int64_t(item_size(operand.dtype));
+  for_each_row(args, operand.strides, begin, n, [&](int64_t offset, int64_t stride, int64_t at, int64_t length) {
+    FASTNN_LEVEL::load_row(row + at, base + offset * bytes, operand.dtype, stride, length);
+  });
+}
+
+template <class T>
+void scatter(const ElementwiseArgs& args, int64_t begin, int64_t n, const T* row) {
+  char* base = static_cast<char*>(args.out.data);
+  const int64_t bytes = int64_t(item_size(args.out.dtype));
+  for_each_row(args, args.out.strides, begin, n, [&](int64_t offset, int64_t stride, int64_t at, int64_t length) {
+    FASTNN_LEVEL::store_row(base + offset * bytes, args.out.dtype, stride, row + at, length);
+  });
+}
+
+template <class T>
+void fill_number(const StridedOperand& operand, T* row) {
+  const T value = is_float_type<T> ? static_cast<T>(operand.real) : static_cast<T>(operand.integer);
+  for (int64_t i = 0; i < kRowChunk; ++i) row[i] = value;
+}
+
+template <class T>
+void run_range(const ElementwiseArgs& args, Loop loop, int64_t begin, int64_t end) {
+  bool flat[3], all_flat = is_flat(args, args.out);
+  const bool out_flat = all_flat;
+  for (int k = 0; k < args.n_inputs; ++k) all_flat &= flat[k] = is_flat(args, args.in[k]);
+  const void* in[3];
+  T* out = static_cast<T*>(args.out.data);
+  if (all_flat) {
+    for (int k = 0; k < args.n_inputs; ++k) in[k] = static_cast<const T*>(args.in[k].data) + begin;
+    return loop(in, out + begin, end - begin, args.params);
+  }
+  alignas(64) T rows[4][kRowChunk];
+  for (int k = 0; k < args.n_inputs; ++k)
+    if (!args.in[k].data) fill_number(args.in[k], rows[k]);
+  for (int64_t at = begin; at < end; at += kRowChunk) {
+    const int64_t n = end - at < kRowChunk ? end - at : kRowChunk;
+    for (int k = 0; k < args.n_inputs; ++k) {
+      in[k] = flat[k] ? static_cast<const void*>(static_cast<const T*>(args.in[k].data) + at) : rows[k];
+      if (!flat[k] && args.in[k].data) gather(args, args.in[k], at, n, rows[k]);
+    }
+    loop(in, out_flat ? out + at : rows[3], n, args.params);
+    if (!out_flat) scatter(args, at, n, rows[3]);
+  }
+}
+
+// ------------------------------------------------------------------------------------ launchers
+
+constexpr int64_t kGrain = 32768;  // elements of a chunk: about 20 microseconds of streaming
+
+template <class T>
+void run_typed(const ElementwiseArgs& args, Loop loop) {
+  parallel_for(args.numel, kGrain, [&](int64_t begin, int64_t end) { run_range<T>(args, loop, begin, end); });
+}
+
+#define FASTNN_LAUNCHER(launcher, find, Op)                                                              \
+  void launcher(const ElementwiseArgs& args) {                                                           \
+    const Op op = static_cast<Op>(args.op);                                                              \
+    if (args.compute == DType::Float32) return run_typed<float>(args, find<float>(op));                  \
+    if (args.compute == DType::Float64) return run_typed<double>(args, find<double>(op));                \
+    run_typed<int64_t>(args, find<int64_t>(op));                                                         \
+  }
+FASTNN_LAUNCHER(unary, find_unary, UnaryOp)
+FASTNN_LAUNCHER(binary, find_binary, BinaryOp)
+FASTNN_LAUNCHER(where, find_where, int32_t)
+#undef FASTNN_LAUNCHER
+
+void unary_backward(const ElementwiseArgs& args) {
+  const auto op = static_cast<UnaryOp>(args.op);
+  if (args.compute == DType::Float64) return run_typed<double>(args, find_unary_backward<double>(op));
+  run_typed<float>(args, find_unary_backward<float>(op));
+}
+
+}  // namespace
+
+FASTNN_CPU_KERNEL(elementwise_unary, unary)
+FASTNN_CPU_KERNEL(elementwise_unary_backward, unary_backward)
+FASTNN_CPU_KERNEL(elementwise_binary, binary)
+FASTNN_CPU_KERNEL(elementwise_where, where)
+
+}  // namespace fastnn
