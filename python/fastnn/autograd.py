@@ -329,7 +329,7 @@ def gradcheck(
             row, column = (int(n) for n in np.argwhere(wrong)[0])
             raise RuntimeError(
                 f"gradcheck: d output {k}[{column}] / d input {i}[{row}] is {actual[row, column]:.9g} by backward but "
-                f"{expected[row, column]:.9g} by central differences ({int(wrong.sum())} of {wrong.size} entries differ)"
+                f"{expected[row, column]:.9g} by central differences ({int(wrong.sum())} of {wrong.size} differ)"
             )
     return True
 
@@ -350,7 +350,8 @@ def gradgradcheck(
     directions = [_C.randn(tuple(shape), dtype=dtype).requires_grad_() for shape, dtype in shapes]
 
     def gradient(*values: Any) -> tuple[Tensor | None, ...]:
-        outputs = _as_list(func(*values[: len(arguments)]))
-        return grad(outputs, wanted, list(values[len(arguments) :]), create_graph=True)
+        with enable_grad():
+            outputs = _as_list(func(*values[: len(arguments)]))
+            return grad(outputs, wanted, list(values[len(arguments) :]), create_graph=True)
 
     return gradcheck(gradient, [*arguments, *directions], eps, atol, rtol, raise_exception)

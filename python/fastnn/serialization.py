@@ -116,9 +116,8 @@ def _decode(node: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _is_flat(obj: Any) -> bool:
-    return (
-        isinstance(obj, dict)
-        and all(isinstance(k, str) and k != "__metadata__" and isinstance(v, Tensor) for k, v in obj.items())
+    return isinstance(obj, dict) and all(
+        isinstance(k, str) and k != "__metadata__" and isinstance(v, Tensor) for k, v in obj.items()
     )
 
 

@@ -5,18 +5,22 @@ from fastnn._C import Tensor
 from fastnn.nn.module import Module
 
 
-class ReLU(Module):
-    """max(x, 0)."""
+class _Inplace(Module):
+    """An activation that can overwrite its input."""
 
     def __init__(self, inplace: bool = False) -> None:
         super().__init__()
         self.inplace = inplace
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.relu_(input) if self.inplace else _C.relu(input)
-
     def extra_repr(self) -> str:
         return "inplace=True" if self.inplace else ""
+
+
+class ReLU(_Inplace):
+    """max(x, 0)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _C.relu_(input) if self.inplace else _C.relu(input)
 
 
 class ReLU6(Module):
@@ -54,11 +58,11 @@ class ELU(Module):
         return f"alpha={self.alpha}"
 
 
-class SELU(Module):
+class SELU(_Inplace):
     """1.0507 elu(x, 1.67326)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _C.selu(input)
+        return _C.selu_(input) if self.inplace else _C.selu(input)
 
 
 class CELU(Module):
@@ -89,18 +93,18 @@ class GELU(Module):
         return f"approximate={self.approximate!r}"
 
 
-class SiLU(Module):
+class SiLU(_Inplace):
     """x sigmoid(x)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _C.silu(input)
+        return _C.silu_(input) if self.inplace else _C.silu(input)
 
 
-class Mish(Module):
+class Mish(_Inplace):
     """x tanh(softplus(x))."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _C.mish(input)
+        return _C.mish_(input) if self.inplace else _C.mish(input)
 
 
 class Softplus(Module):
@@ -163,18 +167,18 @@ class Hardtanh(Module):
         return f"min_val={self.min_val}, max_val={self.max_val}"
 
 
-class Hardsigmoid(Module):
+class Hardsigmoid(_Inplace):
     """relu6(x + 3) / 6."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _C.hardsigmoid(input)
+        return _C.hardsigmoid_(input) if self.inplace else _C.hardsigmoid(input)
 
 
-class Hardswish(Module):
+class Hardswish(_Inplace):
     """x relu6(x + 3) / 6."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return _C.hardswish(input)
+        return _C.hardswish_(input) if self.inplace else _C.hardswish(input)
 
 
 class Softmax(Module):

@@ -32,7 +32,9 @@ class _Conv(Module):
         super().__init__()
         name = type(self).__name__
         if padding_mode != "zeros":
-            raise ValueError(f"{name}: padding_mode {padding_mode!r} is not there; only 'zeros' is (pad with F.pad first)")
+            raise ValueError(
+                f"{name}: padding_mode {padding_mode!r} is not there; only 'zeros' is (pad with F.pad first)"
+            )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"{name}: groups={groups} must be positive and divide in_channels={in_channels} "

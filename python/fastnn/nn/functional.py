@@ -45,7 +45,9 @@ def conv2d(
     dilation: Size = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Cross-correlation (the kernel is not flipped). input (N, C, H, W), weight (O, C/groups, KH, KW) -> (N, O, H', W').
+    """Cross-correlation: the kernel is not flipped.
+
+    input (N, C, H, W), weight (O, C/groups, KH, KW) -> (N, O, H', W').
 
     H' = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1.
     """
@@ -217,9 +219,9 @@ def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
     return _C.elu(input, alpha)
 
 
-def selu(input: Tensor) -> Tensor:
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
     """1.0507 elu(x, 1.67326), the constants that keep mean 0 and variance 1. Klambauer et al. 2017."""
-    return _C.selu(input)
+    return _C.selu_(input) if inplace else _C.selu(input)
 
 
 def celu(input: Tensor, alpha: float = 1.0) -> Tensor:
@@ -232,14 +234,14 @@ def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     return _C.gelu(input, approximate)
 
 
-def silu(input: Tensor) -> Tensor:
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
     """x sigmoid(x), also called swish."""
-    return _C.silu(input)
+    return _C.silu_(input) if inplace else _C.silu(input)
 
 
-def mish(input: Tensor) -> Tensor:
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
     """x tanh(softplus(x)). Misra 2019."""
-    return _C.mish(input)
+    return _C.mish_(input) if inplace else _C.mish(input)
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
@@ -272,14 +274,14 @@ def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tens
     return _C.hardtanh(input, min_val, max_val)
 
 
-def hardsigmoid(input: Tensor) -> Tensor:
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
     """relu6(x + 3) / 6."""
-    return _C.hardsigmoid(input)
+    return _C.hardsigmoid_(input) if inplace else _C.hardsigmoid(input)
 
 
-def hardswish(input: Tensor) -> Tensor:
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
     """x relu6(x + 3) / 6. Howard et al. 2019."""
-    return _C.hardswish(input)
+    return _C.hardswish_(input) if inplace else _C.hardswish(input)
 
 
 def softmax(input: Tensor, dim: int) -> Tensor:

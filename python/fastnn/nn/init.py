@@ -75,7 +75,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     low, high = (0.5 * math.erf((edge - mean) / (std * math.sqrt(2))) for edge in (a, b))
     if not high - low >= 0.01:
         raise ValueError(
-            f"trunc_normal_: [{a}, {b}] holds {100 * (high - low):.3g} % of a normal({mean}, {std}); at least 1 % is needed"
+            f"trunc_normal_: [{a}, {b}] holds {100 * (high - low):.3g} % of normal({mean}, {std}); at least 1 % is needed"
         )
     tensor.normal_(mean, std)
     outside = (tensor < a) | (tensor > b)
@@ -119,7 +119,9 @@ def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     """A convolution weight (out, in, *kernel) that passes the channels through unchanged."""
     shape = tuple(tensor.shape)
     if len(shape) not in (3, 4) or shape[0] % groups:
-        raise ValueError(f"dirac_: a 1-D or 2-D convolution weight divisible by groups={groups} is expected, got {shape}")
+        raise ValueError(
+            f"dirac_: a 1-D or 2-D convolution weight divisible by groups={groups} is expected, got {shape}"
+        )
     values = np.zeros(shape)
     centre = tuple(size // 2 for size in shape[2:])
     per_group = shape[0] // groups
@@ -143,9 +145,7 @@ def xavier_normal_(tensor: Tensor, gain: float = 1.0) -> Tensor:
 
 
 @_unrecorded
-def kaiming_uniform_(
-    tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu"
-) -> Tensor:
+def kaiming_uniform_(tensor: Tensor, a: float = 0.0, mode: str = "fan_in", nonlinearity: str = "leaky_relu") -> Tensor:
     """Uniform in +-gain sqrt(3 / fan); ``a`` is leaky_relu's slope. He et al. 2015, eq. 15."""
     bound = calculate_gain(nonlinearity, a) * math.sqrt(3 / _fan(tensor, mode))
     return tensor.uniform_(-bound, bound)

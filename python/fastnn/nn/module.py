@@ -123,7 +123,11 @@ class Module:
     # ---- what a module holds ----------------------------------------------------------------------
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and not isinstance(value, Parameter) and isinstance(vars(self).get(name), Parameter):
+        if (
+            isinstance(value, Tensor)
+            and not isinstance(value, Parameter)
+            and isinstance(vars(self).get(name), Parameter)
+        ):
             raise TypeError(
                 f"cannot put a plain Tensor in place of parameter '{name}': it would silently leave parameters(); "
                 f"assign nn.Parameter(...) or None, or change the values with {name}.data or under no_grad()"
@@ -247,7 +251,9 @@ class Module:
         missing = [key for key in own if key not in state_dict]
         unexpected = [key for key in state_dict if key not in own]
         matched = [key for key in own if key in state_dict]
-        report = _report(type(self).__name__, {key: own[key][2] for key in matched}, state_dict, missing, unexpected, strict)
+        report = _report(
+            type(self).__name__, {key: own[key][2] for key in matched}, state_dict, missing, unexpected, strict
+        )
         if report:
             raise RuntimeError(report)
         _warn_if_not_finite({key: state_dict[key] for key in matched})

@@ -56,7 +56,9 @@ def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
     tensors = list(parameters)
     total = sum(p.numel() for p in tensors)
     if vector.dim() != 1 or vector.numel() != total:
-        raise ValueError(f"vector_to_parameters: a vector of {total} values is expected, got shape {tuple(vector.shape)}")
+        raise ValueError(
+            f"vector_to_parameters: a vector of {total} values is expected, got shape {tuple(vector.shape)}"
+        )
     begin = 0
     for parameter in tensors:
         end = begin + parameter.numel()

@@ -78,7 +78,10 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam whose weight decay acts on the parameter itself: p = p - lr * weight_decay * p first. Loshchilov, Hutter 2019."""
+    """Adam whose weight decay acts on the parameter itself: first p = p - lr * weight_decay * p.
+
+    Loshchilov and Hutter 2019.
+    """
 
     decoupled = True
 

@@ -273,7 +273,8 @@ class SequentialLR(LRScheduler):
     ) -> None:
         if len(milestones) != len(schedulers) - 1 or sorted(milestones) != list(milestones):
             raise ValueError(
-                f"SequentialLR: {len(schedulers)} schedulers need {len(schedulers) - 1} rising milestones, got {milestones}"
+                f"SequentialLR: {len(schedulers)} schedulers need {len(schedulers) - 1} rising milestones, "
+                f"got {milestones}"
             )
         if any(scheduler.optimizer is not optimizer for scheduler in schedulers):
             raise ValueError("SequentialLR: every scheduler must be of the same optimizer")

@@ -93,7 +93,7 @@ class Optimizer:
         own_sizes = [len(group["params"]) for group in own_groups]
         if saved_sizes != own_sizes:
             raise ValueError(
-                f"{type(self).__name__}: the saved state has groups of {saved_sizes} parameters, this optimizer {own_sizes}"
+                f"{type(self).__name__}: the saved groups have {saved_sizes} parameters, this optimizer's {own_sizes}"
             )
         own = [p for group in own_groups for p in group["params"]]
         numbers = [n for group in saved_groups for n in group["params"]]

@@ -50,7 +50,9 @@ class TensorDataset(Dataset):
             raise ValueError("TensorDataset: at least one tensor is expected")
         lengths = [t.shape[0] if t.dim() else None for t in tensors]
         if None in lengths or len(set(lengths)) != 1:
-            raise ValueError(f"TensorDataset: tensors of one length are expected, got {[tuple(t.shape) for t in tensors]}")
+            raise ValueError(
+                f"TensorDataset: tensors of one length are expected, got {[tuple(t.shape) for t in tensors]}"
+            )
         self.tensors = tensors
 
     def __len__(self) -> int:
@@ -101,9 +103,7 @@ class ConcatDataset(Dataset):
         return self.datasets[part][position - (self.ends[part - 1] if part else 0)]
 
 
-def random_split(
-    dataset: Any, lengths: Sequence[int | float], generator: Generator | None = None
-) -> list[Subset]:
+def random_split(dataset: Any, lengths: Sequence[int | float], generator: Generator | None = None) -> list[Subset]:
     """Disjoint random parts: lengths that sum to ``len(dataset)``, or fractions that sum to 1."""
     total = len(dataset)
     if any(length < 0 for length in lengths):
@@ -115,7 +115,9 @@ def random_split(
     else:
         counts = [int(length) for length in lengths]
     if sum(counts) != total:
-        raise ValueError(f"random_split: lengths {list(lengths)} sum to {sum(lengths)}, the dataset has {total} samples")
+        raise ValueError(
+            f"random_split: lengths {list(lengths)} sum to {sum(lengths)}, the dataset has {total} samples"
+        )
     order = _permutation(total, generator)
     begins = [sum(counts[:i]) for i in range(len(counts))]
     return [Subset(dataset, order[begin : begin + n]) for begin, n in zip(begins, counts, strict=True)]

@@ -32,7 +32,9 @@ class Summary:
 
     def __str__(self) -> str:
         cells = [("layer", "type", "output", "parameters")]
-        cells += [(r.name, r.kind, str(("N", *r.output_shape)).replace("'", ""), f"{r.n_parameters:,}") for r in self.rows]
+        cells += [
+            (r.name, r.kind, str(("N", *r.output_shape)).replace("'", ""), f"{r.n_parameters:,}") for r in self.rows
+        ]
         widths = [max(len(row[column]) for row in cells) for column in range(4)]
         lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d:>{widths[3]}}" for a, b, c, d in cells]
         lines.insert(1, "-" * len(lines[0]))
