@@ -36,6 +36,9 @@ std::string no_devices_reason(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
+// A driver does not survive a fork: in the child every use raises, and releases do nothing.
+std::atomic<bool> forked{false};
+
 Probe ask_driver() {
   Probe probe;
   int count = 0;
@@ -52,6 +55,7 @@ Probe ask_driver() {
     probe.reason = no_devices_reason(error == cudaSuccess ? cudaErrorNoDevice : error);
     return probe;
   }
+  pthread_atfork(nullptr, nullptr, [] { forked = true; });
   int best = 0;
   for (int capability : probe.capabilities) best = capability > best ? capability : best;
   if (best < kLowestCapability)
@@ -64,9 +68,6 @@ const Probe& probe() {
   static const Probe answer = ask_driver();
   return answer;
 }
-
-// A driver does not survive a fork: in the child every use raises, and releases do nothing.
-std::atomic<bool> forked{false};
 
 class CudaAllocator : public CachingAllocator {
  public:
@@ -122,11 +123,7 @@ CudaDevice& cuda_device(Device device) {
   auto& slot = devices[size_t(device.index)];
   if (CudaDevice* opened = slot.load(std::memory_order_acquire)) return *opened;
   std::lock_guard<std::mutex> lock(mutex);
-  if (!slot) {
-    slot = open_device(device);
-    static const int registered = pthread_atfork(nullptr, nullptr, [] { forked = true; });
-    check<DeviceError>(registered == 0, "pthread_atfork failed");
-  }
+  if (!slot) slot = open_device(device);
   return *slot;
 }
 
@@ -154,7 +151,10 @@ bool cuda_is_available() { return probe().reason.empty(); }
 std::string cuda_reason() { return probe().reason; }
 int cuda_device_count() { return cuda_is_available() ? int(probe().capabilities.size()) : 0; }
 
-void cuda_synchronize(int index) { wait(cuda_device({DeviceType::CUDA, int8_t(index)}).stream); }
+void cuda_synchronize(int index) {
+  check<DeviceError>(index >= 0 && index <= INT8_MAX, "cuda:", index, ": there is no such device");
+  wait(cuda_device({DeviceType::CUDA, int8_t(index)}).stream);
+}
 
 cudaStream_t cuda_stream() { return cuda_device({DeviceType::CUDA, int8_t(current_index())}).stream; }
 

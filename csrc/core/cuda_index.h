@@ -8,10 +8,10 @@
 
 namespace fastnn {
 
-constexpr int kThreads = 256;  // of a block that walks elements, one element a thread
+constexpr int kBlockThreads = 256;  // of a block that walks elements, one element a thread
 
 // Blocks that give every one of n elements a thread.
-FASTNN_HD constexpr int64_t blocks_for(int64_t n) { return (n + kThreads - 1) / kThreads; }
+FASTNN_HD constexpr int64_t blocks_for(int64_t n) { return (n + kBlockThreads - 1) / kBlockThreads; }
 
 template <int N>
 struct Offsets {

@@ -1,12 +1,8 @@
-// What a CUDA kernel file needs to launch: the current stream, checked calls, the grid of an
-// elementwise walk. Only *.cu files and core/cuda.cpp include this.
+// What a CUDA kernel file needs to launch: the current stream and checked calls. Only *.cu files and
+// core/cuda.cpp include this.
 #pragma once
 
 #include <cuda_runtime_api.h>
-
-#include <cstdint>
-
-#include "core/cuda_index.h"
 
 namespace fastnn {
 
