@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/caching_allocator.h"
+#include "core/check.h"
 #include "core/cuda_launch.h"
 #include "core/parallel.h"
 
