@@ -1,8 +1,6 @@
-// Storage: a reference-counted block of memory, and the caching allocator under it.
+// Storage: a reference-counted block of memory from its device's caching allocator.
 //
-// Fresh pages cost more than most kernels (a page fault per 4 KiB), so freed blocks are kept in
-// size-class free lists and handed out again: classes are 1, 1.25, 1.5, 1.75 times a power of two
-// (at most 25 % waste), 64-byte aligned; blocks of 2 MiB and more ask for huge pages.
+// CPU blocks are 64-byte aligned; those of 2 MiB and more ask for huge pages.
 #pragma once
 
 #include <atomic>
