@@ -90,9 +90,9 @@ def test_a_generator_is_apart_from_the_global_stream():
     loader = DataLoader(Squares(20), shuffle=True, generator=fastnn.Generator().manual_seed(3))
     first, second = order_of(loader), order_of(loader)
     assert fastnn.randn(3).tolist() == expected
-    again = DataLoader(Squares(20), shuffle=True, generator=fastnn.Generator(3))
+    again = DataLoader(Squares(20), shuffle=True, generator=fastnn.Generator().manual_seed(3))
     assert [order_of(again), order_of(again)] == [first, second] and first != second
-    assert fastnn.Generator(3).initial_seed() == 3
+    assert fastnn.Generator().manual_seed(3).initial_seed() == 3
 
 
 def test_tensor_dataset_gives_rows_and_whole_batches():
@@ -122,9 +122,9 @@ def test_subset_split_and_concatenation():
     parts = random_split(data, [12, 8])
     assert sorted(parts[0].indices + parts[1].indices) == list(range(20))
     assert order_of(DataLoader(parts[1], 3)) == parts[1].indices
-    shares = random_split(Squares(11), [0.5, 0.3, 0.2], fastnn.Generator(1))
+    shares = random_split(Squares(11), [0.5, 0.3, 0.2], fastnn.Generator().manual_seed(1))
     assert [len(s) for s in shares] == [6, 3, 2]
-    assert shares[0].indices == random_split(Squares(11), [6, 5], fastnn.Generator(1))[0].indices
+    assert shares[0].indices == random_split(Squares(11), [6, 5], fastnn.Generator().manual_seed(1))[0].indices
     joined = ConcatDataset([Squares(3), Squares(4)])
     assert len(joined) == 7 and joined[3][0] == 0 and joined[-1][0] == 3
     with pytest.raises(IndexError, match="position 7 of 7"):

@@ -197,26 +197,16 @@ def grad(
 class FunctionContext:
     """What a custom function's forward leaves for its backward. Any attribute may be set on it."""
 
-    _saved: tuple[tuple[Tensor | None, int], ...] = ()
+    saved_tensors: tuple[Tensor | None, ...] = ()  # set for the time of the backward
+    _to_save: tuple[Tensor | None, ...] = ()
     _non_differentiable: tuple[Tensor, ...] = ()
 
-    def __init__(self, name: str, needs_input_grad: tuple[bool, ...]) -> None:
-        self.name = name
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
         self.needs_input_grad = needs_input_grad
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keeps tensors for the backward; changing one in place afterwards is found and raises."""
-        self._saved = tuple((t, 0 if t is None else t._version) for t in tensors)
-
-    @property
-    def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        for position, (tensor, version) in enumerate(self._saved):
-            if tensor is not None and tensor._version != version:
-                raise RuntimeError(
-                    f"{self.name}: saved tensor {position} of shape {tuple(tensor.shape)} was changed in "
-                    f"place after the forward (version {tensor._version}, expected {version})"
-                )
-        return tuple(tensor for tensor, _ in self._saved)
+        """Keeps inputs or results for the backward; changing one in place afterwards is found and raises."""
+        self._to_save = tensors
 
     def mark_non_differentiable(self, *outputs: Tensor) -> None:
         """These outputs get no gradient history."""
@@ -255,7 +245,7 @@ class Function:
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Calls forward and records the function when an argument requires a gradient."""
-        context = FunctionContext(cls.__name__, tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
+        context = FunctionContext(tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
         return _C.apply_function(cls, context, args)
 
 
