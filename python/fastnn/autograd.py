@@ -197,15 +197,20 @@ def grad(
 class FunctionContext:
     """What a custom function's forward leaves for its backward. Any attribute may be set on it."""
 
-    saved_tensors: tuple[Tensor | None, ...] = ()  # set for the time of the backward
+    # Read by the extension after forward; it keeps the tensors and hands them back to backward, so
+    # that a saved result does not hold the graph that holds this context.
     _to_save: tuple[Tensor | None, ...] = ()
     _non_differentiable: tuple[Tensor, ...] = ()
+    saved_tensors: tuple[Tensor | None, ...] = ()
 
     def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
         self.needs_input_grad = needs_input_grad
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keeps inputs or results for the backward; changing one in place afterwards is found and raises."""
+        """Keeps tensors for the backward, where ``saved_tensors`` has them.
+
+        Changing one in place after the forward is found in the backward and raises RuntimeError.
+        """
         self._to_save = tensors
 
     def mark_non_differentiable(self, *outputs: Tensor) -> None:
