@@ -7,6 +7,9 @@
 
 #include <cstdint>
 #include <cstring>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
 
 namespace fastnn {
 namespace {
@@ -29,13 +32,13 @@ struct Vec {
 
   Vec() = default;
   Vec(Raw value) : raw(value) {}
-  explicit Vec(T scalar) : raw(scalar - Raw{}) {}  // broadcast
+  static Vec broadcast(T scalar) { return Vec(Raw(scalar - Raw{})); }
 
   static Vec zero() { return Vec(Raw{}); }
   static Vec load(const T* p) { return Vec(Raw(*reinterpret_cast<const Unaligned*>(p))); }
   void store(T* p) const { *reinterpret_cast<Unaligned*>(p) = raw; }
 
-  // The first n < size elements; the rest read as zero and are not touched by a store.
+  // The first n <= size elements; the rest read as zero and are not touched by a store.
   static Vec load(const T* p, int64_t n) {
     Raw value{};
     memcpy(&value, p, size_t(n) * sizeof(T));
@@ -52,6 +55,46 @@ struct Vec {
     return *this;
   }
 };
+
+// Partial loads and stores by mask, where the level has masks.
+#if defined(__AVX512F__)
+template <>
+inline Vec<float> Vec<float>::load(const float* p, int64_t n) {
+  return Vec(Raw(_mm512_maskz_loadu_ps(__mmask16((1u << n) - 1), p)));
+}
+template <>
+inline void Vec<float>::store(float* p, int64_t n) const {
+  _mm512_mask_storeu_ps(p, __mmask16((1u << n) - 1), __m512(raw));
+}
+template <>
+inline Vec<double> Vec<double>::load(const double* p, int64_t n) {
+  return Vec(Raw(_mm512_maskz_loadu_pd(__mmask8((1u << n) - 1), p)));
+}
+template <>
+inline void Vec<double>::store(double* p, int64_t n) const {
+  _mm512_mask_storeu_pd(p, __mmask8((1u << n) - 1), __m512d(raw));
+}
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+inline Vec<float> Vec<float>::load(const float* p, int64_t n) {
+  return Vec(Raw(_mm256_maskload_ps(p, first_lanes(int(n)))));
+}
+template <>
+inline void Vec<float>::store(float* p, int64_t n) const {
+  _mm256_maskstore_ps(p, first_lanes(int(n)), __m256(raw));
+}
+template <>
+inline Vec<double> Vec<double>::load(const double* p, int64_t n) {
+  return Vec(Raw(_mm256_maskload_pd(p, first_lanes(2 * int(n)))));
+}
+template <>
+inline void Vec<double>::store(double* p, int64_t n) const {
+  _mm256_maskstore_pd(p, first_lanes(2 * int(n)), __m256d(raw));
+}
+#endif
 
 }  // namespace
 }  // namespace fastnn

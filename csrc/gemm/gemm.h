@@ -1,0 +1,86 @@
+// The matrix engine:  C = alpha * A B  (+ C)  (+ bias),  for a batch of matrices.
+//
+// A is m x k, B is k x n, C is m x n. A and B have any row and column strides (so NN, NT, TN and TT
+// are one call) and any batch strides (zero broadcasts); the columns of C are adjacent. Strides count
+// elements. C must not overlap A or B.
+//
+// 16-bit inputs are widened to float32 and accumulated there; C is either of the same dtype or
+// float32. An element's sum runs over k in an order fixed by the shape alone: results are bit-equal
+// for any number of threads.
+//
+// The engine is compiled once per CPU level; kernels of other families call the one of their own level.
+// Inside a parallel region it runs serially.
+#pragma once
+
+#include <cstdint>
+
+#include "core/dtype.h"
+
+namespace fastnn {
+
+enum class GemmBias : uint8_t { None, PerRow, PerColumn };
+
+constexpr int kGemmBatchDims = 6;
+
+struct GemmArgs {
+  int64_t m, n, k;
+  const void* a;
+  int64_t a_row, a_column;
+  const void* b;
+  int64_t b_row, b_column;
+  void* c;
+  int64_t c_row;
+
+  DType dtype;        // of A and B: float32, float64, bfloat16 or float16
+  DType c_dtype;      // the same, or float32
+  double alpha = 1;
+  bool accumulate = false;  // add to C what it held
+  GemmBias bias_kind = GemmBias::None;
+  const void* bias = nullptr;  // in C's dtype: m (PerRow) or n (PerColumn) adjacent elements
+
+  int batch_ndim = 0;  // the batch's shape, and the strides of each matrix over it
+  int64_t batch_shape[kGemmBatchDims] = {};
+  int64_t a_batch[kGemmBatchDims] = {};
+  int64_t b_batch[kGemmBatchDims] = {};
+  int64_t c_batch[kGemmBatchDims] = {};
+};
+
+namespace {
+
+inline int64_t gemm_batch_size(const GemmArgs& args) {
+  int64_t size = 1;
+  for (int d = 0; d < args.batch_ndim; ++d) size *= args.batch_shape[d];
+  return size;
+}
+
+// Where the matrices of one item of the batch begin.
+struct GemmItem {
+  const char* a;
+  const char* b;
+  char* c;
+};
+
+inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
+  int64_t a = 0, b = 0, c = 0;
+  for (int d = args.batch_ndim - 1; d >= 0; --d) {
+    const int64_t i = index % args.batch_shape[d];
+    index /= args.batch_shape[d];
+    a += i * args.a_batch[d];
+    b += i * args.b_batch[d];
+    c += i * args.c_batch[d];
+  }
+  const int64_t size = int64_t(item_size(args.dtype));
+  return {static_cast<const char*>(args.a) + a * size, static_cast<const char*>(args.b) + b * size,
+          static_cast<char*>(args.c) + c * int64_t(item_size(args.c_dtype))};
+}
+
+}  // namespace
+
+#ifdef FASTNN_LEVEL
+namespace FASTNN_LEVEL {
+// Floating dtypes only.
+void gemm(const GemmArgs& args);
+}
+#endif
+
+}  // namespace fastnn

@@ -1,0 +1,300 @@
+// The matrix engine on the CPU. Three ways through it, chosen by shape and strides alone:
+//
+//   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place.
+//   direct   B's rows are contiguous and the product is small or has few rows: in place.
+//   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabDepth x
+//            kSlabColumns at most) is packed by all threads; then blocks of A's rows times strips of
+//            the slab are the parallel tasks, each packing its rows of A one depth block at a time.
+//
+// k is not split between threads, except where C is so small and k so long that there is nothing else
+// to split: then into chunks fixed by k, whose partial products are added in order.
+#include "core/memory.h"
+#include "core/parallel.h"
+#include "gemm/gemm.h"
+#include "gemm/micro_cpu.h"
+#include "gemm/pack_cpu.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kTaskWork = int64_t(1) << 20;  // multiply-adds that pay for a task
+constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // below it packing does not pay
+constexpr int64_t kDirectDepth = 256;                      // depth block of operands in place
+constexpr int64_t kDotRows = 8, kDotColumns = 4;           // few rows or columns: the other operand is read once
+constexpr int64_t kSlabDepth = 6 * 384, kSlabColumns = 2048;
+constexpr int64_t kBlockRows = 280;  // of A; times kDepth it is a quarter of the second-level cache
+constexpr int64_t kTasks = 8;        // wanted of a large product, at least
+constexpr int64_t kSplitOutputs = 16384, kSplitDepth = 4096, kSplitChunks = 256;
+constexpr int64_t kItemWork = int64_t(1) << 26;  // larger products of a batch are parallel in themselves
+constexpr int64_t kCastRun = 512;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// The length of equal pieces of n, none above `limit`, in multiples of `unit`.
+inline int64_t even_piece(int64_t n, int64_t limit, int64_t unit) {
+  return ceil_div(ceil_div(n, ceil_div(n, limit)), unit) * unit;
+}
+
+// An operand: element (i, p) of A lies at i * outer + p * depth, element (p, j) of B at p * depth + j * outer.
+struct Operand {
+  const char* data;
+  DType dtype;
+  int64_t outer, depth;
+
+  const char* at(int64_t i, int64_t p) const { return data + (i * outer + p * depth) * int64_t(item_size(dtype)); }
+  template <class T>
+  const T* as(int64_t i, int64_t p) const { return reinterpret_cast<const T*>(at(i, p)); }
+};
+
+// One product, computed and stored in T.
+template <class T>
+struct Product {
+  int64_t m, n, k;
+  Operand a, b;
+  Destination<T> out;
+
+  int64_t work() const { return m * n * k; }
+  // Of the tile at (row, column); what C held and the bias come in with the first block of k.
+  Destination<T> destination(int64_t row, int64_t column, bool first) const {
+    return {out.c + row * out.c_row + column,
+            out.c_row,
+            out.alpha,
+            out.accumulate || !first,
+            out.row_bias && first ? out.row_bias + row : nullptr,
+            out.column_bias && first ? out.column_bias + column : nullptr};
+  }
+};
+
+// Calls body(row, row_end, column, column_end) for tiles of C of about kTaskWork, in parallel: cut by
+// rows first, then by columns, in units of the micro-kernel's tile.
+template <class Body>
+void for_each_tile(int64_t m, int64_t n, int64_t k, int64_t row_unit, int64_t column_unit, const Body& body) {
+  const int64_t rows = min(m, max(1, kTaskWork / (n * k) / row_unit) * row_unit);
+  const int64_t columns = min(n, max(1, kTaskWork / (rows * k) / column_unit) * column_unit);
+  const int64_t column_tiles = ceil_div(n, columns), tiles = ceil_div(m, rows) * column_tiles;
+  parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t row = tile / column_tiles * rows, column = tile % column_tiles * columns;
+      body(row, min(row + rows, m), column, min(column + columns, n));
+    }
+  });
+}
+
+template <class T>
+void direct(const Product<T>& product) {
+  constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
+  const int64_t depth = even_piece(product.k, kDirectDepth, 1);
+  const auto tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+    const int64_t height = even_piece(row_end - row, kRows, 1);  // no tile of one row left over
+    for (int64_t p = 0; p < product.k; p += depth)
+      for (int64_t j = column; j < column_end; j += kColumns)
+        for (int64_t i = row; i < row_end; i += height)
+          run_outer_tile<T>({product.a.template as<T>(i, p), product.a.outer, product.a.depth, product.b.template as<T>(j, p),
+                             product.b.depth, min(depth, product.k - p), int(min(height, row_end - i)),
+                             int(min(kColumns, column_end - j)), product.destination(i, j, p == 0)});
+  };
+  for_each_tile(product.m, product.n, product.k, kRows, kColumns, tile);
+}
+
+template <class T>
+void dot(const Product<T>& product) {
+  constexpr int64_t kRows = Tile<T>::kDotRows, kColumns = Tile<T>::kDotColumns;
+  const auto tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+    for (int64_t j = column; j < column_end; j += kColumns)
+      for (int64_t i = row; i < row_end; i += kRows)
+        dot_tile<T>({product.a.template as<T>(i, 0), product.a.outer, product.b.template as<T>(j, 0), product.b.outer, product.k,
+                     int(min(kRows, row_end - i)), int(min(kColumns, column_end - j)),
+                     product.destination(i, j, true)});
+  };
+  for_each_tile(product.m, product.n, product.k, kRows, kColumns, tile);
+}
+
+// A packed part of B: panels of kColumns columns, each [depth][kColumns].
+template <class T>
+struct Slab {
+  const T* panels;
+  int64_t column, column_end;
+  int64_t p, depth;
+};
+
+template <class T>
+Slab<T> pack_slab(const Product<T>& product, int64_t column, int64_t column_end, int64_t p, int64_t depth) {
+  constexpr int64_t kColumns = Tile<T>::kColumns;
+  const int64_t n_panels = ceil_div(column_end - column, kColumns), panel_size = kColumns * depth;
+  T* panels =
+      static_cast<T*>(thread_scratch(Scratch::GemmB, size_t(n_panels * panel_size + kPanelPadding) * sizeof(T)));
+  parallel_for(n_panels, max(1, (1 << 16) / panel_size), [&](int64_t begin, int64_t end) {
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t j = column + panel * kColumns;
+      pack_panel<kColumns>(product.b.at(j, p), product.b.dtype, product.b.depth, product.b.outer, depth,
+                           int(min(kColumns, column_end - j)), panels + panel * panel_size);
+    }
+  });
+  return {panels, column, column_end, p, depth};
+}
+
+// C[row .. row_end, panels begin .. end of the slab].
+template <class T>
+void multiply_block(const Product<T>& product, int64_t row, int64_t row_end, const Slab<T>& slab, int64_t begin,
+                    int64_t end) {
+  constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
+  const int64_t rows = row_end - row, depth = even_piece(slab.depth, Tile<T>::kDepth, 4);
+  const int64_t elements = (rows + kRows) * depth + kPanelPadding;
+  T* block = static_cast<T*>(thread_scratch(Scratch::GemmA, size_t(elements) * sizeof(T)));
+  for (int64_t p = 0; p < slab.depth; p += depth) {
+    const int64_t k = min(depth, slab.depth - p), first_p = slab.p + p;
+    for (int64_t i = 0; i < rows; i += kRows)
+      pack_panel<kRows>(product.a.at(row + i, first_p), product.a.dtype, product.a.depth, product.a.outer, k,
+                        int(min(kRows, rows - i)), block + i * k);
+    for (int64_t panel = begin; panel < end; ++panel) {
+      const int64_t j = slab.column + panel * kColumns;
+      for (int64_t i = 0; i < rows; i += kRows)
+        packed_tile<T>(block + i * k, slab.panels + (panel * slab.depth + p) * kColumns, k, int(min(kRows, rows - i)),
+                       int(min(kColumns, slab.column_end - j)), product.destination(row + i, j, first_p == 0));
+    }
+  }
+}
+
+template <class T>
+void packed(const Product<T>& product) {
+  constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
+  const int64_t slab_columns = even_piece(product.n, kSlabColumns, kColumns);
+  const int64_t slab_depth = even_piece(product.k, kSlabDepth, 4);
+  const int64_t block_limit = min(kBlockRows, max(4 * kRows, product.m / kTasks)) / kRows * kRows;
+  const int64_t block_rows = even_piece(product.m, max(kRows, block_limit), kRows);
+  const int64_t blocks = ceil_div(product.m, block_rows);
+  for (int64_t column = 0; column < product.n; column += slab_columns)
+    for (int64_t p = 0; p < product.k; p += slab_depth) {
+      const Slab<T> slab = pack_slab(product, column, min(product.n, column + slab_columns), p,
+                                     min(slab_depth, product.k - p));
+      const int64_t n_panels = ceil_div(slab.column_end - slab.column, kColumns);
+      const int64_t strip = min(n_panels, max(4, ceil_div(n_panels * blocks, kTasks)));
+      const int64_t strips = ceil_div(n_panels, strip);
+      parallel_for(blocks * strips, 1, [&](int64_t begin, int64_t end) {
+        for (int64_t task = begin; task < end; ++task) {
+          const int64_t row = task / strips * block_rows, panel = task % strips * strip;
+          multiply_block(product, row, min(row + block_rows, product.m), slab, panel, min(panel + strip, n_panels));
+        }
+      });
+    }
+}
+
+template <class T>
+void multiply_whole(const Product<T>& product) {
+  const bool in_place = product.a.dtype == dtype_of<T>();
+  const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows;
+  const bool along_k = product.a.depth == 1 && product.b.depth == 1 && product.k > 1;
+  const bool whole_rows = product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
+  if (in_place && along_k && (product.m <= kDotRows || product.n <= kDotColumns)) return dot(product);
+  if (in_place && whole_rows && small) return direct(product);
+  packed(product);
+}
+
+// A long k over few outputs: partial products of fixed chunks of k, added in order.
+template <class T>
+void multiply_split(const Product<T>& product) {
+  const int64_t depth = max(kSplitDepth, ceil_div(product.k, kSplitChunks)), chunks = ceil_div(product.k, depth);
+  const int64_t outputs = product.m * product.n;
+  T* partials = static_cast<T*>(thread_scratch(Scratch::GemmPartials, size_t(chunks * outputs) * sizeof(T)));
+  parallel_for(chunks, max(1, kTaskWork / (depth * outputs)), [&](int64_t begin, int64_t end) {
+    for (int64_t chunk = begin; chunk < end; ++chunk) {
+      Product<T> part = product;
+      part.a.data = product.a.at(0, chunk * depth);
+      part.b.data = product.b.at(0, chunk * depth);
+      part.k = min(depth, product.k - chunk * depth);
+      part.out = {partials + chunk * outputs, product.n, T(1), false, nullptr, nullptr};
+      multiply_whole(part);
+    }
+  });
+  for (int64_t i = 0; i < product.m; ++i)
+    for (int64_t j = 0; j < product.n; ++j) {
+      T sum = 0;
+      for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partials[chunk * outputs + i * product.n + j];
+      product.out.c[i * product.out.c_row + j] = product.out.finish(sum, i, j);
+    }
+}
+
+template <class T>
+void multiply(const Product<T>& product) {
+  if (product.k >= 2 * kSplitDepth && product.m * product.n <= kSplitOutputs) return multiply_split(product);
+  if (product.k > 0) return multiply_whole(product);
+  for (int64_t i = 0; i < product.m; ++i)
+    for (int64_t j = 0; j < product.n; ++j)
+      product.out.c[i * product.out.c_row + j] = product.out.finish(T(0), i, j);
+}
+
+template <class T>
+Product<T> make_product(const GemmArgs& args, const GemmItem& item, const Destination<T>& out) {
+  // Strides along a dimension of size one mean nothing: they count as adjacent.
+  return {args.m,
+          args.n,
+          args.k,
+          {item.a, args.dtype, args.a_row, args.k == 1 ? 1 : args.a_column},
+          {item.b, args.dtype, args.n == 1 ? 1 : args.b_column, args.k == 1 ? 1 : args.b_row},
+          out};
+}
+
+template <class T>
+void multiply_item(const GemmArgs& args, const GemmItem& item) {
+  const T* bias = static_cast<const T*>(args.bias);
+  multiply(make_product<T>(args, item,
+                           {reinterpret_cast<T*>(item.c), args.c_row, T(args.alpha), args.accumulate,
+                            args.bias_kind == GemmBias::PerRow ? bias : nullptr,
+                            args.bias_kind == GemmBias::PerColumn ? bias : nullptr}));
+}
+
+// A 16-bit C: the sums are made in float32, and rounded once.
+void multiply_rounded(const GemmArgs& args, const GemmItem& item) {
+  float* sums = static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(args.m * args.n) * sizeof(float)));
+  multiply(make_product<float>(args, item, {sums, args.n, float(args.alpha), false, nullptr, nullptr}));
+  const int64_t size = int64_t(item_size(args.c_dtype));
+  const char* bias = static_cast<const char*>(args.bias);
+  parallel_for(args.m, max(1, (1 << 16) / args.n), [&](int64_t begin, int64_t end) {
+    float addend[kCastRun];
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t j = 0; j < args.n; j += kCastRun) {
+        const int64_t run = min(kCastRun, args.n - j);
+        float* row = sums + i * args.n + j;
+        char* target = item.c + (i * args.c_row + j) * size;
+        const auto add = [&](const char* source, int64_t stride) {
+          FASTNN_LEVEL::load_row(addend, source, args.c_dtype, stride, run);
+          for (int64_t e = 0; e < run; ++e) row[e] += addend[e];
+        };
+        if (args.accumulate) add(target, 1);
+        if (args.bias_kind == GemmBias::PerRow) add(bias + i * size, 0);
+        if (args.bias_kind == GemmBias::PerColumn) add(bias + j * size, 1);
+        FASTNN_LEVEL::store_row(target, args.c_dtype, 1, row, run);
+      }
+  });
+}
+
+}  // namespace
+
+namespace FASTNN_LEVEL {
+
+void gemm(const GemmArgs& args) {
+  const int64_t batch = gemm_batch_size(args);
+  if (args.m == 0 || args.n == 0 || batch == 0) return;
+  const auto run = [&](int64_t begin, int64_t end) {
+    for (int64_t index = begin; index < end; ++index) {
+      const GemmItem item = gemm_item(args, index);
+      if (is_reduced_float(args.c_dtype)) {
+        multiply_rounded(args, item);
+      } else if (args.c_dtype == DType::Float64) {
+        multiply_item<double>(args, item);
+      } else {
+        multiply_item<float>(args, item);
+      }
+    }
+  };
+  const int64_t work = max(1, args.m * args.n * args.k);
+  if (batch > 1 && work <= kItemWork) {
+    parallel_for(batch, max(1, kTaskWork / work), run);
+  } else {
+    run(0, batch);
+  }
+}
+
+}  // namespace FASTNN_LEVEL
+}  // namespace fastnn

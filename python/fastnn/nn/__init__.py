@@ -1,0 +1,56 @@
+"""Layers, losses and containers under PyTorch's names."""
+
+from fastnn.nn import functional, init, utils
+from fastnn.nn.activation import (
+    CELU,
+    ELU,
+    GELU,
+    SELU,
+    Hardsigmoid,
+    Hardswish,
+    Hardtanh,
+    LeakyReLU,
+    LogSigmoid,
+    LogSoftmax,
+    Mish,
+    ReLU,
+    ReLU6,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Softsign,
+    Tanh,
+)
+from fastnn.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
+from fastnn.nn.conv import Conv1d, Conv2d
+from fastnn.nn.dropout import Dropout, Dropout1d, Dropout2d
+from fastnn.nn.embedding import Embedding
+from fastnn.nn.flatten import Flatten, Unflatten
+from fastnn.nn.linear import Identity, Linear
+from fastnn.nn.loss import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    CrossEntropyLoss,
+    HuberLoss,
+    KLDivLoss,
+    L1Loss,
+    MSELoss,
+    NLLLoss,
+    SmoothL1Loss,
+)
+from fastnn.nn.module import Module, Parameter
+from fastnn.nn.pooling import (
+    AdaptiveAvgPool1d,
+    AdaptiveAvgPool2d,
+    AdaptiveMaxPool1d,
+    AdaptiveMaxPool2d,
+    AvgPool1d,
+    AvgPool2d,
+    MaxPool1d,
+    MaxPool2d,
+    MinPool1d,
+    MinPool2d,
+)
+
+__all__ = [name for name in dir() if not name.startswith("_")]

@@ -1,0 +1,41 @@
+"""The one place where a layer's int-or-tuple arguments become the tuples that ``_C`` takes."""
+
+from collections.abc import Iterable
+from operator import index
+from typing import SupportsIndex
+
+Size = SupportsIndex | Iterable[SupportsIndex]
+
+
+def sizes(value: Size, count: int, name: str) -> tuple[int, ...]:
+    """``count`` ints: a single one repeated, or a sequence checked for its length."""
+    try:
+        values = tuple(index(v) for v in value) if isinstance(value, Iterable) else (index(value),) * count
+    except TypeError:
+        raise TypeError(f"{name} must be an int or {count} ints, got {value!r}") from None
+    if len(values) == 1:
+        values *= count
+    if len(values) != count:
+        raise ValueError(f"{name} must be an int or {count} ints, got {values}")
+    return values
+
+
+def optional_sizes(value: Size | None, default: tuple[int, ...], name: str) -> tuple[int, ...]:
+    """As ``sizes``, with a default for None (a pool's stride is its kernel size)."""
+    return default if value is None else sizes(value, len(default), name)
+
+
+def conv_padding(padding: Size | str, count: int, stride: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """(the padding, is it "same"?). With "same" the kernel's own size decides, so stride must be 1."""
+    if not isinstance(padding, str):
+        return sizes(padding, count, "padding"), False
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding must be 'same', 'valid' or {count} ints, got {padding!r}")
+    if padding == "same" and any(s != 1 for s in stride):
+        raise ValueError(f"padding='same' is not defined for stride {stride}; use explicit padding")
+    return (0,) * count, padding == "same"
+
+
+def shown(values: tuple[int, ...]) -> str:
+    """As the user most likely wrote it: one int when all are the same."""
+    return str(values[0] if len(set(values)) == 1 else values)

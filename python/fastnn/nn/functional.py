@@ -1,0 +1,431 @@
+"""The operations of ``fastnn.nn`` as functions: PyTorch's names, argument order and defaults.
+
+A function here only puts its arguments into the form that ``_C`` takes and makes one call; shapes
+and dtypes are checked in C++, next to the formula. Modules hold ready-made arguments and call
+``_C`` themselves.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+from fastnn import _C
+from fastnn._C import Tensor
+from fastnn.debug import is_debug
+from fastnn.nn.arguments import Size, conv_padding, optional_sizes, sizes
+
+# ---- matrix product and convolution --------------------------------------------------------------
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W^T + b. input (..., in), weight (out, in), bias (out) -> (..., out)."""
+    return _C.linear(input, weight, bias)
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation in one dimension. input (N, C, L), weight (O, C/groups, K) -> (N, O, L')."""
+    step = sizes(stride, 1, "stride")
+    pad, same = conv_padding(padding, 1, step)
+    return _C.conv1d(input, weight, bias, step, pad, sizes(dilation, 1, "dilation"), groups, same)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation: the kernel is not flipped.
+
+    input (N, C, H, W), weight (O, C/groups, KH, KW) -> (N, O, H', W').
+
+    H' = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1.
+    """
+    step = sizes(stride, 2, "stride")
+    pad, same = conv_padding(padding, 2, step)
+    return _C.conv2d(input, weight, bias, step, pad, sizes(dilation, 2, "dilation"), groups, same)
+
+
+# ---- pooling --------------------------------------------------------------------------------------
+
+
+def max_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The largest value of each window; with ``return_indices`` also its position in the input."""
+    kernel = sizes(kernel_size, 1, "kernel_size")
+    pool = _C.max_pool1d_with_indices if return_indices else _C.max_pool1d
+    return pool(
+        input,
+        kernel,
+        optional_sizes(stride, kernel, "stride"),
+        sizes(padding, 1, "padding"),
+        sizes(dilation, 1, "dilation"),
+        ceil_mode,
+    )
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The largest value of each window; of equal ones the first gets the gradient.
+
+    With ``return_indices`` also the position in each (H, W) plane, as ``row * W + column``.
+    """
+    kernel = sizes(kernel_size, 2, "kernel_size")
+    pool = _C.max_pool2d_with_indices if return_indices else _C.max_pool2d
+    return pool(
+        input,
+        kernel,
+        optional_sizes(stride, kernel, "stride"),
+        sizes(padding, 2, "padding"),
+        sizes(dilation, 2, "dilation"),
+        ceil_mode,
+    )
+
+
+def min_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The smallest value of each window: -max_pool1d(-x), gradient included."""
+    kernel = sizes(kernel_size, 1, "kernel_size")
+    return _C.min_pool1d(
+        input,
+        kernel,
+        optional_sizes(stride, kernel, "stride"),
+        sizes(padding, 1, "padding"),
+        sizes(dilation, 1, "dilation"),
+        ceil_mode,
+    )
+
+
+def min_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+) -> Tensor:
+    """The smallest value of each window: -max_pool2d(-x), gradient included."""
+    kernel = sizes(kernel_size, 2, "kernel_size")
+    return _C.min_pool2d(
+        input,
+        kernel,
+        optional_sizes(stride, kernel, "stride"),
+        sizes(padding, 2, "padding"),
+        sizes(dilation, 2, "dilation"),
+        ceil_mode,
+    )
+
+
+def avg_pool1d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window; padding counts as zeros unless ``count_include_pad`` is off."""
+    kernel = sizes(kernel_size, 1, "kernel_size")
+    step = optional_sizes(stride, kernel, "stride")
+    return _C.avg_pool1d(input, kernel, step, sizes(padding, 1, "padding"), ceil_mode, count_include_pad)
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window, or its sum over ``divisor_override``."""
+    kernel = sizes(kernel_size, 2, "kernel_size")
+    step = optional_sizes(stride, kernel, "stride")
+    pad = sizes(padding, 2, "padding")
+    return _C.avg_pool2d(input, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+
+
+def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
+    """The mean over windows chosen so that the output has length ``output_size``."""
+    return _C.adaptive_avg_pool1d(input, sizes(output_size, 1, "output_size"))
+
+
+def adaptive_avg_pool2d(input: Tensor, output_size: Size) -> Tensor:
+    """The mean over windows chosen so that the output is ``output_size``."""
+    return _C.adaptive_avg_pool2d(input, sizes(output_size, 2, "output_size"))
+
+
+def adaptive_max_pool1d(input: Tensor, output_size: Size) -> Tensor:
+    """The maximum over windows chosen so that the output has length ``output_size``."""
+    return _C.adaptive_max_pool1d(input, sizes(output_size, 1, "output_size"))
+
+
+def adaptive_max_pool2d(input: Tensor, output_size: Size) -> Tensor:
+    """The maximum over windows chosen so that the output is ``output_size``."""
+    return _C.adaptive_max_pool2d(input, sizes(output_size, 2, "output_size"))
+
+
+# ---- activations ----------------------------------------------------------------------------------
+
+
+def relu(input: Tensor, inplace: bool = False) -> Tensor:
+    """max(x, 0)."""
+    return _C.relu_(input) if inplace else _C.relu(input)
+
+
+def relu6(input: Tensor) -> Tensor:
+    """min(max(x, 0), 6)."""
+    return _C.relu6(input)
+
+
+def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    """x for x > 0, else negative_slope * x."""
+    return _C.leaky_relu(input, negative_slope)
+
+
+def elu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """x for x > 0, else alpha (e^x - 1). Clevert et al. 2016."""
+    return _C.elu(input, alpha)
+
+
+def selu(input: Tensor, inplace: bool = False) -> Tensor:
+    """1.0507 elu(x, 1.67326), the constants that keep mean 0 and variance 1. Klambauer et al. 2017."""
+    return _C.selu_(input) if inplace else _C.selu(input)
+
+
+def celu(input: Tensor, alpha: float = 1.0) -> Tensor:
+    """max(0, x) + min(0, alpha (e^(x/alpha) - 1)). Barron 2017."""
+    return _C.celu(input, alpha)
+
+
+def gelu(input: Tensor, approximate: str = "none") -> Tensor:
+    """x Phi(x), or with "tanh" its approximation. Hendrycks and Gimpel 2016."""
+    return _C.gelu(input, approximate)
+
+
+def silu(input: Tensor, inplace: bool = False) -> Tensor:
+    """x sigmoid(x), also called swish."""
+    return _C.silu_(input) if inplace else _C.silu(input)
+
+
+def mish(input: Tensor, inplace: bool = False) -> Tensor:
+    """x tanh(softplus(x)). Misra 2019."""
+    return _C.mish_(input) if inplace else _C.mish(input)
+
+
+def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+    """log(1 + e^(beta x)) / beta; x itself where beta x > threshold."""
+    return _C.softplus(input, beta, threshold)
+
+
+def softsign(input: Tensor) -> Tensor:
+    """x / (1 + |x|)."""
+    return _C.softsign(input)
+
+
+def sigmoid(input: Tensor) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return _C.sigmoid(input)
+
+
+def logsigmoid(input: Tensor) -> Tensor:
+    """log sigmoid(x), without overflow."""
+    return _C.logsigmoid(input)
+
+
+def tanh(input: Tensor) -> Tensor:
+    """(e^x - e^-x) / (e^x + e^-x)."""
+    return _C.tanh(input)
+
+
+def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    """x clipped to [min_val, max_val]."""
+    return _C.hardtanh(input, min_val, max_val)
+
+
+def hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    """relu6(x + 3) / 6."""
+    return _C.hardsigmoid_(input) if inplace else _C.hardsigmoid(input)
+
+
+def hardswish(input: Tensor, inplace: bool = False) -> Tensor:
+    """x relu6(x + 3) / 6. Howard et al. 2019."""
+    return _C.hardswish_(input) if inplace else _C.hardswish(input)
+
+
+def softmax(input: Tensor, dim: int) -> Tensor:
+    """e^x / sum e^x along ``dim``, computed after subtracting the maximum."""
+    return _C.softmax(input, dim)
+
+
+def log_softmax(input: Tensor, dim: int) -> Tensor:
+    """log softmax(x) along ``dim``, without overflow."""
+    return _C.log_softmax(input, dim)
+
+
+# ---- dropout, embedding, padding ------------------------------------------------------------------
+
+
+def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014."""
+    return _C.dropout(input, p, training)
+
+
+def _channel_dropout(input: Tensor, p: float, training: bool, n_axes: int, name: str) -> Tensor:
+    if input.dim() != n_axes + 2:
+        raise ValueError(f"{name}: a {n_axes + 2}-D input (N, C, ...) is expected, got shape {tuple(input.shape)}")
+    if not training:
+        return _C.dropout(input, p, False)
+    channels = tuple(input.shape[:2]) + (1,) * n_axes
+    return input * _C.dropout(_C.ones(channels, dtype=input.dtype, device=input.device), p, True)
+
+
+def dropout1d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Dropout of whole channels of (N, C, L). Tompson et al. 2015."""
+    return _channel_dropout(input, p, training, 1, "dropout1d")
+
+
+def dropout2d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    """Dropout of whole channels of (N, C, H, W). Tompson et al. 2015."""
+    return _channel_dropout(input, p, training, 2, "dropout2d")
+
+
+def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
+    """Rows of ``weight`` (V, D) at integer ids (...) -> (..., D). The row ``padding_idx`` gets no gradient."""
+    return _C.embedding(input, weight, -1 if padding_idx is None else checked_padding_idx(padding_idx, weight.shape[0]))
+
+
+def checked_padding_idx(padding_idx: int, n_rows: int) -> int:
+    """A row number from 0; negative ones count from the end."""
+    if not -n_rows <= padding_idx < n_rows:
+        raise ValueError(f"embedding: padding_idx {padding_idx} is outside a table of {n_rows} rows")
+    return padding_idx % n_rows
+
+
+def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    """Integer ids (...) -> int64 (..., num_classes); -1 takes the largest id plus one."""
+    return _C.one_hot(tensor, num_classes)
+
+
+def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first."""
+    return _C.pad(input, tuple(pad), mode, 0.0 if value is None else value)
+
+
+def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """x / max(||x||_p, eps) along ``dim``."""
+    return input / input.norm(p, dim, True).clamp(min=eps)
+
+
+# ---- losses ---------------------------------------------------------------------------------------
+
+
+def _warn_if_probabilities(input: Tensor) -> None:
+    """A softmax before cross_entropy is applied twice: the loss can then not fall below about 1.46 for 10 classes."""
+    if input.dim() < 2 or input.numel() == 0 or not input.is_floating_point():
+        return
+    rows = input.detach().float()
+    if bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "cross_entropy: every row of the input already sums to 1: it takes logits and applies softmax itself; "
+            "take the softmax out of the model, or use nll_loss on log-probabilities",
+            stacklevel=3,
+        )
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """-log softmax(input)[target]: logits (N, C, ...) with class ids (N, ...), or with probabilities (N, C, ...).
+
+    In debug mode (``fastnn.set_debug`` or ``python -X dev``) it warns when the rows are probabilities already.
+    """
+    if is_debug():
+        _warn_if_probabilities(input)
+    return _C.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def nll_loss(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
+) -> Tensor:
+    """-input[target]: log-probabilities (N, C, ...) with class ids (N, ...)."""
+    return _C.nll_loss(input, target, weight, ignore_index, reduction)
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """(input - target)^2. The shapes must be equal: (N, 1) against (N,) raises instead of broadcasting to (N, N)."""
+    return _C.mse_loss(input, target, reduction)
+
+
+def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """|input - target|."""
+    return _C.l1_loss(input, target, reduction)
+
+
+def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
+    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2). Huber 1964."""
+    return _C.huber_loss(input, target, reduction, delta)
+
+
+def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
+    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2. Girshick 2015."""
+    return _C.smooth_l1_loss(input, target, reduction, beta)
+
+
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """-(y log p + (1 - y) log(1 - p)) of probabilities; each logarithm is cut off at -100."""
+    return _C.binary_cross_entropy(input, target, weight, reduction)
+
+
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    pos_weight: Tensor | None = None,
+) -> Tensor:
+    """The same of logits, without overflow; ``pos_weight`` scales the positive term."""
+    return _C.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
+
+
+def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
+    """target (log target - input): input holds log-probabilities, target probabilities (or their logarithms)."""
+    return _C.kl_div(input, target, reduction, log_target)

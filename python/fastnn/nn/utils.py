@@ -1,0 +1,66 @@
+"""Helpers over a model's gradients and parameters."""
+
+from collections.abc import Iterable
+
+from fastnn import _C
+from fastnn._C import Tensor
+from fastnn.autograd import no_grad
+
+
+def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    tensors = [parameters] if isinstance(parameters, Tensor) else parameters
+    return [p.grad for p in tensors if p.grad is not None]
+
+
+def get_total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
+    """The norm of all tensors together, as if they were one vector."""
+    norm = _C.grad_norm(list(tensors), float(norm_type))
+    if error_if_nonfinite and not bool(_C.isfinite(norm)):
+        raise RuntimeError(
+            f"the total norm of order {norm_type} is {norm.item()}; it cannot be used to clip "
+            "(error_if_nonfinite=False scales by it anyway)"
+        )
+    return norm
+
+
+@no_grad()
+def clip_grad_norm_(
+    parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+) -> Tensor:
+    """Scales all gradients together so that their total norm is at most ``max_norm``; returns the norm before.
+
+    Pascanu et al. 2013. The factor stays a tensor, so nothing waits for the device.
+    """
+    grads = _gradients(parameters)
+    norm = get_total_norm(grads, norm_type, error_if_nonfinite)
+    if grads:
+        _C.scale_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+@no_grad()
+def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
+    """Clips every gradient element to [-clip_value, clip_value]."""
+    for gradient in _gradients(parameters):
+        gradient.clamp_(-clip_value, clip_value)
+
+
+def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
+    """All parameters as one vector."""
+    return _C.cat([p.reshape(-1) for p in parameters])
+
+
+@no_grad()
+def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
+    """Copies the parts of one vector into the parameters."""
+    tensors = list(parameters)
+    total = sum(p.numel() for p in tensors)
+    if vector.dim() != 1 or vector.numel() != total:
+        raise ValueError(
+            f"vector_to_parameters: a vector of {total} values is expected, got shape {tuple(vector.shape)}"
+        )
+    begin = 0
+    for parameter in tensors:
+        end = begin + parameter.numel()
+        parameter.copy_(vector[begin:end].reshape(parameter.shape))
+        begin = end

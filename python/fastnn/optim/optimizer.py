@@ -1,0 +1,132 @@
+"""Optimizer: parameter groups, per-parameter state, and both as a state_dict in PyTorch's format."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from fastnn._C import Tensor
+from fastnn.autograd import enable_grad, no_grad
+from fastnn.nn.module import clear_grad
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+
+
+class Optimizer:
+    """The base: a subclass gives ``defaults`` and ``_step_group``.
+
+    ``params`` are tensors, or dicts with ``params`` and options that override the defaults.
+    A step is one fused call for each group.
+    """
+
+    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+        if isinstance(params, Tensor):
+            raise TypeError("an optimizer takes an iterable of tensors or dicts, got a single Tensor")
+        self.defaults = defaults
+        self.state: dict[Tensor, dict[str, Any]] = {}
+        self.param_groups: list[dict[str, Any]] = []
+        groups = list(params)
+        if not groups:
+            raise ValueError("an optimizer got an empty list of parameters")
+        for group in groups if isinstance(groups[0], dict) else [{"params": groups}]:
+            self.add_param_group(group)  # type: ignore[arg-type]
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters with options of their own, for example a layer unfrozen later."""
+        if not isinstance(param_group, dict):
+            raise TypeError(f"a parameter group must be a dict, got {type(param_group).__name__}")
+        given = param_group["params"]
+        params = [given] if isinstance(given, Tensor) else list(given)
+        seen = {id(p) for group in self.param_groups for p in group["params"]}
+        for p in params:
+            if not isinstance(p, Tensor):
+                raise TypeError(f"an optimizer optimises Tensors, got {type(p).__name__}")
+            if not p.is_leaf:
+                raise ValueError(f"cannot optimise a non-leaf tensor of shape {tuple(p.shape)}: it is itself computed")
+            if id(p) in seen:
+                raise ValueError(f"a parameter of shape {tuple(p.shape)} is given to the optimizer twice")
+            seen.add(id(p))
+        group = {**self.defaults, **param_group, "params": params}
+        self._check_options(group)
+        self.param_groups.append(group)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        """ValueError for an option out of range."""
+        for name in ("lr", "weight_decay"):
+            if not group[name] >= 0:
+                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {group[name]}")
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Updates the parameters of one group that have a gradient."""
+        raise NotImplementedError
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update from the gradients now in ``.grad``. ``closure`` computes the loss anew and is returned."""
+        loss = None
+        if closure is not None:
+            with enable_grad():
+                loss = closure()
+        with no_grad():
+            for group in self.param_groups:
+                params = [p for p in group["params"] if p.grad is not None]
+                if params:
+                    self._step_group(group, params)
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients; without ``set_to_none`` keeps their memory and fills it with zeros."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                clear_grad(p, set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        """State and options, parameters replaced by their numbers. The tensors are the optimizer's own."""
+        number: dict[int, int] = {}
+        for group in self.param_groups:
+            for p in group["params"]:
+                number[id(p)] = len(number)
+        groups = [{**group, "params": [number[id(p)] for p in group["params"]]} for group in self.param_groups]
+        return {"state": {number[id(p)]: dict(s) for p, s in self.state.items()}, "param_groups": groups}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Takes over a copy of a saved state. ValueError when the groups or shapes are not those of this optimizer."""
+        saved_groups, own_groups = state_dict["param_groups"], self.param_groups
+        saved_sizes = [len(group["params"]) for group in saved_groups]
+        own_sizes = [len(group["params"]) for group in own_groups]
+        if saved_sizes != own_sizes:
+            raise ValueError(
+                f"{type(self).__name__}: the saved groups have {saved_sizes} parameters, this optimizer's {own_sizes}"
+            )
+        own = [p for group in own_groups for p in group["params"]]
+        numbers = [n for group in saved_groups for n in group["params"]]
+        saved = state_dict["state"]
+        state = {p: self._restored(p, saved[n]) for p, n in zip(own, numbers, strict=True) if n in saved}
+        groups = [
+            {**self.defaults, **there, "params": here["params"]}
+            for here, there in zip(own_groups, saved_groups, strict=True)
+        ]
+        for group in groups:
+            self._check_options(group)
+        self.state, self.param_groups = state, groups
+
+    def _restored(self, p: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """The state of one parameter: tensors copied to its dtype and device, the step count as an int."""
+        restored: dict[str, Any] = {}
+        for name, value in saved.items():
+            if name == "step":
+                restored[name] = int(value)
+            elif isinstance(value, Tensor):
+                if tuple(value.shape) != tuple(p.shape):
+                    raise ValueError(
+                        f"{type(self).__name__}: saved {name} has shape {tuple(value.shape)}, "
+                        f"its parameter has {tuple(p.shape)}"
+                    )
+                restored[name] = value.detach().to(p.device).to(p.dtype).clone()
+            else:
+                restored[name] = value
+        return restored
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} ("]
+        for position, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {position}")
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        return "\n".join(lines) + "\n)"

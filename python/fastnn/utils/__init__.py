@@ -1,0 +1,1 @@
+"""Data loading, activation checkpointing and model summaries."""
