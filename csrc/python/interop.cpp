@@ -293,7 +293,7 @@ py::object to_dlpack(const Tensor& x, py::object max_version, py::object dl_devi
   }
   const bool copies = !copy.is_none() && copy.cast<bool>();
   const Tensor source = copies ? clone(x) : x;
-  const bool versioned = !max_version.is_none() && max_version.cast<std::pair<int, int>>().first >= kDLPackMajor;
+  const bool versioned = !max_version.is_none() && max_version.cast<std::pair<uint32_t, uint32_t>>().first >= kDLPackMajor;
   if (!versioned) {
     check<BufferError>(!source.storage()->read_only,
                        "__dlpack__: read-only memory needs a consumer of DLPack 1.0 (max_version=(1, 0))");

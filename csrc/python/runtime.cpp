@@ -38,7 +38,7 @@ void bind_devices(py::module_& m) {
         return self.is_cuda() ? str("device(type='cuda', index=", int(self.index), ")") : str("device(type='cpu')");
       });
   m.def("cuda_is_available", cuda_is_available);
-  m.def("cuda_unavailable_reason", cuda_unavailable_reason);
+  m.def("cuda_unavailable_reason", cuda_reason);
   m.def("cuda_device_count", cuda_device_count);
   m.def("cuda_synchronize", cuda_synchronize, arg("index") = 0);
 }
