@@ -196,6 +196,13 @@ Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) 
   return copy && y.is(x) ? clone(y) : y;
 }
 
+// copy.deepcopy(x), of which copies of models and of state dicts are made.
+Tensor deep_copy(const Tensor& x, py::handle) {
+  check<RuntimeError>(is_leaf(x), "deepcopy: only a leaf can be copied, got a result of shape ", x.shape(),
+                      "; detach it first");
+  return finished(clone(detach(x)), x.requires_grad());
+}
+
 void bind_conversion(Binder& b) {
   b.method("to", convert);
   b.method("__deepcopy__", deep_copy, arg("self"), arg("memo"));
@@ -209,13 +216,6 @@ void bind_conversion(Binder& b) {
   b.method("cuda", [](const Tensor& x, int index) {
     return to(x, Device{DeviceType::CUDA, static_cast<int8_t>(index)});
   }, arg("self"), arg("device") = 0);
-}
-
-// copy.deepcopy(x), of which copies of models and of state dicts are made.
-Tensor deep_copy(const Tensor& x, py::handle) {
-  check<RuntimeError>(is_leaf(x), "deepcopy: only a leaf can be copied, got a result of shape ", x.shape(),
-                      "; detach it first");
-  return finished(clone(detach(x)), x.requires_grad());
 }
 
 void bind_questions(py::module_& m, Binder& b) {
