@@ -173,6 +173,7 @@ void bind_copy(Binder& b) {
 }
 
 void bind_views(Binder& b) {
+  b.method("view", view_as_type, arg("self"), arg("dtype"));
   b.method("view", [](const Tensor& x, const py::args& shape) { return view(x, dims_from_args(shape)); });
   b.method("view_as", [](const Tensor& x, const Tensor& y) { return view(x, y.shape()); }, arg("input"), arg("other"));
   b.method("reshape", [](const Tensor& x, const py::args& shape) { return reshape(x, dims_from_args(shape)); });

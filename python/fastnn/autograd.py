@@ -203,8 +203,7 @@ class FunctionContext:
     _non_differentiable: tuple[Tensor, ...] = ()
     saved_tensors: tuple[Tensor | None, ...] = ()
 
-    def __init__(self, name: str, needs_input_grad: tuple[bool, ...]) -> None:
-        self.name = name
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
         self.needs_input_grad = needs_input_grad
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
@@ -251,7 +250,7 @@ class Function:
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Calls forward and records the function when an argument requires a gradient."""
-        context = FunctionContext(cls.__name__, tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
+        context = FunctionContext(tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
         return _C.apply_function(cls, context, args)
 
 
