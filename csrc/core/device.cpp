@@ -27,20 +27,23 @@ const char* cpu_level_name(CpuLevel level) {
 }
 
 CpuLevel best_cpu_level() {
+  // FASTNN_BUILT_LEVEL names the best level that the build compiled.
+  CpuLevel built = CpuLevel::Avx512;
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves the registers.
   __builtin_cpu_init();
-  auto has = [](bool supported) { return supported; };
-  bool avx2 = has(__builtin_cpu_supports("avx2")) && has(__builtin_cpu_supports("fma")) &&
-              has(__builtin_cpu_supports("bmi2")) && has(__builtin_cpu_supports("f16c"));
-  bool avx512 = avx2 && has(__builtin_cpu_supports("avx512f")) && has(__builtin_cpu_supports("avx512bw")) &&
-                has(__builtin_cpu_supports("avx512dq")) && has(__builtin_cpu_supports("avx512vl")) &&
-                has(__builtin_cpu_supports("avx512cd"));
-  CpuLevel best = avx512 ? CpuLevel::Avx512 : avx2 ? CpuLevel::Avx2 : CpuLevel::Baseline;
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+                    __builtin_cpu_supports("f16c");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512cd");
+  const CpuLevel best = avx512 ? CpuLevel::Avx512 : avx2 ? CpuLevel::Avx2 : CpuLevel::Baseline;
 #else
-  CpuLevel best = CpuLevel::Baseline;
+  const CpuLevel best = CpuLevel::Baseline;
 #endif
-  return best < static_cast<CpuLevel>(FASTNN_BUILT_LEVELS - 1) ? best : static_cast<CpuLevel>(FASTNN_BUILT_LEVELS - 1);
+  while (std::strcmp(FASTNN_BUILT_LEVEL, cpu_level_name(built)) != 0) built = static_cast<CpuLevel>(int(built) - 1);
+  return best < built ? best : built;
 }
 
 static CpuLevel choose_level() {

@@ -23,6 +23,19 @@ std::ostream& operator<<(std::ostream& out, Device device);
 // "cpu", "cuda" or "cuda:1". Throws ValueError for anything else.
 Device parse_device(const std::string& text);
 
+// Makes a GPU the calling thread's current one; the end of the scope brings back the one before.
+class CudaDeviceScope {
+ public:
+  explicit CudaDeviceScope(Device device);
+  ~CudaDeviceScope();
+  CudaDeviceScope(const CudaDeviceScope&) = delete;
+  CudaDeviceScope& operator=(const CudaDeviceScope&) = delete;
+
+ private:
+  int before_;
+  int current_;
+};
+
 // Instruction-set levels, worst first. Each *_cpu.cpp file is compiled once per level.
 enum class CpuLevel : uint8_t { Baseline, Avx2, Avx512 };
 constexpr int kCpuLevelCount = 3;

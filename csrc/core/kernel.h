@@ -57,8 +57,11 @@ struct Kernel : KernelBase {
     auto function = reinterpret_cast<Function>(device.is_cuda() ? slots[kCudaSlot] : cpu);
     if (__builtin_expect(!function, 0)) missing(device);
     if (__builtin_expect(kernel_observer != nullptr, 0)) kernel_observer->before(*this, device);
-    if (subnormals == Subnormals::Flush) {
-      FlushSubnormals scope(!device.is_cuda());
+    if (device.is_cuda()) {
+      CudaDeviceScope scope(device);
+      function(args);
+    } else if (subnormals == Subnormals::Flush) {
+      FlushSubnormals scope(true);
       function(args);
     } else {
       function(args);

@@ -7,10 +7,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <mutex>
-#include <new>
-#include <unordered_map>
-#include <vector>
 
+#include "core/caching_allocator.h"
 #include "core/check.h"
 #ifdef FASTNN_WITH_CUDA
 #include "core/cuda.h"
@@ -38,15 +36,7 @@ int64_t system_memory() {
   return bytes;
 }
 
-// Rounds up to 1, 1.25, 1.5 or 1.75 times a power of two, at least one cache line.
-size_t size_class(size_t bytes) {
-  if (bytes <= kAlignment) return kAlignment;
-  size_t power = size_t(1) << (63 - __builtin_clzll(bytes));
-  size_t step = std::max(power / 4, kAlignment);
-  return (bytes + step - 1) / step * step;
-}
-
-void* system_allocate(size_t bytes) {
+void* page_allocate(size_t bytes) {
   void* block = std::aligned_alloc(bytes >= kHugePage ? kHugePage : kAlignment, bytes);
 #ifdef MADV_HUGEPAGE
   if (block && bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
@@ -54,92 +44,13 @@ void* system_allocate(size_t bytes) {
   return block;
 }
 
-class CpuAllocator {
+class CpuAllocator : public CachingAllocator {
  public:
-  void* allocate(size_t bytes) {
-    if (int64_t(bytes) < 0 || int64_t(bytes) > system_memory())
-      fail<MemoryError>("cannot allocate ", bytes, " bytes: the machine has ", system_memory());
-    const size_t rounded = size_class(bytes);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      count(rounded);
-      auto& blocks = free_[rounded];
-      if (!blocks.empty()) {
-        void* block = blocks.back();
-        blocks.pop_back();
-        stats_.cached -= int64_t(rounded);
-        ++stats_.cache_hits;
-        return block;
-      }
-    }
-    void* block = system_allocate(rounded);
-    if (!block) {
-      empty_cache();
-      block = system_allocate(rounded);
-    }
-    if (!block) {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stats_.allocated -= int64_t(rounded);
-      fail<MemoryError>("cannot allocate ", bytes, " bytes");
-    }
-    return block;
-  }
+  CpuAllocator() : CachingAllocator("the machine", system_memory()) {}
 
-  void release(void* block, size_t bytes) {
-    const size_t rounded = size_class(bytes);
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stats_.allocated -= int64_t(rounded);
-      if (stats_.cached + int64_t(rounded) <= stats_.cache_limit) {
-        free_[rounded].push_back(block);
-        stats_.cached += int64_t(rounded);
-        return;
-      }
-    }
-    std::free(block);
-  }
-
-  void empty_cache() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& [bytes, blocks] : free_) {
-      for (void* block : blocks) std::free(block);
-      blocks.clear();
-    }
-    stats_.cached = 0;
-  }
-
-  MemoryStats stats() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    return stats_;
-  }
-
-  void reset_peak() {
-    std::lock_guard<std::mutex> lock(mutex_);
-    stats_.peak_allocated = stats_.allocated;
-  }
-
-  void set_limit(int64_t bytes) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      stats_.cache_limit = bytes;
-      if (stats_.cached <= bytes) return;
-    }
-    empty_cache();
-  }
-
-  std::mutex& mutex() { return mutex_; }
-
- private:
-  void count(size_t rounded) {
-    ++stats_.allocations;
-    stats_.allocated += int64_t(rounded);
-    stats_.peak_allocated = std::max(stats_.peak_allocated, stats_.allocated);
-  }
-
-  std::mutex mutex_;
-  std::unordered_map<size_t, std::vector<void*>> free_;
-  // A quarter of the memory: enough for a training step's temporaries, bounded for neighbours.
-  MemoryStats stats_{0, 0, 0, system_memory() / 4, 0, 0};
+ protected:
+  void* system_allocate(size_t bytes) override { return page_allocate(bytes); }
+  void system_free(void* block) override { std::free(block); }
 };
 
 // Never destroyed: tensors may outlive static destructors at interpreter exit.
@@ -234,7 +145,7 @@ void* thread_scratch(Scratch slot, size_t bytes) {
     std::free(scratch.blocks[i]);
     scratch.sizes[i] = 0;
     const size_t rounded = size_class(bytes + (bytes >> 2));
-    scratch.blocks[i] = system_allocate(rounded >= kHugePage ? (rounded + kHugePage - 1) / kHugePage * kHugePage : rounded);
+    scratch.blocks[i] = page_allocate(rounded >= kHugePage ? (rounded + kHugePage - 1) / kHugePage * kHugePage : rounded);
     if (!scratch.blocks[i]) fail<MemoryError>("cannot allocate ", bytes, " bytes of scratch");
     scratch.sizes[i] = rounded;
   }

@@ -1,8 +1,6 @@
-// Storage: a reference-counted block of memory, and the caching allocator under it.
+// Storage: a reference-counted block of memory from its device's caching allocator.
 //
-// Fresh pages cost more than most kernels (a page fault per 4 KiB), so freed blocks are kept in
-// size-class free lists and handed out again: classes are 1, 1.25, 1.5, 1.75 times a power of two
-// (at most 25 % waste), 64-byte aligned; blocks of 2 MiB and more ask for huge pages.
+// CPU blocks are 64-byte aligned; those of 2 MiB and more ask for huge pages.
 #pragma once
 
 #include <atomic>
@@ -44,7 +42,7 @@ void empty_cache(Device device);
 
 // Per-thread scratch of at least `bytes`, 64-byte aligned, valid until the same thread asks for the
 // same slot again. Slots keep an operation's scratch apart from that of the engine it calls.
-enum class Scratch : uint8_t { GemmA, GemmB, GemmSums, GemmPartials, Operation, Count };
+enum class Scratch : uint8_t { GemmA, GemmB, GemmSums, GemmPartials, Operation, OperationShared, Count };
 void* thread_scratch(Scratch slot, size_t bytes);
 
 }  // namespace fastnn

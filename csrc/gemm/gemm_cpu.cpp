@@ -21,8 +21,11 @@ constexpr int64_t kTaskWork = int64_t(1) << 20;  // multiply-adds that pay for a
 constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // below it packing does not pay
 constexpr int64_t kDirectDepth = 256;                      // depth block of operands in place
 constexpr int64_t kDotRows = 8, kDotColumns = 4;           // few rows or columns: the other operand is read once
+// Of a packed block: a panel of B this deep is about the first-level cache.
+template <class T>
+constexpr int64_t kPackedDepth = sizeof(T) == 4 ? 384 : 256;
 constexpr int64_t kSlabDepth = 6 * 384, kSlabColumns = 2048;
-constexpr int64_t kBlockRows = 280;  // of A; times kDepth it is a quarter of the second-level cache
+constexpr int64_t kBlockRows = 280;  // of A; kPackedDepth deep it is a quarter of the second-level cache
 constexpr int64_t kTasks = 8;        // wanted of a large product, at least
 constexpr int64_t kSplitOutputs = 16384, kSplitDepth = 4096, kSplitChunks = 256;
 constexpr int64_t kItemWork = int64_t(1) << 26;  // larger products of a batch are parallel in themselves
@@ -44,7 +47,7 @@ struct Operand {
 
   const char* at(int64_t i, int64_t p) const { return data + (i * outer + p * depth) * int64_t(item_size(dtype)); }
   template <class T>
-  const T* as(int64_t i, int64_t p) const { return reinterpret_cast<const T*>(at(i, p)); }
+  const T* at(int64_t i, int64_t p) const { return reinterpret_cast<const T*>(at(i, p)); }
 };
 
 // One product, computed and stored in T.
@@ -85,29 +88,43 @@ template <class T>
 void direct(const Product<T>& product) {
   constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
   const int64_t depth = even_piece(product.k, kDirectDepth, 1);
-  const auto tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+  int64_t b_rows[kDirectDepth];
+  for (int64_t p = 0; p < depth; ++p) b_rows[p] = p * product.b.depth;
+  const auto multiply_tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+    alignas(64) T block[kRows * kColumns];
     const int64_t height = even_piece(row_end - row, kRows, 1);  // no tile of one row left over
     for (int64_t p = 0; p < product.k; p += depth)
       for (int64_t j = column; j < column_end; j += kColumns)
-        for (int64_t i = row; i < row_end; i += height)
-          run_outer_tile<T>({product.a.template as<T>(i, p), product.a.outer, product.a.depth, product.b.template as<T>(j, p),
-                             product.b.depth, min(depth, product.k - p), int(min(height, row_end - i)),
-                             int(min(kColumns, column_end - j)), product.destination(i, j, p == 0)});
+        for (int64_t i = row; i < row_end; i += height) {
+          const int rows = int(min(height, row_end - i)), columns = int(min(kColumns, column_end - j));
+          run_outer_tile<T>({product.a.template at<T>(i, p), product.a.outer, product.a.depth,
+                             product.b.template at<T>(j, p), b_rows, min(depth, product.k - p), rows, columns},
+                            block);
+          product.destination(i, j, p == 0).put(block, rows, columns);
+        }
   };
-  for_each_tile(product.m, product.n, product.k, kRows, kColumns, tile);
+  for_each_tile(product.m, product.n, product.k, kRows, kColumns, multiply_tile);
 }
 
 template <class T>
 void dot(const Product<T>& product) {
   constexpr int64_t kRows = Tile<T>::kDotRows, kColumns = Tile<T>::kDotColumns;
-  const auto tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+  int64_t b_columns[kColumns];
+  for (int64_t j = 0; j < kColumns; ++j) b_columns[j] = j * product.b.outer;
+  const auto multiply_tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+    alignas(64) T block[kRows * kColumns];
     for (int64_t j = column; j < column_end; j += kColumns)
-      for (int64_t i = row; i < row_end; i += kRows)
-        dot_tile<T>({product.a.template as<T>(i, 0), product.a.outer, product.b.template as<T>(j, 0), product.b.outer, product.k,
-                     int(min(kRows, row_end - i)), int(min(kColumns, column_end - j)),
-                     product.destination(i, j, true)});
+      for (int64_t i = row; i < row_end; i += kRows) {
+        const int rows = int(min(kRows, row_end - i)), columns = int(min(kColumns, column_end - j));
+        dot_tile<T>({product.a.template at<T>(i, 0), product.a.outer, product.b.template at<T>(j, 0), b_columns,
+                     product.k, rows, columns},
+                    block);
+        const Destination<T> out = product.destination(i, j, true);
+        for (int r = 0; r < rows; ++r)
+          for (int c = 0; c < columns; ++c) out.put_one(block[r * kColumns + c], r, c);
+      }
   };
-  for_each_tile(product.m, product.n, product.k, kRows, kColumns, tile);
+  for_each_tile(product.m, product.n, product.k, kRows, kColumns, multiply_tile);
 }
 
 // A packed part of B: panels of kColumns columns, each [depth][kColumns].
@@ -139,7 +156,7 @@ template <class T>
 void multiply_block(const Product<T>& product, int64_t row, int64_t row_end, const Slab<T>& slab, int64_t begin,
                     int64_t end) {
   constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
-  const int64_t rows = row_end - row, depth = even_piece(slab.depth, Tile<T>::kDepth, 4);
+  const int64_t rows = row_end - row, depth = even_piece(slab.depth, kPackedDepth<T>, 4);
   const int64_t elements = (rows + kRows) * depth + kPanelPadding;
   T* block = static_cast<T*>(thread_scratch(Scratch::GemmA, size_t(elements) * sizeof(T)));
   for (int64_t p = 0; p < slab.depth; p += depth) {
@@ -211,7 +228,7 @@ void multiply_split(const Product<T>& product) {
     for (int64_t j = 0; j < product.n; ++j) {
       T sum = 0;
       for (int64_t chunk = 0; chunk < chunks; ++chunk) sum += partials[chunk * outputs + i * product.n + j];
-      product.out.c[i * product.out.c_row + j] = product.out.finish(sum, i, j);
+      product.out.put_one(sum, i, j);
     }
 }
 
@@ -220,8 +237,7 @@ void multiply(const Product<T>& product) {
   if (product.k >= 2 * kSplitDepth && product.m * product.n <= kSplitOutputs) return multiply_split(product);
   if (product.k > 0) return multiply_whole(product);
   for (int64_t i = 0; i < product.m; ++i)
-    for (int64_t j = 0; j < product.n; ++j)
-      product.out.c[i * product.out.c_row + j] = product.out.finish(T(0), i, j);
+    for (int64_t j = 0; j < product.n; ++j) product.out.put_one(T(0), i, j);
 }
 
 template <class T>
@@ -295,6 +311,11 @@ void gemm(const GemmArgs& args) {
     run(0, batch);
   }
 }
+
+void gemm_outer_tile(const OuterTile<float>& tile, float* block) { run_outer_tile(tile, block); }
+void gemm_outer_tile(const OuterTile<double>& tile, double* block) { run_outer_tile(tile, block); }
+void gemm_dot_tile(const DotTile<float>& tile, float* block) { dot_tile(tile, block); }
+void gemm_dot_tile(const DotTile<double>& tile, double* block) { dot_tile(tile, block); }
 
 }  // namespace FASTNN_LEVEL
 }  // namespace fastnn

@@ -2,8 +2,7 @@
 //
 // 16-bit floats and small integers are storage types: a kernel loads a row of a few hundred elements
 // into a buffer that stays in L1, computes, and stores. So a formula is instantiated for three types
-// instead of ten. Integers wrap on store as C++ and PyTorch do; float to integer truncates; bool
-// stores 1 for anything but 0.
+// instead of ten. How one element converts: simd/element.h.
 #pragma once
 
 #include <cstdint>

@@ -2,44 +2,21 @@
 // loops vectorise, the strided ones are a load per element.
 #include "simd/convert.h"
 
+#include "simd/element.h"
+
 namespace fastnn {
 namespace {
-
-template <class To, class From>
-inline To convert(From value) {
-  if constexpr (sizeof(From) == 2 && !__is_trivially_constructible(From, int))
-    return static_cast<To>(to_float(value));
-  else
-    return static_cast<To>(value);
-}
-
-template <class Stored, class T>
-inline Stored narrow(T value) {
-  if constexpr (__is_same(Stored, bfloat16)) {
-    return to_bfloat16(static_cast<float>(value));
-  } else if constexpr (__is_same(Stored, float16)) {
-    return to_float16(static_cast<float>(value));
-  } else if constexpr (__is_same(Stored, bool)) {
-    return value != T(0);
-  } else if constexpr (T(0.5) != T(0) && Stored(0.5) == Stored(0)) {
-    // Out of range (and NaN) is undefined in C++: give what x86's cvttsd2si gives for int64, wrapped.
-    const bool fits = value >= T(-9223372036854775808.0) && value < T(9223372036854775808.0);
-    return static_cast<Stored>(fits ? static_cast<int64_t>(value) : INT64_MIN);
-  } else {
-    return static_cast<Stored>(value);
-  }
-}
 
 template <class From, class To>
 void load_typed(To* __restrict row, const void* src, int64_t stride, int64_t n) {
   const From* from = static_cast<const From*>(src);
   if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) row[i] = convert<To>(from[i]);
+    for (int64_t i = 0; i < n; ++i) row[i] = to_compute<To>(from[i]);
   } else if (stride == 0) {
-    const To value = convert<To>(from[0]);
+    const To value = to_compute<To>(from[0]);
     for (int64_t i = 0; i < n; ++i) row[i] = value;
   } else {
-    for (int64_t i = 0; i < n; ++i) row[i] = convert<To>(from[i * stride]);
+    for (int64_t i = 0; i < n; ++i) row[i] = to_compute<To>(from[i * stride]);
   }
 }
 
@@ -47,9 +24,9 @@ template <class Stored, class T>
 void store_typed(void* dst, int64_t stride, const T* __restrict row, int64_t n) {
   Stored* to = static_cast<Stored*>(dst);
   if (stride == 1) {
-    for (int64_t i = 0; i < n; ++i) to[i] = narrow<Stored>(row[i]);
+    for (int64_t i = 0; i < n; ++i) to[i] = to_stored<Stored>(row[i]);
   } else {
-    for (int64_t i = 0; i < n; ++i) to[i * stride] = narrow<Stored>(row[i]);
+    for (int64_t i = 0; i < n; ++i) to[i * stride] = to_stored<Stored>(row[i]);
   }
 }
 

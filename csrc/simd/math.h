@@ -14,13 +14,6 @@
 namespace fastnn {
 namespace {
 
-template <class T>
-FASTNN_HD inline T select(bool condition, T a, T b) {
-  return condition ? a : b;
-}
-
-FASTNN_HD inline float round_even(float x) { return rintf(x); }
-
 #ifdef __CUDACC__
 FASTNN_HD inline float exp_(float x) { return expf(x); }
 FASTNN_HD inline float log_(float x) { return logf(x); }

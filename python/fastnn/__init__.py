@@ -23,6 +23,5 @@ from fastnn.nn.functional import (
     max_pool1d,
     max_pool2d,
 )
-from fastnn.random import Generator
 from fastnn.serialization import load, load_model, save, save_model
 from fastnn.utils.summary import summary

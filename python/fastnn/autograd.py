@@ -197,26 +197,21 @@ def grad(
 class FunctionContext:
     """What a custom function's forward leaves for its backward. Any attribute may be set on it."""
 
-    _saved: tuple[tuple[Tensor | None, int], ...] = ()
+    # Read by the extension after forward; it keeps the tensors and hands them back to backward, so
+    # that a saved result does not hold the graph that holds this context.
+    _to_save: tuple[Tensor | None, ...] = ()
     _non_differentiable: tuple[Tensor, ...] = ()
+    saved_tensors: tuple[Tensor | None, ...] = ()
 
-    def __init__(self, name: str, needs_input_grad: tuple[bool, ...]) -> None:
-        self.name = name
+    def __init__(self, needs_input_grad: tuple[bool, ...]) -> None:
         self.needs_input_grad = needs_input_grad
 
     def save_for_backward(self, *tensors: Tensor | None) -> None:
-        """Keeps tensors for the backward; changing one in place afterwards is found and raises."""
-        self._saved = tuple((t, 0 if t is None else t._version) for t in tensors)
+        """Keeps tensors for the backward, where ``saved_tensors`` has them.
 
-    @property
-    def saved_tensors(self) -> tuple[Tensor | None, ...]:
-        for position, (tensor, version) in enumerate(self._saved):
-            if tensor is not None and tensor._version != version:
-                raise RuntimeError(
-                    f"{self.name}: saved tensor {position} of shape {tuple(tensor.shape)} was changed in "
-                    f"place after the forward (version {tensor._version}, expected {version})"
-                )
-        return tuple(tensor for tensor, _ in self._saved)
+        Changing one in place after the forward is found in the backward and raises RuntimeError.
+        """
+        self._to_save = tensors
 
     def mark_non_differentiable(self, *outputs: Tensor) -> None:
         """These outputs get no gradient history."""
@@ -255,7 +250,7 @@ class Function:
     @classmethod
     def apply(cls, *args: Any) -> Any:
         """Calls forward and records the function when an argument requires a gradient."""
-        context = FunctionContext(cls.__name__, tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
+        context = FunctionContext(tuple(isinstance(a, Tensor) and a.requires_grad for a in args))
         return _C.apply_function(cls, context, args)
 
 

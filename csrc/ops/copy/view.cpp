@@ -80,6 +80,14 @@ Tensor view(const Tensor& x, const Dims& wanted) {
   return record_reshape("view", x, shape, strides);
 }
 
+Tensor view_as_type(const Tensor& x, DType dtype) {
+  check(x.item_size() == item_size(dtype), "view: ", x.dtype(), " and ", dtype, " differ in size");
+  no_backward("view", {x});
+  const Tensor y = alias(x, x.shape(), x.strides(), x.offset());
+  y.impl()->dtype = dtype;
+  return y;
+}
+
 Tensor reshape(const Tensor& x, const Dims& wanted) {
   const Dims shape = infer_shape("reshape", wanted, x.numel());
   Dims strides;

@@ -11,6 +11,8 @@ namespace fastnn {
 // One size may be -1. `view` throws when the strides do not allow it, `reshape` copies then.
 Tensor view(const Tensor& x, const Dims& shape);
 Tensor reshape(const Tensor& x, const Dims& shape);
+// The same bytes as elements of another type of the same size. Has no gradient.
+Tensor view_as_type(const Tensor& x, DType dtype);
 Tensor flatten(const Tensor& x, int64_t start, int64_t end);
 Tensor unflatten(const Tensor& x, int64_t axis, const Dims& sizes);
 Tensor permute(const Tensor& x, const Dims& order);

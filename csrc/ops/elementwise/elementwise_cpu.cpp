@@ -8,6 +8,7 @@
 #include "ops/elementwise/elementwise.h"
 
 #include "simd/convert.h"
+#include "simd/element.h"
 
 namespace fastnn {
 namespace {
@@ -59,9 +60,6 @@ void where_loop(const void* const* in, void* out, int64_t n, const double*) {
 }
 
 // ------------------------------------------------------------------------- from op to its loop
-
-template <class T>
-constexpr bool is_float_type = T(0.5) != T(0);
 
 template <class T>
 Loop find_unary(UnaryOp op) {

@@ -186,14 +186,20 @@ def adaptive_avg_pool2d(input: Tensor, output_size: Size) -> Tensor:
     return _C.adaptive_avg_pool2d(input, sizes(output_size, 2, "output_size"))
 
 
-def adaptive_max_pool1d(input: Tensor, output_size: Size) -> Tensor:
-    """The maximum over windows chosen so that the output has length ``output_size``."""
-    return _C.adaptive_max_pool1d(input, sizes(output_size, 1, "output_size"))
+def adaptive_max_pool1d(
+    input: Tensor, output_size: Size, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum over windows chosen so that the output has length ``output_size``; also its position if asked."""
+    pool = _C.adaptive_max_pool1d_with_indices if return_indices else _C.adaptive_max_pool1d
+    return pool(input, sizes(output_size, 1, "output_size"))
 
 
-def adaptive_max_pool2d(input: Tensor, output_size: Size) -> Tensor:
-    """The maximum over windows chosen so that the output is ``output_size``."""
-    return _C.adaptive_max_pool2d(input, sizes(output_size, 2, "output_size"))
+def adaptive_max_pool2d(
+    input: Tensor, output_size: Size, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
+    pool = _C.adaptive_max_pool2d_with_indices if return_indices else _C.adaptive_max_pool2d
+    return pool(input, sizes(output_size, 2, "output_size"))
 
 
 # ---- activations ----------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def trunc_normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0, a: float 
     low, high = (0.5 * math.erf((edge - mean) / (std * math.sqrt(2))) for edge in (a, b))
     if not high - low >= 0.01:
         raise ValueError(
-            f"trunc_normal_: [{a}, {b}] holds {100 * (high - low):.3g} % of normal({mean}, {std}); at least 1 % is needed"
+            f"trunc_normal_: [{a}, {b}] holds {100 * (high - low):.3g} % of normal({mean}, {std}), at least 1 % must"
         )
     tensor.normal_(mean, std)
     outside = (tensor < a) | (tensor > b)

@@ -171,19 +171,27 @@ class AdaptiveAvgPool2d(_AdaptivePool):
         return _C.adaptive_avg_pool2d(input, self.output_size)
 
 
-class AdaptiveMaxPool1d(_AdaptivePool):
-    """The maximum over windows chosen so that the output is (N, C, output_size)."""
+class _AdaptiveMaxPool(_AdaptivePool):
+    def __init__(self, output_size: Size, return_indices: bool = False) -> None:
+        super().__init__(output_size)
+        self.return_indices = return_indices
+
+
+class AdaptiveMaxPool1d(_AdaptiveMaxPool):
+    """The maximum over windows chosen so that the output is (N, C, output_size); also its position if asked."""
 
     n_axes = 1
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.adaptive_max_pool1d(input, self.output_size)
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        pool = _C.adaptive_max_pool1d_with_indices if self.return_indices else _C.adaptive_max_pool1d
+        return pool(input, self.output_size)
 
 
-class AdaptiveMaxPool2d(_AdaptivePool):
-    """The maximum over windows chosen so that the output is (N, C, *output_size)."""
+class AdaptiveMaxPool2d(_AdaptiveMaxPool):
+    """The maximum over windows chosen so that the output is (N, C, *output_size); also its position if asked."""
 
     n_axes = 2
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.adaptive_max_pool2d(input, self.output_size)
+    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        pool = _C.adaptive_max_pool2d_with_indices if self.return_indices else _C.adaptive_max_pool2d
+        return pool(input, self.output_size)

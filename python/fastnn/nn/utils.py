@@ -12,30 +12,14 @@ def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     return [p.grad for p in tensors if p.grad is not None]
 
 
-def get_total_norm(tensors: Iterable[Tensor], norm_type: float = 2.0, error_if_nonfinite: bool = False) -> Tensor:
-    """The norm of all tensors together, as if they were one vector."""
-    norm = _C.grad_norm(list(tensors), float(norm_type))
-    if error_if_nonfinite and not bool(_C.isfinite(norm)):
-        raise RuntimeError(
-            f"the total norm of order {norm_type} is {norm.item()}; it cannot be used to clip "
-            "(error_if_nonfinite=False scales by it anyway)"
-        )
-    return norm
-
-
-@no_grad()
 def clip_grad_norm_(
     parameters: Tensor | Iterable[Tensor], max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
 ) -> Tensor:
     """Scales all gradients together so that their total norm is at most ``max_norm``; returns the norm before.
 
-    Pascanu et al. 2013. The factor stays a tensor, so nothing waits for the device.
+    Pascanu et al. 2013. RuntimeError for a norm that is not finite, with ``error_if_nonfinite``.
     """
-    grads = _gradients(parameters)
-    norm = get_total_norm(grads, norm_type, error_if_nonfinite)
-    if grads:
-        _C.scale_(grads, (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    return _C.clip_grad_norm_(_gradients(parameters), max_norm, norm_type, error_if_nonfinite)
 
 
 @no_grad()

@@ -4,9 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from fastnn import _C
-from fastnn._C import Tensor
+from fastnn._C import Tensor, get_rng_state, set_rng_state
 from fastnn.autograd import Function, backward, enable_grad
-from fastnn.random import get_rng_state, set_rng_state
 
 
 class _Checkpoint(Function):

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from fastnn import _C
-from fastnn._C import Tensor
-from fastnn.random import Generator
+from fastnn._C import Generator, Tensor
 
 __all__ = [
     "ConcatDataset",
@@ -124,10 +123,7 @@ def random_split(dataset: Any, lengths: Sequence[int | float], generator: Genera
 
 
 def _permutation(n: int, generator: Generator | None) -> list[int]:
-    if generator is None:
-        return _C.randperm(n).tolist()
-    with generator:
-        return _C.randperm(n).tolist()
+    return _C.randperm(n, generator=generator).tolist()
 
 
 def default_collate(samples: Sequence[Any]) -> Any:

@@ -1,0 +1,60 @@
+# The CUDA kernels: FASTNN_CUDA=AUTO builds them where a working nvcc is found, ON requires one.
+#
+# Sets FASTNN_WITH_CUDA. Adds one OBJECT library per group of architectures, so that flags are never
+# set per file: cuda_base holds the kernels of every GPU, as machine code for compute capability 8.0
+# and as PTX, from which the driver compiles for later ones.
+
+set(FASTNN_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON or OFF")
+set(FASTNN_WITH_CUDA OFF)
+
+if(NOT FASTNN_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "FASTNN_CUDA: expected AUTO, ON or OFF, got '${FASTNN_CUDA}'")
+endif()
+if(FASTNN_CUDA STREQUAL "OFF")
+  message(STATUS "CUDA: off (FASTNN_CUDA=OFF)")
+  return()
+endif()
+
+include(CheckLanguage)
+if(NOT CMAKE_CUDA_COMPILER)
+  unset(CMAKE_CUDA_COMPILER CACHE) # look again: nvcc may have come or been repaired since
+endif()
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 80)
+endif()
+check_language(CUDA)
+if(NOT CMAKE_CUDA_COMPILER)
+  if(FASTNN_CUDA STREQUAL "ON")
+    message(
+      FATAL_ERROR
+        "FASTNN_CUDA=ON, but no working nvcc was found. Put nvcc on PATH or set CUDACXX to it; when it is there, "
+        "'nvcc -c' of an empty .cu file shows what is wrong (often a host compiler that is too new).")
+  endif()
+  message(STATUS "CUDA: off (no working nvcc; FASTNN_CUDA=ON makes that an error)")
+  return()
+endif()
+
+enable_language(CUDA)
+find_package(CUDAToolkit REQUIRED)
+set(FASTNN_WITH_CUDA ON)
+set(CMAKE_CUDA_STANDARD 17)
+set(CMAKE_CUDA_STANDARD_REQUIRED ON)
+set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
+set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
+message(STATUS "CUDA: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")
+
+# nvcc takes about 1 GB a file: no more than two at once, however many cores there are.
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=2)
+
+file(GLOB_RECURSE cuda_base_sources CONFIGURE_DEPENDS csrc/*_cuda.cu)
+add_library(cuda_base OBJECT ${cuda_base_sources})
+target_link_libraries(cuda_base PRIVATE fastnn_flags)
+target_compile_definitions(cuda_base PRIVATE FASTNN_WITH_CUDA)
+target_compile_options(
+  cuda_base
+  PRIVATE --expt-relaxed-constexpr # constexpr helpers of headers run on the device too
+          -Werror cross-execution-space-call,all-warnings
+          -diag-suppress 177 # a kernel's registration is read by the linker only
+          -Xcompiler=-Wall,-Wextra)
+set_target_properties(cuda_base PROPERTIES JOB_POOL_COMPILE cuda)
+set(cuda_objects $<TARGET_OBJECTS:cuda_base>)

@@ -1,0 +1,74 @@
+// Register tiles: what the matrix engine is made of, for families whose operands are not matrices in
+// memory (convolution reads patches of images as rows of B, by offset).
+//
+//   outer tile   block[i][j] = sum over p of A[i, p] B[p, j]     B's rows lie at b + b_offsets[p]
+//   dot tile     block[i][j] = sum over p of A[i, p] B[p, j]     A's rows and B's columns are contiguous
+//                                                                in p, B's columns lie at b + b_offsets[j]
+// Compiled once per CPU level, in gemm_cpu.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "simd/vec.h"
+
+namespace fastnn {
+namespace {
+
+// Partial loads inside a loop over k need masks: the baseline has none, and its outer tiles are whole vectors.
+#if defined(__AVX2__)
+constexpr bool kMaskedLoads = true;
+#else
+constexpr bool kMaskedLoads = false;
+#endif
+
+template <class T>
+struct Tile {
+  // The outer tile: accumulators fill the registers, 28 of 32 zmm, 24 of 32 on aarch64, 12 of 16 ymm or xmm.
+#if defined(__AVX512F__)
+  static constexpr int kRows = 14;
+#elif defined(__aarch64__)
+  static constexpr int kRows = 12;
+#else
+  static constexpr int kRows = 6;
+#endif
+  static constexpr int kColumns = 2 * Vec<T>::size;
+  // The dot tile: as many sums as a vector has lanes.
+  static constexpr int kDotRows = Vec<T>::size >= 16 ? 4 : Vec<T>::size >= 4 ? 2 : 1;
+  static constexpr int kDotColumns = Vec<T>::size / kDotRows;
+};
+
+}  // namespace
+
+// rows <= kRows, columns <= kColumns; without masked loads `columns` is a multiple of the vector.
+template <class T>
+struct OuterTile {
+  const T* a;
+  int64_t a_row, a_column;
+  const T* b;
+  const int64_t* b_offsets;
+  int64_t k;
+  int rows, columns;
+};
+
+// rows <= kDotRows, columns <= kDotColumns. Sums beyond them are meaningless.
+template <class T>
+struct DotTile {
+  const T* a;
+  int64_t a_row;
+  const T* b;
+  const int64_t* b_offsets;
+  int64_t k;
+  int rows, columns;
+};
+
+#ifdef FASTNN_LEVEL
+namespace FASTNN_LEVEL {
+// `block` is 64-byte aligned, [rows][kColumns] or [kDotRows][kDotColumns].
+void gemm_outer_tile(const OuterTile<float>& tile, float* block);
+void gemm_outer_tile(const OuterTile<double>& tile, double* block);
+void gemm_dot_tile(const DotTile<float>& tile, float* block);
+void gemm_dot_tile(const DotTile<double>& tile, double* block);
+}  // namespace FASTNN_LEVEL
+#endif
+
+}  // namespace fastnn

@@ -1,0 +1,47 @@
+// Convolution (cross-correlation) of 1-D signals and 2-D images.
+//
+//   y[n, g*OC + o, r, c] = bias[g*OC + o] +
+//       sum over i, kh, kw of w[g*OC + o, i, kh, kw] * x[n, g*IC + i, r*stride + kh*dilation - pad, ...]
+//
+// x (N, C, H, W) or unbatched (C, H, W); w (O, C / groups, KH, KW); bias (O,) or undefined; y (N, O, OH, OW)
+// with OH = (H + 2*pad - dilation*(KH - 1) - 1) / stride + 1. "same" padding (stride 1): OH = H, and of an
+// odd total the larger half comes after. 1-D drops H. Floating dtypes; saved: x and w.
+#pragma once
+
+#include "core/kernel.h"
+#include "core/tensor.h"
+
+namespace fastnn {
+
+struct ConvOptions {
+  Dims stride, padding, dilation;  // one number per spatial dimension
+  int64_t groups = 1;
+  bool same_padding = false;  // then `padding` is not read
+};
+
+Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options);
+Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options);
+
+// One spatial dimension. Padding after the input is what the output size needs.
+struct ConvAxis {
+  int64_t input, output, kernel;
+  int64_t stride, padding, dilation;
+};
+
+// Everything is row-major. A 1-D signal is an image of width 1.
+struct ConvArgs {
+  int64_t images, groups;
+  int64_t in_channels, out_channels;  // of one group
+  ConvAxis height, width;
+  DType dtype;
+  const void* x;       // read by forward and weight_grad
+  const void* weight;  // read by forward and input_grad
+  const void* bias;    // read by forward; may be null
+  const void* dy;      // read by input_grad and weight_grad
+  void* out;           // y, dx or dw
+};
+extern Kernel<ConvArgs> conv_forward;
+extern Kernel<ConvArgs> conv_input_grad;
+extern Kernel<ConvArgs> conv_weight_grad;
+
+}  // namespace fastnn

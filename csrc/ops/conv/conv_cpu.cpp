@@ -1,0 +1,335 @@
+// Convolution on the CPU, forward and input gradient: one matrix product per image and group,
+//
+//   out[o, pixels] = sum over p = (channel, tap row, tap column) of weight[o, p] * source[pixels + offset(p)]
+//
+// by the engine's outer tile, which takes B's rows by offset: patches are never written out (im2col).
+// The source is used in place when there is no padding, stride or cast, else copied once into planes
+// (planes_cpu.h). The gradient of the input is the same product for each residue class of the output
+// positions modulo the stride, with the taps of that class in reverse order and channels swapped.
+// Parallel over images, groups, bands of rows and, when that is little, blocks of output channels.
+#include "core/memory.h"
+#include "core/parallel.h"
+#include "ops/conv/conv.h"
+#include "ops/conv/planes_cpu.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kTaskWork = int64_t(1) << 20;   // multiply-adds that pay for a task
+constexpr int64_t kBandWork = int64_t(1) << 24;   // an image of more is cut into bands of rows
+constexpr int64_t kBandPixels = 64;               // at least, in a band
+constexpr int64_t kTasks = 8;                     // wanted, at least
+constexpr int64_t kDepth = 256;                   // k is summed in blocks that leave the planes in cache
+
+// Positions of a pass's results along one axis of the output: first, first + step, ...
+struct OutputAxis {
+  int64_t size;  // of the output
+  int64_t first, step, count;
+};
+
+template <class T>
+struct Pass {
+  int64_t images, groups;
+  int64_t m, k;      // output channels of a group; channels * taps
+  const T* weights;  // [groups][m][k]
+  const T* bias;     // [groups][m] or null
+  Planes planes;
+  int64_t row_taps, column_taps;
+  char* out;
+  DType out_dtype;
+  OutputAxis rows, columns;
+
+  bool in_place() const {
+    const PlaneAxis &r = planes.rows, &c = planes.columns;
+    return kMaskedLoads && planes.dtype == dtype_of<T>() && r.step == 1 && c.step == 1 && r.pad == 0 && c.pad == 0 &&
+           r.length <= r.source && c.length == c.source;
+  }
+  bool direct_output() const { return out_dtype == dtype_of<T>() && rows.step == 1 && columns.step == 1; }
+};
+
+// How a pass is cut into tasks, and what its tasks share.
+struct Grid {
+  int64_t band_rows, bands;
+  int64_t block_channels, blocks;
+  int64_t units, units_per_task;
+  int64_t pitch;             // elements between planes
+  const int64_t* offsets;    // [k]
+};
+
+template <class T>
+Grid make_grid(const Pass<T>& pass, int64_t* offsets) {
+  const int64_t row_work = max(1, pass.m * pass.k * pass.columns.count), work = row_work * pass.rows.count;
+  int64_t band_rows = pass.rows.count;
+  if (work > kBandWork)
+    band_rows = even_piece(band_rows, max(max(1, kBandWork / row_work), ceil_div(kBandPixels, pass.columns.count)), 1);
+  const int64_t bands = ceil_div(pass.rows.count, band_rows), parts = pass.images * pass.groups * bands;
+  int64_t block_channels = pass.m;
+  if (parts < kTasks && band_rows * row_work > 2 * kTaskWork)
+    block_channels = even_piece(pass.m, ceil_div(pass.m * parts, kTasks), Tile<T>::kRows);
+  const int64_t blocks = ceil_div(pass.m, block_channels);
+  const int64_t unit_work = max(1, band_rows * row_work / blocks);
+  const PlaneAxis& rows = pass.planes.rows;
+  const int64_t plane_rows = pass.in_place() ? rows.source : band_rows + rows.length - pass.rows.count;
+  const int64_t pitch = plane_rows * pass.planes.columns.length;
+  int64_t* next = offsets;
+  for (int64_t channel = 0; channel < pass.planes.channels; ++channel)
+    for (int64_t i = 0; i < pass.row_taps; ++i)
+      for (int64_t j = 0; j < pass.column_taps; ++j) *next++ = tap_offset(pass.planes, channel, i, j, pitch);
+  return {band_rows, bands, block_channels, blocks, parts * blocks, max(1, kTaskWork / unit_work), pitch, offsets};
+}
+
+// A run of valid columns of a tile, and where it goes within a channel of the results.
+struct Segment {
+  int begin, count;
+  int64_t target;
+};
+
+// The results of a unit: [channels][rows][columns], `channel_pitch` and `row_pitch` elements apart.
+template <class T>
+struct Results {
+  T* data;
+  int64_t channel_pitch, row_pitch;
+};
+
+// The segments of the tile at `position` of the gapped rows; returns their number.
+inline int find_segments(int64_t position, int columns, int64_t plane_columns, int64_t out_columns, int64_t row_pitch,
+                         Segment* segments) {
+  int count = 0;
+  for (int at = 0; at < columns;) {
+    const int64_t row = (position + at) / plane_columns, column = (position + at) % plane_columns;
+    const int run = int(min(columns - at, plane_columns - column));
+    const int valid = int(min(run, out_columns - column));
+    if (valid > 0) segments[count++] = {at, valid, row * row_pitch + column};
+    at += run;
+  }
+  return count;
+}
+
+template <class T>
+void put_segment(const T* block, const Segment& segment, T* target, bool accumulate, T bias) {
+  constexpr int kLanes = Vec<T>::size;
+  const Vec<T> added = Vec<T>::broadcast(bias);
+  for (int e = 0; e < segment.count; e += kLanes) {
+    const int count = segment.count - e;
+    const Vec<T> sum = Vec<T>::load(block + segment.begin + e);
+    if (count >= kLanes) {
+      (sum + (accumulate ? Vec<T>::load(target + e) : added)).store(target + e);
+    } else {
+      (sum + (accumulate ? Vec<T>::load(target + e, count) : added)).store(target + e, count);
+    }
+  }
+}
+
+// Channels [channel, channel_end) of a group for `rows` rows of outputs, from planes.
+template <class T>
+void multiply(const Pass<T>& pass, const Grid& grid, int64_t group, int64_t channel, int64_t channel_end, int64_t rows,
+              const T* planes, const Results<T>& results) {
+  constexpr int kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns, kLanes = Vec<T>::size;
+  int64_t plane_columns = pass.planes.columns.length, out_columns = pass.columns.count;
+  if (plane_columns == out_columns && results.row_pitch == out_columns)  // no gaps: one long row
+    plane_columns = out_columns = rows * out_columns, rows = 1;
+  const int64_t positions = (rows - 1) * plane_columns + out_columns;
+  const int64_t depth = even_piece(max(1, pass.k), kDepth, 1);
+  const int64_t height = even_piece(channel_end - channel, kRows, 1);  // no tile of one row left over
+  alignas(64) T block[kRows * kColumns + kLanes];
+  Segment segments[kColumns];
+  for (int64_t p = 0; p == 0 || p < pass.k; p += depth)
+    for (int64_t position = 0; position < positions; position += kColumns) {
+      const int columns = int(min(kColumns, positions - position));
+      const int n_segments =
+          find_segments(position, columns, plane_columns, out_columns, results.row_pitch, segments);
+      for (int64_t o = channel; o < channel_end; o += height) {
+        const int tile_rows = int(min(height, channel_end - o));
+        FASTNN_LEVEL::gemm_outer_tile(
+            OuterTile<T>{pass.weights + (group * pass.m + o) * pass.k + p, pass.k, 1, planes + position,
+                         grid.offsets + p, min(depth, pass.k - p), tile_rows,
+                         kMaskedLoads ? columns : int(ceil_div(columns, kLanes) * kLanes)},
+            block);
+        for (int r = 0; r < tile_rows; ++r) {
+          const T bias = pass.bias ? pass.bias[group * pass.m + o + r] : T(0);
+          T* target = results.data + (o - channel + r) * results.channel_pitch;
+          for (int s = 0; s < n_segments; ++s)
+            put_segment(block + r * kColumns, segments[s], target + segments[s].target, p > 0, bias);
+        }
+      }
+    }
+}
+
+// Rounds and spreads dense results [channels][rows][columns] to their places in the output.
+template <class T>
+void deliver(const Pass<T>& pass, const T* results, int64_t channels, int64_t rows, char* out) {
+  const int64_t size = int64_t(item_size(pass.out_dtype));
+  const int64_t row_step = pass.rows.step * pass.columns.size, columns = pass.columns.count;
+  for (int64_t c = 0; c < channels; ++c, out += pass.rows.size * pass.columns.size * size) {
+    if (columns == 1) {
+      FASTNN_LEVEL::store_row(out, pass.out_dtype, row_step, results, rows);
+      results += rows;
+      continue;
+    }
+    for (int64_t r = 0; r < rows; ++r, results += columns)
+      FASTNN_LEVEL::store_row(out + r * row_step * size, pass.out_dtype, pass.columns.step, results, columns);
+  }
+}
+
+template <class T>
+void run_unit(const Pass<T>& pass, const Grid& grid, int64_t unit) {
+  const int64_t channel = unit % grid.blocks * grid.block_channels, rest = unit / grid.blocks;
+  const int64_t channel_end = min(channel + grid.block_channels, pass.m);
+  const int64_t row = rest % grid.bands * grid.band_rows, image_group = rest / grid.bands;
+  const int64_t rows = min(grid.band_rows, pass.rows.count - row), halo = pass.planes.rows.length - pass.rows.count;
+  const int64_t channels = channel_end - channel, group = image_group % pass.groups;
+
+  const int64_t plane_elements =
+      pass.in_place() ? 0 : ceil_div(pass.planes.plane_count() * grid.pitch, 16) * 16 + Tile<T>::kColumns;
+  const int64_t result_elements = pass.direct_output() ? 0 : channels * rows * pass.columns.count;
+  T* scratch =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(plane_elements + result_elements) * sizeof(T)));
+  const T* planes = scratch;
+  const int64_t first_channel = image_group * pass.planes.channels;
+  if (pass.in_place()) {
+    planes = reinterpret_cast<const T*>(pass.planes.source_channel(first_channel)) + row * pass.planes.columns.length;
+  } else if (pass.k > 0) {
+    copy_planes(pass.planes, first_channel, row, row + rows + halo, scratch, grid.pitch);
+  }
+
+  const int64_t out_plane = pass.rows.size * pass.columns.size;
+  char* out = pass.out + ((image_group * pass.m + channel) * out_plane +
+                          (pass.rows.first + row * pass.rows.step) * pass.columns.size + pass.columns.first) *
+                             int64_t(item_size(pass.out_dtype));
+  if (pass.direct_output())
+    return multiply(pass, grid, group, channel, channel_end, rows, planes,
+                    Results<T>{reinterpret_cast<T*>(out), out_plane, pass.columns.size});
+  T* results = scratch + plane_elements;
+  multiply(pass, grid, group, channel, channel_end, rows, planes,
+           Results<T>{results, rows * pass.columns.count, pass.columns.count});
+  deliver(pass, results, channels, rows, out);
+}
+
+template <class T>
+void run_pass(const Pass<T>& pass, int64_t* offsets) {
+  const Grid grid = make_grid(pass, offsets);
+  parallel_for(grid.units, grid.units_per_task, [&](int64_t begin, int64_t end) {
+    for (int64_t unit = begin; unit < end; ++unit) run_unit(pass, grid, unit);
+  });
+}
+
+// What the calling thread prepares for all tasks: `count` elements of T after `n_offsets` offsets.
+template <class T>
+struct Shared {
+  int64_t* offsets;
+  T* elements;
+
+  Shared(int64_t n_offsets, int64_t count) {
+    const int64_t offset_bytes = ceil_div(n_offsets * 8, 64) * 64;
+    char* memory = static_cast<char*>(
+        thread_scratch(Scratch::OperationShared, size_t(offset_bytes + count * int64_t(sizeof(T)))));
+    offsets = reinterpret_cast<int64_t*>(memory);
+    elements = reinterpret_cast<T*>(memory + offset_bytes);
+  }
+};
+
+// ------------------------------------------------------------------------------------- forward
+
+template <class T>
+void forward_typed(const ConvArgs& args) {
+  const ConvAxis &h = args.height, &w = args.width;
+  const int64_t filters = args.groups * args.out_channels, k = args.in_channels * h.kernel * w.kernel;
+  const bool cast = args.dtype != dtype_of<T>();
+  const Shared<T> shared(k, cast ? filters * k + filters : 0);
+  const T* weights = static_cast<const T*>(args.weight);
+  const T* bias = static_cast<const T*>(args.bias);
+  if (cast) {
+    T* widened_bias = shared.elements + filters * k;
+    FASTNN_LEVEL::load_row(shared.elements, args.weight, args.dtype, 1, filters * k);
+    if (args.bias) FASTNN_LEVEL::load_row(widened_bias, args.bias, args.dtype, 1, filters);
+    weights = shared.elements;
+    bias = args.bias ? widened_bias : nullptr;
+  }
+  const Planes planes{static_cast<const char*>(args.x), args.dtype, args.in_channels,
+                      plane_axis(h.input, h.stride, h.padding, h.dilation, h.kernel, h.output),
+                      plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output)};
+  run_pass(Pass<T>{args.images, args.groups, args.out_channels, k, weights, bias, planes, h.kernel, w.kernel,
+                   static_cast<char*>(args.out), args.dtype, {h.output, 0, 1, h.output}, {w.output, 0, 1, w.output}},
+           shared.offsets);
+}
+
+// ---------------------------------------------------------------------------------- input grad
+
+// Along one axis: the input positions first, first + stride, ... take their gradients from the taps
+// tap, tap + period, ..., `taps` of them, applied in reverse order to dy.
+struct GradPhase {
+  OutputAxis out;
+  PlaneAxis plane;
+  int64_t tap, period, taps;
+
+  int64_t kernel_index(int64_t reversed_tap) const { return tap + period * (taps - 1 - reversed_tap); }
+};
+
+GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
+  const int64_t shared_factor = gcd(axis.stride, axis.dilation), period = axis.stride / shared_factor;
+  const int64_t residue = (first + axis.padding) % axis.stride, quotient = (first + axis.padding) / axis.stride;
+  const int64_t count = ceil_div(axis.input - first, axis.stride);
+  int64_t tap = 0;
+  while (tap < axis.kernel && tap < period && tap * axis.dilation % axis.stride != residue) ++tap;
+  const bool found = tap < axis.kernel && tap < period;
+  const int64_t taps = found ? ceil_div(axis.kernel - tap, period) : 0, dilation = axis.dilation / shared_factor;
+  const int64_t reach = found ? (tap * axis.dilation - residue) / axis.stride + (taps - 1) * dilation : 0;
+  return {{axis.input, first, axis.stride, count},
+          plane_axis(axis.output, 1, reach - quotient, dilation, max(1, taps), count),
+          tap, period, taps};
+}
+
+// weight[o, i, taps of the phase] as [group][i][o, taps in reverse].
+template <class T>
+void swap_channels(const ConvArgs& args, const GradPhase& rows, const GradPhase& columns, T* out) {
+  const int64_t taps = rows.taps * columns.taps, kernel = args.height.kernel * args.width.kernel;
+  const int64_t size = int64_t(item_size(args.dtype));
+  parallel_for(args.groups * args.in_channels, max(1, 65536 / max(1, args.out_channels * taps)),
+               [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t group = row / args.in_channels, i = row % args.in_channels;
+      for (int64_t a = 0; a < rows.taps; ++a)
+        for (int64_t b = 0; b < columns.taps; ++b)
+          for (int64_t o = 0; o < args.out_channels; ++o) {
+            const int64_t filter = (group * args.out_channels + o) * args.in_channels + i;
+            const int64_t index =
+                filter * kernel + rows.kernel_index(a) * args.width.kernel + columns.kernel_index(b);
+            FASTNN_LEVEL::load_row(out + (row * args.out_channels + o) * taps + a * columns.taps + b,
+                                   static_cast<const char*>(args.weight) + index * size, args.dtype, 1, 1);
+          }
+    }
+  });
+}
+
+template <class T>
+void input_grad_phase(const ConvArgs& args, const GradPhase& rows, const GradPhase& columns) {
+  const int64_t k = args.out_channels * rows.taps * columns.taps;
+  const Shared<T> shared(k + args.out_channels, args.groups * args.in_channels * k);
+  swap_channels(args, rows, columns, shared.elements);
+  const Planes planes{static_cast<const char*>(args.dy), args.dtype, args.out_channels, rows.plane, columns.plane};
+  run_pass(Pass<T>{args.images, args.groups, args.in_channels, k, shared.elements, nullptr, planes, rows.taps,
+                   columns.taps, static_cast<char*>(args.out), args.dtype, rows.out, columns.out},
+           shared.offsets);
+}
+
+template <class T>
+void input_grad_typed(const ConvArgs& args) {
+  const ConvAxis &h = args.height, &w = args.width;
+  for (int64_t row = 0; row < min(h.stride, h.input); ++row)
+    for (int64_t column = 0; column < min(w.stride, w.input); ++column)
+      input_grad_phase<T>(args, grad_phase(h, row), grad_phase(w, column));
+}
+
+void forward(const ConvArgs& args) {
+  return args.dtype == DType::Float64 ? forward_typed<double>(args) : forward_typed<float>(args);
+}
+void input_grad(const ConvArgs& args) {
+  return args.dtype == DType::Float64 ? input_grad_typed<double>(args) : input_grad_typed<float>(args);
+}
+
+}  // namespace
+
+FASTNN_CPU_KERNEL(conv_forward, forward)
+FASTNN_CPU_KERNEL(conv_input_grad, input_grad)
+
+}  // namespace fastnn

@@ -1,0 +1,107 @@
+#include "python/casters.h"
+
+namespace py = pybind11;
+
+namespace fastnn::python {
+namespace {
+
+PyObject* dtype_objects[kDTypeCount] = {};
+
+// The Python object behind fastnn.float32 and its siblings.
+struct DTypeObject {
+  DType dtype;
+};
+
+}  // namespace
+
+PyObject* dtype_object(DType dtype) { return dtype_objects[static_cast<int>(dtype)]; }
+
+bool as_dtype(PyObject* object, DType& dtype) {
+  for (int i = 0; i < kDTypeCount; ++i) {
+    if (dtype_objects[i] != object) continue;
+    dtype = static_cast<DType>(i);
+    return true;
+  }
+  // Python's own types stand for the defaults, as in PyTorch.
+  if (object == reinterpret_cast<PyObject*>(&PyFloat_Type)) return dtype = DType::Float32, true;
+  if (object == reinterpret_cast<PyObject*>(&PyLong_Type)) return dtype = DType::Int64, true;
+  if (object == reinterpret_cast<PyObject*>(&PyBool_Type)) return dtype = DType::Bool, true;
+  return false;
+}
+
+void define_dtypes(py::module_& module) {
+  py::class_<DTypeObject>(module, "dtype", "An element type, such as fastnn.float32.")
+      .def_property_readonly("name", [](const DTypeObject& self) { return dtype_name(self.dtype); })
+      .def_property_readonly("itemsize", [](const DTypeObject& self) { return item_size(self.dtype); })
+      .def_property_readonly("is_floating_point", [](const DTypeObject& self) { return is_floating(self.dtype); })
+      .def_property_readonly("is_signed", [](const DTypeObject& self) {
+        return self.dtype != DType::Bool && self.dtype != DType::UInt8;
+      })
+      .def("__repr__", [](const DTypeObject& self) { return std::string("fastnn.") + dtype_name(self.dtype); })
+      // copy and pickle give the one object back.
+      .def("__reduce__", [](const DTypeObject& self) {
+        return py::make_tuple(py::module_::import("fastnn._C").attr("_dtype"), py::make_tuple(dtype_name(self.dtype)));
+      });
+  for (int i = 0; i < kDTypeCount; ++i) {
+    const auto dtype = static_cast<DType>(i);
+    py::object object = py::cast(DTypeObject{dtype});
+    dtype_objects[i] = object.inc_ref().ptr();
+    module.attr(dtype == DType::Bool ? "bool" : dtype_name(dtype)) = object;
+  }
+  const std::pair<const char*, DType> aliases[] = {{"float", DType::Float32}, {"double", DType::Float64},
+                                                   {"half", DType::Float16},  {"long", DType::Int64},
+                                                   {"int", DType::Int32},     {"short", DType::Int16}};
+  for (const auto& [name, dtype] : aliases) module.attr(name) = py::handle(dtype_object(dtype));
+  module.def("_dtype", [](const std::string& name) {
+    for (int i = 0; i < kDTypeCount; ++i)
+      if (name == dtype_name(static_cast<DType>(i))) return py::reinterpret_borrow<py::object>(dtype_objects[i]);
+    fail("dtype: unknown name '", name, "'");
+  });
+}
+
+int64_t as_int(PyObject* object, const char* what) {
+  PyObject* index = PyNumber_Index(object);
+  if (!index) {
+    PyErr_Clear();
+    fail<TypeError>(what, ": expected an int, got ", Py_TYPE(object)->tp_name);
+  }
+  int overflow = 0;
+  const long long value = PyLong_AsLongLongAndOverflow(index, &overflow);
+  Py_DECREF(index);
+  check(overflow == 0, what, ": the int does not fit 64 bits");
+  return value;
+}
+
+bool as_dims(PyObject* object, Dims& dims) {
+  if (PyLong_Check(object)) {
+    dims = Dims{as_int(object, "size")};
+    return true;
+  }
+  if (!PyTuple_Check(object) && !PyList_Check(object)) {
+    if (PyIndex_Check(object) && !is_tensor(object)) {
+      dims = Dims{as_int(object, "size")};
+      return true;
+    }
+    return false;
+  }
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(object);
+  dims = Dims();
+  for (Py_ssize_t i = 0; i < n; ++i) dims.push_back(as_int(PySequence_Fast_GET_ITEM(object, i), "sizes"));
+  return true;
+}
+
+Dims dims_from_args(const py::args& args) {
+  Dims dims;
+  PyObject* source = args.ptr();
+  if (args.size() == 1 && (PyTuple_Check(args[0].ptr()) || PyList_Check(args[0].ptr()))) source = args[0].ptr();
+  if (!as_dims(source, dims)) fail<TypeError>("expected ints or one sequence of ints");
+  return dims;
+}
+
+PyObject* tuple_from_dims(const Dims& dims) {
+  PyObject* tuple = PyTuple_New(dims.size());
+  for (int i = 0; tuple && i < dims.size(); ++i) PyTuple_SET_ITEM(tuple, i, PyLong_FromLongLong(dims[i]));
+  return tuple;
+}
+
+}  // namespace fastnn::python

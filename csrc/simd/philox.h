@@ -1,0 +1,93 @@
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3"): a bijection of 128-bit
+// counters under a 64-bit key, and the conversions of its words to numbers.
+//
+// A stream is (seed, offset): the key is the seed, the counter holds the offset in its high half and the
+// block number in its low half. Word w of a stream is word w % 4 of block w / 4, so that it depends on
+// nothing else, and a stream is 2^66 words long.
+//
+// Every product that meets a sum below is exact, so fused and separate arithmetic agree: the same bits at
+// every CPU level.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "simd/half.h"
+
+namespace fastnn {
+namespace {
+
+FASTNN_HD inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uint32_t& c3, uint32_t k0, uint32_t k1) {
+  const uint64_t product0 = uint64_t(0xD2511F53u) * c0;
+  const uint64_t product1 = uint64_t(0xCD9E8D57u) * c2;
+  c0 = uint32_t(product1 >> 32) ^ c1 ^ k0;
+  c1 = uint32_t(product1);
+  c2 = uint32_t(product0 >> 32) ^ c3 ^ k1;
+  c3 = uint32_t(product0);
+}
+
+// `lanes` consecutive blocks, words[4 * lane + i]. Written over lanes so that compilers vectorise it.
+template <int lanes>
+FASTNN_HD inline void philox_blocks(uint64_t seed, uint64_t offset, uint64_t first_block, uint32_t* words) {
+  uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
+  for (int lane = 0; lane < lanes; ++lane) {
+    const uint64_t block = first_block + uint64_t(lane);
+    c0[lane] = uint32_t(block);
+    c1[lane] = uint32_t(block >> 32);
+    c2[lane] = uint32_t(offset);
+    c3[lane] = uint32_t(offset >> 32);
+  }
+  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
+  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
+    for (int lane = 0; lane < lanes; ++lane) philox_round(c0[lane], c1[lane], c2[lane], c3[lane], k0, k1);
+  for (int lane = 0; lane < lanes; ++lane) {
+    words[4 * lane] = c0[lane];
+    words[4 * lane + 1] = c1[lane];
+    words[4 * lane + 2] = c2[lane];
+    words[4 * lane + 3] = c3[lane];
+  }
+}
+
+FASTNN_HD inline uint64_t join_words(uint32_t low, uint32_t high) { return uint64_t(high) << 32 | low; }
+
+// [0, 1) with as many bits as a type's mantissa holds: rounding to it cannot give 1.
+FASTNN_HD inline float uniform_float(uint32_t word, int mantissa_bits) {
+  return float(word >> (32 - mantissa_bits)) * (1.0f / float(1u << mantissa_bits));
+}
+FASTNN_HD inline double uniform_double(uint64_t word) { return double(word >> 11) * 0x1p-53; }
+
+// Two independent standard normal numbers from u in (0, 1] and v in [0, 1): Box-Muller.
+FASTNN_HD inline void box_muller(double u, double v, double* z0, double* z1) {
+  const double radius = ::sqrt(-2.0 * ::log(u));
+  const double angle = 6.283185307179586 * v;
+  *z0 = radius * ::cos(angle);
+  *z1 = radius * ::sin(angle);
+}
+FASTNN_HD inline void normal_pair(uint32_t word0, uint32_t word1, float* z) {
+  double z0, z1;
+  box_muller((double(word0) + 1.0) * 0x1p-32, double(word1) * 0x1p-32, &z0, &z1);
+  z[0] = float(z0);
+  z[1] = float(z1);
+}
+FASTNN_HD inline void normal_pair(uint64_t word0, uint64_t word1, double* z) {
+  box_muller(uniform_double(word0) + 0x1p-53, uniform_double(word1), z, z + 1);
+}
+
+// a + b u. In float the product of two 24-bit numbers is exact in double.
+FASTNN_HD inline float scale_shift(float u, double a, double b) {
+  return float(double(float(b)) * double(u) + double(float(a)));
+}
+FASTNN_HD inline double scale_shift(double u, double a, double b) { return ::fma(b, u, a); }
+
+// [0, range) by the high half of a 128-bit product; the bias is below range / 2^64. Range 0 means 2^64.
+FASTNN_HD inline uint64_t bounded(uint64_t word, uint64_t range) {
+  if (range == 0) return word;
+#ifdef __CUDA_ARCH__
+  return __umul64hi(word, range);
+#else
+  return uint64_t((static_cast<unsigned __int128>(word) * range) >> 64);
+#endif
+}
+
+}  // namespace
+}  // namespace fastnn

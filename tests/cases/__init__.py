@@ -1,0 +1,15 @@
+"""The one table of cases: tests of values, gradients, strides, threads and messages, and the races, come from it."""
+
+from cases import conv, copy, create, elementwise, index, loss, matmul, pool, reduce, softmax
+from cases.case import Case
+
+FAMILIES = (elementwise, copy, create, reduce, matmul, conv, pool, softmax, loss, index)
+
+CASES: list[Case] = []
+for _module in FAMILIES:
+    for _case in _module.CASES:
+        _case.family = _module.__name__.removeprefix("cases.")
+        CASES.append(_case)
+
+BY_NAME = {case.name: case for case in CASES}
+assert len(BY_NAME) == len(CASES), "two cases share a name"

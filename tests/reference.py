@@ -1,0 +1,325 @@
+"""The slow truth: every operation that numpy lacks, in float64, as a formula or a loop anyone can check."""
+
+import math
+from itertools import product
+
+import numpy as np
+
+Array = np.ndarray
+
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def round_to_bfloat16(x: Array) -> Array:
+    """Nearest bfloat16, ties to even, as float64: the upper 16 bits of the float32."""
+    bits = np.asarray(x, np.float32).view(np.uint32)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return np.where(np.isnan(x), np.nan, rounded).astype(np.float64)
+
+
+# ---- activations ----------------------------------------------------------------------------------
+
+
+def sigmoid(x: Array) -> Array:
+    e = np.exp(-np.abs(x))
+    return np.where(x < 0, e / (1 + e), 1 / (1 + e))
+
+
+def logsigmoid(x: Array) -> Array:
+    return np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x)))
+
+
+def relu(x: Array) -> Array:
+    return np.maximum(x, 0)
+
+
+def leaky_relu(x: Array, negative_slope: float = 0.01) -> Array:
+    return np.where(x > 0, x, negative_slope * x)
+
+
+def elu(x: Array, alpha: float = 1.0) -> Array:
+    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
+
+
+def selu(x: Array) -> Array:
+    return 1.0507009873554804934193349852946 * elu(x, 1.6732632423543772848170429916717)
+
+
+def celu(x: Array, alpha: float = 1.0) -> Array:
+    return np.maximum(x, 0) + np.minimum(alpha * np.expm1(np.minimum(x, 0) / alpha), 0)
+
+
+def gelu(x: Array, approximate: str = "none") -> Array:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return 0.5 * x * (1 + erf(x / math.sqrt(2)))
+
+
+def silu(x: Array) -> Array:
+    return x * sigmoid(x)
+
+
+def softplus(x: Array, beta: float = 1.0, threshold: float = 20.0) -> Array:
+    return np.where(beta * x > threshold, x, np.log1p(np.exp(np.minimum(beta * x, threshold))) / beta)
+
+
+def mish(x: Array) -> Array:
+    return x * np.tanh(np.logaddexp(0, x))
+
+
+def hardsigmoid(x: Array) -> Array:
+    return np.clip(x / 6 + 0.5, 0, 1)
+
+
+# ---- reductions -----------------------------------------------------------------------------------
+
+
+def logsumexp(x: Array, axis: int, keepdims: bool = False) -> Array:
+    top = np.max(x, axis, keepdims=True)
+    top = np.where(np.isfinite(top), top, 0)
+    y = np.log(np.sum(np.exp(x - top), axis, keepdims=True)) + top
+    return y if keepdims else np.squeeze(y, axis)
+
+
+def softmax(x: Array, axis: int) -> Array:
+    e = np.exp(x - np.max(x, axis, keepdims=True))
+    return e / np.sum(e, axis, keepdims=True)
+
+
+def log_softmax(x: Array, axis: int) -> Array:
+    return x - logsumexp(x, axis, keepdims=True)
+
+
+def norm(x: Array, p: float = 2, axis: int | None = None, keepdims: bool = False) -> Array:
+    magnitude = np.abs(x)
+    if p == math.inf:
+        return np.max(magnitude, axis, keepdims=keepdims)
+    if p == -math.inf:
+        return np.min(magnitude, axis, keepdims=keepdims)
+    if p == 0:
+        return np.sum(magnitude != 0, axis, keepdims=keepdims).astype(np.float64)
+    return np.sum(magnitude**p, axis, keepdims=keepdims) ** (1 / p)
+
+
+# ---- convolution and pooling: loops over output positions ------------------------------------------
+
+
+def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def conv2d(x: Array, w: Array, b: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Array:
+    """y[n, o, i, j] = b[o] + sum over c, p, q of w[o, c, p, q] x[n, group(o) + c, i s + p d - pad, ...]."""
+    (n, _, _, _), (n_out, n_in, kh, kw) = x.shape, w.shape
+    (sh, sw), (dh, dw) = _pair(stride), _pair(dilation)
+    if padding == "same":
+        amounts = [(d * (k - 1) // 2, d * (k - 1) - d * (k - 1) // 2) for d, k in ((dh, kh), (dw, kw))]
+    else:
+        amounts = [(p, p) for p in _pair(0 if padding == "valid" else padding)]
+    x = np.pad(x, ((0, 0), (0, 0), *amounts))
+    height = (x.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    width = (x.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    y = np.zeros((n, n_out, height, width)) if b is None else np.tile(b.reshape(1, -1, 1, 1), (n, 1, height, width))
+    for o, p, q in product(range(n_out), range(kh), range(kw)):
+        first = o // (n_out // groups) * n_in
+        rows = slice(p * dh, p * dh + (height - 1) * sh + 1, sh)
+        columns = slice(q * dw, q * dw + (width - 1) * sw + 1, sw)
+        for c in range(n_in):
+            y[:, o] += w[o, c, p, q] * x[:, first + c, rows, columns]
+    return y
+
+
+def conv1d(x: Array, w: Array, b: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Array:
+    step, rate = np.atleast_1d(stride)[0], np.atleast_1d(dilation)[0]
+    pad = padding if isinstance(padding, str) else (0, int(np.atleast_1d(padding)[0]))
+    return conv2d(x[:, :, None], w[:, :, None], b, (1, int(step)), pad, (1, int(rate)), groups)[:, :, 0]
+
+
+def _windows(size: int, kernel: int, stride: int | None, padding: int, dilation: int, ceil_mode: bool) -> list[Array]:
+    """The positions of every window along one axis, padding included: they may lie outside [0, size)."""
+    stride = stride or kernel
+    span = size + 2 * padding - dilation * (kernel - 1) - 1
+    count = (-(-span // stride) if ceil_mode else span // stride) + 1
+    if ceil_mode and (count - 1) * stride >= size + padding:  # a last window must not start in the padding
+        count -= 1
+    return [i * stride - padding + dilation * np.arange(kernel) for i in range(count)]
+
+
+def _inside(positions: Array, size: int) -> Array:
+    return positions[(positions >= 0) & (positions < size)]
+
+
+def max_pool2d(x: Array, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    (kh, kw), (ph, pw), (dh, dw) = _pair(kernel), _pair(padding), _pair(dilation)
+    sh, sw = (None, None) if stride is None else _pair(stride)
+    (height, width), lead = x.shape[-2:], x.shape[:-2]
+    rows = _windows(height, kh, sh, ph, dh, ceil_mode)
+    columns = _windows(width, kw, sw, pw, dw, ceil_mode)
+    y, where = np.empty((*lead, len(rows), len(columns))), np.empty((*lead, len(rows), len(columns)), np.int64)
+    for i, j in product(range(len(rows)), range(len(columns))):
+        r, c = _inside(rows[i], height), _inside(columns[j], width)
+        window = x[..., r[:, None], c[None, :]].reshape(*lead, len(r) * len(c))
+        best = np.argmax(window, -1)  # the first of equal ones; a NaN wins
+        y[..., i, j] = np.take_along_axis(window, best[..., None], -1)[..., 0]
+        where[..., i, j] = (r[:, None] * width + c[None, :]).ravel()[best]
+    return (y, where) if return_indices else y
+
+
+def avg_pool2d(x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+    (kh, kw), (ph, pw) = _pair(kernel), _pair(padding)
+    sh, sw = (None, None) if stride is None else _pair(stride)
+    height, width = x.shape[-2:]
+    rows, columns = _windows(height, kh, sh, ph, 1, ceil_mode), _windows(width, kw, sw, pw, 1, ceil_mode)
+    y = np.empty((*x.shape[:-2], len(rows), len(columns)))
+    for i, j in product(range(len(rows)), range(len(columns))):
+        r, c = _inside(rows[i], height), _inside(columns[j], width)
+        # Padding counts, but not what a last window of ceil_mode has beyond the padding.
+        padded = np.sum(rows[i] < height + ph) * np.sum(columns[j] < width + pw)
+        count = divisor_override or (padded if count_include_pad else len(r) * len(c))
+        y[..., i, j] = x[..., r[:, None], c[None, :]].sum((-2, -1)) / count
+    return y
+
+
+def adaptive_pool2d(x: Array, output_size, reduce=np.mean) -> Array:
+    oh, ow = _pair(output_size)
+    height, width = x.shape[-2:]
+    y = np.empty((*x.shape[:-2], oh, ow))
+    for i, j in product(range(oh), range(ow)):
+        window = x[..., i * height // oh : -(-(i + 1) * height // oh), j * width // ow : -(-(j + 1) * width // ow)]
+        y[..., i, j] = reduce(window, axis=(-2, -1))
+    return y
+
+
+def in_one_dimension(pool):
+    """A pooling over (N, C, L) as one over (N, C, 1, L)."""
+
+    def pool1d(x: Array, size, stride=None, padding=0, *rest, **options):
+        pad = (0, padding)
+        y = pool(x[..., None, :], (1, size), None if stride is None else (1, stride), pad, *rest, **options)
+        return tuple(part[..., 0, :] for part in y) if isinstance(y, tuple) else y[..., 0, :]
+
+    return pool1d
+
+
+# ---- losses ---------------------------------------------------------------------------------------
+
+
+def reduced(loss: Array, reduction: str) -> Array:
+    return {"none": lambda: loss, "sum": lambda: np.sum(loss), "mean": lambda: np.mean(loss)}[reduction]()
+
+
+def nll_loss(x: Array, target: Array, weight=None, ignore_index: int = -100, reduction: str = "mean") -> Array:
+    """x (N, C, ...), target (N, ...)."""
+    weight = np.ones(x.shape[1]) if weight is None else weight
+    loss, total = np.zeros(target.shape), 0.0
+    for position in np.ndindex(target.shape):
+        label = target[position]
+        if label == ignore_index:
+            continue
+        loss[position] = -weight[label] * x[(position[0], label, *position[1:])]
+        total += weight[label]
+    return loss.sum() / total if reduction == "mean" else reduced(loss, reduction)
+
+
+def cross_entropy(
+    x: Array, target: Array, weight=None, ignore_index: int = -100, reduction="mean", label_smoothing: float = 0.0
+) -> Array:
+    """Class ids become smoothed probabilities; the mean over ids divides by their weights, over probabilities by N."""
+    n_classes = x.shape[1]
+    weight = np.ones(n_classes) if weight is None else weight
+    if np.issubdtype(target.dtype, np.integer):
+        kept = target != ignore_index
+        hot = np.moveaxis(np.eye(n_classes)[np.where(kept, target, 0)], -1, 1) * np.expand_dims(kept, 1)
+        total = (weight[np.where(kept, target, 0)] * kept).sum()
+        smooth = label_smoothing / n_classes * np.expand_dims(kept, 1)
+    else:
+        hot, total, smooth = target, target.size / n_classes, label_smoothing / n_classes
+    p = (1 - label_smoothing) * hot + smooth
+    loss = -(p * weight.reshape(1, -1, *[1] * (x.ndim - 2)) * log_softmax(x, 1)).sum(1)
+    return loss.sum() / total if reduction == "mean" else reduced(loss, reduction)
+
+
+def huber_loss(x: Array, y: Array, reduction="mean", delta: float = 1.0) -> Array:
+    d = np.abs(x - y)
+    return reduced(np.where(d <= delta, d * d / 2, delta * (d - delta / 2)), reduction)
+
+
+def smooth_l1_loss(x: Array, y: Array, reduction="mean", beta: float = 1.0) -> Array:
+    d = np.abs(x - y)
+    return reduced(np.where(d < beta, d * d / (2 * beta), d - beta / 2), reduction)
+
+
+def binary_cross_entropy(p: Array, y: Array, weight=None, reduction="mean") -> Array:
+    with np.errstate(divide="ignore"):
+        loss = -(y * np.maximum(np.log(p), -100) + (1 - y) * np.maximum(np.log(1 - p), -100))
+    return reduced(loss if weight is None else weight * loss, reduction)
+
+
+def binary_cross_entropy_with_logits(x: Array, y: Array, weight=None, reduction="mean", pos_weight=None) -> Array:
+    positive = 1.0 if pos_weight is None else pos_weight
+    loss = -(positive * y * logsigmoid(x) + (1 - y) * logsigmoid(-x))
+    return reduced(loss if weight is None else weight * loss, reduction)
+
+
+def kl_div(x: Array, y: Array, reduction="mean", log_target: bool = False) -> Array:
+    if log_target:
+        loss = np.exp(y) * (y - x)
+    else:
+        loss = np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - x), -y * x)
+    return loss.sum() / x.shape[0] if reduction == "batchmean" else reduced(loss, reduction)
+
+
+# ---- index ----------------------------------------------------------------------------------------
+
+
+def scatter_add(x: Array, axis: int, index: Array, source: Array) -> Array:
+    y = x.copy()
+    for position in np.ndindex(index.shape):
+        target = list(position)
+        target[axis] = index[position]
+        y[tuple(target)] += source[position]
+    return y
+
+
+def scatter(x: Array, axis: int, index: Array, source: Array | float) -> Array:
+    y = x.copy()
+    for position in np.ndindex(index.shape):
+        target = list(position)
+        target[axis] = index[position]
+        y[tuple(target)] = source if np.isscalar(source) else source[position]
+    return y
+
+
+def gather(x: Array, axis: int, index: Array) -> Array:
+    y = np.empty(index.shape, x.dtype)
+    for position in np.ndindex(index.shape):
+        source = list(position)
+        source[axis] = index[position]
+        y[position] = x[tuple(source)]
+    return y
+
+
+# ---- optimizers: one parameter, one step ------------------------------------------------------------
+
+
+def sgd_step(p, g, momentum_buffer, step, lr, momentum, dampening, weight_decay, nesterov, maximize):
+    g = (-g if maximize else g) + weight_decay * p
+    if momentum:
+        momentum_buffer = g if step == 1 else momentum * momentum_buffer + (1 - dampening) * g
+        g = g + momentum * momentum_buffer if nesterov else momentum_buffer
+    return p - lr * g, momentum_buffer
+
+
+def adam_step(p, g, m, v, v_max, step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize):
+    g = -g if maximize else g
+    if decoupled:
+        p = p - lr * weight_decay * p
+    else:
+        g = g + weight_decay * p
+    m = beta1 * m + (1 - beta1) * g
+    v = beta2 * v + (1 - beta2) * g * g
+    if v_max is not None:
+        v_max = np.maximum(v_max, v)
+    largest = v if v_max is None else v_max
+    p = p - lr * (m / (1 - beta1**step)) / (np.sqrt(largest / (1 - beta2**step)) + eps)
+    return p, m, v, v_max

@@ -1,0 +1,363 @@
+"""Every operation of the table: values, gradients, strides, threads, messages, leaks, and parity with torch."""
+
+import gc
+
+import fastnn
+import numpy as np
+import pytest
+from cases import BY_NAME, CASES
+from cases.case import COMPUTE_ROUNDOFF, SMALLEST_NORMAL, STORAGE_ROUNDOFF, Case, rounded, to_numpy, to_tensor
+from helpers import as_list, assert_close, central_difference, check_values, float_arrays, gradients, layouts, replace
+
+
+def each(wanted=lambda case: True, dtypes=None):
+    """Cases, or pairs of case and dtype."""
+    chosen = [case for case in CASES if wanted(case)]
+    if dtypes is None:
+        return pytest.mark.parametrize("case", chosen, ids=str)
+    pairs = [(case, dtype) for case in chosen for dtype in dtypes(case)]
+    return pytest.mark.parametrize("case, dtype", pairs, ids=[f"{case}-{dtype}" for case, dtype in pairs])
+
+
+def tensors(args, dtype, lib=fastnn):
+    return [to_tensor(lib, a, dtype) for a in args]
+
+
+def floating(results):
+    return [y for y in as_list(results) if y.is_floating_point()]
+
+
+def cotangents(outputs, dtype, lib=fastnn):
+    rng = np.random.default_rng(1)
+    return [to_tensor(lib, np.asarray(rng.uniform(0.5, 1.5, tuple(y.shape))), dtype) for y in outputs]
+
+
+def recorded(case, args, dtype, lib=fastnn):
+    """Arguments with requires_grad on what the case is differentiable in; those tensors apart."""
+    arrays = float_arrays(case, args)
+    leaves = [to_tensor(lib, a, dtype).requires_grad_() for a in arrays]
+    built = list(args)
+    for array, leaf in zip(arrays, leaves, strict=True):
+        built = replace(built, array, leaf)
+    return tensors(built, dtype, lib), leaves
+
+
+def backward_of(case, args, kwargs, dtype, lib=fastnn):
+    """The gradients of a weighted sum of the results, as float64 arrays."""
+    built, leaves = recorded(case, args, dtype, lib)
+    outputs = floating(case.run(lib, *built, **kwargs))
+    return [to_numpy(g) for g in gradients(lib, outputs, leaves, cotangents(outputs, dtype, lib))]
+
+
+def differentiable(case):
+    return case.differentiable is not False and "float64" in case.dtypes
+
+
+# ---- values ---------------------------------------------------------------------------------------
+
+
+@each(dtypes=lambda case: case.dtypes)
+def test_value(case: Case, dtype: str) -> None:
+    for sample in case.samples:
+        check_values(case, case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs), dtype, sample.args, sample.kwargs)
+
+
+@each(lambda case: case.integers, lambda case: case.integers)
+def test_integers(case: Case, dtype: str) -> None:
+    for sample in case.samples:
+        result = case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs)
+        with np.errstate(all="ignore"):
+            expected = as_list(case.reference(*[rounded(a, dtype) for a in sample.args], **sample.kwargs))
+        for got, want in zip(as_list(to_numpy(result)), expected, strict=True):
+            np.testing.assert_array_equal(got, want, err_msg=f"{case} {sample.kwargs}")
+
+
+@each(lambda case: case.specials, lambda case: case.dtypes)
+def test_specials(case: Case, dtype: str) -> None:
+    """NaN, infinities and signed zeros go where numpy sends them."""
+    for sample in case.specials:
+        check_values(case, case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs), dtype, sample.args, sample.kwargs)
+
+
+@pytest.mark.parametrize("name", ["neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "sin", "tanh", "add", "mul", "div"])
+def test_sign_of_zero(name: str) -> None:
+    zeros = [np.array([0.0, -0.0, 0.0, -0.0]), np.array([0.0, 0.0, -0.0, -0.0]) + (1 if name == "div" else 0)]
+    args = zeros[: 1 if BY_NAME[name] in [c for c in CASES if c.family == "elementwise" and len(c.samples[0].args) == 1] else 2]
+    result = to_numpy(BY_NAME[name].run(fastnn, *tensors(args, "float32")))
+    np.testing.assert_array_equal(np.signbit(result), np.signbit(BY_NAME[name].reference(*args)))
+
+
+# ---- gradients ------------------------------------------------------------------------------------
+
+
+@each(differentiable)
+def test_gradient(case: Case) -> None:
+    """Backward against central differences of the forward, in float64."""
+    for sample in case.samples:
+        arrays = float_arrays(case, sample.args)
+        actual = backward_of(case, sample.args, sample.kwargs, "float64")
+        for array, gradient in zip(arrays, actual, strict=True):
+            assert gradient.shape == array.shape, f"{case}: gradient of shape {gradient.shape} for {array.shape}"
+
+            def weighted_sum(moved, array=array, sample=sample):
+                with fastnn.no_grad():
+                    outputs = floating(case.run(fastnn, *tensors(replace(sample.args, array, moved), "float64"), **sample.kwargs))
+                return sum(float((to_numpy(y) * to_numpy(w)).sum()) for y, w in zip(outputs, cotangents(outputs, "float64"), strict=True))
+
+            scale = 1 + abs(weighted_sum(array)) if array.size else 1
+            positions, expected = central_difference(weighted_sum, array)
+            np.testing.assert_allclose(
+                gradient.flat[positions] if array.size else [], expected, rtol=1e-6, atol=2e-8 * scale, err_msg=f"{case} {sample.kwargs}"
+            )
+
+
+@each(differentiable, lambda case: [d for d in case.dtypes if d != "float64"])
+def test_gradient_rounding(case: Case, dtype: str) -> None:
+    """Backward in the smaller types against backward in float64 of the same rounded inputs."""
+    for sample in case.samples:
+        exact = [rounded(a, dtype) for a in sample.args]
+        actual = backward_of(case, exact, sample.kwargs, dtype)
+        built, leaves = recorded(case, exact, "float64")
+        outputs = floating(case.run(fastnn, *built, **sample.kwargs))
+        weights = [w.to(getattr(fastnn, dtype)).double() for w in cotangents(outputs, "float64")]
+        expected = [to_numpy(g) for g in gradients(fastnn, outputs, leaves, weights)]
+        terms = case.terms(*exact, **sample.kwargs) if callable(case.terms) else case.terms
+        for got, want in zip(actual, expected, strict=True):
+            size = np.abs(want).max(initial=0)
+            repeats = np.sqrt(max(terms, 1)) + np.sqrt(max((y.numel() for y in outputs), default=1))
+            tolerance = size * (8 * repeats * COMPUTE_ROUNDOFF[dtype] + 8 * STORAGE_ROUNDOFF[dtype]) + SMALLEST_NORMAL[dtype]
+            assert_close(got, want, tolerance, dtype, f"{case} {sample.kwargs} gradient")
+
+
+@each(differentiable)
+def test_second_gradient(case: Case) -> None:
+    """The gradient of the gradient is right, or a RuntimeError says that there is none."""
+    sample = case.samples[0]
+    arrays = float_arrays(case, sample.args)
+
+    def first_gradient(args, create_graph=False):
+        built, leaves = recorded(case, args, "float64")
+        outputs = floating(case.run(fastnn, *built, **sample.kwargs))
+        return leaves, gradients(fastnn, outputs, leaves, cotangents(outputs, "float64"), create_graph)
+
+    def weighted_sum(args):
+        _, grads = first_gradient(args)
+        return sum(float((to_numpy(g) * to_numpy(w)).sum()) for g, w in zip(grads, cotangents(grads, "float64"), strict=True))
+
+    try:
+        leaves, grads = first_gradient(sample.args, create_graph=True)
+        second = gradients(fastnn, grads, leaves, cotangents(grads, "float64"))
+    except RuntimeError as refusal:
+        assert "create_graph" in str(refusal) or "second derivative" in str(refusal), str(refusal)
+        return
+    for array, gradient in zip(arrays, second, strict=True):
+        scale = 1 + abs(weighted_sum(sample.args))
+        positions, expected = central_difference(lambda moved, array=array: weighted_sum(replace(sample.args, array, moved)), array, most=12)
+        np.testing.assert_allclose(to_numpy(gradient).flat[positions], expected, rtol=1e-5, atol=1e-7 * scale, err_msg=str(case))
+
+
+@each(lambda case: case.differentiable is False and "float64" in case.dtypes)
+def test_not_differentiable(case: Case) -> None:
+    """Without a backward there is an error or a result without a history, never a silent zero."""
+    sample = case.samples[0]
+    args = [a.requires_grad_() if hasattr(a, "requires_grad_") and a.is_floating_point() else a for a in tensors(sample.args, "float64")]
+    try:
+        results = as_list(case.run(fastnn, *args, **sample.kwargs))
+    except RuntimeError as refusal:
+        assert case.name in str(refusal)
+        return
+    assert not any(y.requires_grad for y in results if hasattr(y, "requires_grad"))
+
+
+# ---- layouts, methods, in-place forms ---------------------------------------------------------------
+
+
+@each(dtypes=lambda case: case.dtypes)
+def test_strided(case: Case, dtype: str) -> None:
+    """Transposed, stepped, offset and reversed arguments give what contiguous ones give."""
+    for sample in case.samples[:4]:
+        for array in [a for group in sample.args for a in as_list(group) if isinstance(a, np.ndarray)]:
+            for layout, strided in layouts(to_tensor(fastnn, array, dtype)):
+                args = tensors(replace(sample.args, array, strided), dtype)
+                try:
+                    result = case.run(fastnn, *args, **sample.kwargs)
+                except RuntimeError as refusal:  # a view that these strides do not allow says so
+                    assert case.name == "view" and "view" in str(refusal)
+                    continue
+                try:
+                    check_values(case, result, dtype, sample.args, sample.kwargs)
+                except AssertionError as wrong:
+                    raise AssertionError(f"{layout}: {wrong}") from wrong
+
+
+@each(differentiable)
+def test_strided_gradient(case: Case) -> None:
+    for sample in case.samples[:2]:
+        expected = backward_of(case, sample.args, sample.kwargs, "float64")
+        for k, array in enumerate(float_arrays(case, sample.args)):
+            for layout, strided in layouts(to_tensor(fastnn, array, "float64")):
+                if case.name == "view":
+                    continue
+                leaf = strided.detach().requires_grad_()
+                outputs = floating(case.run(fastnn, *tensors(replace(sample.args, array, leaf), "float64"), **sample.kwargs))
+                (gradient,) = gradients(fastnn, outputs, [leaf], cotangents(outputs, "float64"))
+                np.testing.assert_allclose(to_numpy(gradient), expected[k], rtol=1e-12, atol=1e-13, err_msg=f"{case} {layout}")
+
+
+@each(differentiable)
+def test_expanded(case: Case) -> None:
+    """An argument with a stride of 0: the value of its copy, and a gradient that adds up over the repeats."""
+    sample = case.samples[0]
+    for array in float_arrays(case, sample.args):
+        if array.ndim == 0 or array.shape[0] < 2:
+            continue
+        results, sums = [], []
+        for make in (lambda x: x, lambda x: x.contiguous()):
+            leaf = to_tensor(fastnn, array[:1], "float64").requires_grad_()
+            args = tensors(replace(sample.args, array, make(leaf.expand(*array.shape))), "float64")
+            outputs = floating(case.run(fastnn, *args, **sample.kwargs))
+            results.append([to_numpy(y) for y in outputs])
+            sums.append(to_numpy(gradients(fastnn, outputs, [leaf], cotangents(outputs, "float64"))[0]))
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-13, atol=1e-14, err_msg=str(case))
+        np.testing.assert_allclose(*sums, rtol=1e-12, atol=1e-13, err_msg=str(case))
+
+
+@each(lambda case: case.call is None and not case.path and hasattr(fastnn.Tensor, case.name) and case.family != "create")
+def test_method(case: Case) -> None:
+    """x.name(...) is name(x, ...)."""
+    for sample in case.samples[:3]:
+        first, *rest = tensors(sample.args, case.dtypes[0] if case.dtypes else "int64")
+        if not isinstance(first, fastnn.Tensor):
+            continue
+        by_method = as_list(getattr(first, case.name)(*rest, **sample.kwargs))
+        by_function = as_list(case.run(fastnn, first, *rest, **sample.kwargs))
+        for one, other in zip(by_method, by_function, strict=True):
+            np.testing.assert_array_equal(to_numpy(one), to_numpy(other))
+
+
+@each(lambda case: case.inplace)
+def test_inplace(case: Case) -> None:
+    """x.name_(...) changes x itself into name(x, ...), with the same gradient, and counts a version."""
+    for sample in case.samples:
+        args = tensors(sample.args, "float64")
+        expected = case.run(fastnn, *args, **sample.kwargs)
+        if tuple(expected.shape) != tuple(args[0].shape):
+            continue
+        changed = args[0].clone()
+        result = getattr(changed, case.name + "_")(*args[1:], **sample.kwargs)
+        assert result is changed
+        assert changed._version > 0
+        np.testing.assert_array_equal(to_numpy(changed), to_numpy(expected))
+        leaf = args[0].clone().requires_grad_()
+        written = getattr(leaf * 1, case.name + "_")(*args[1:], **sample.kwargs)
+        (actual,) = gradients(fastnn, [written], [leaf], cotangents([written], "float64"))
+        plain = case.run(fastnn, leaf, *args[1:], **sample.kwargs)
+        (wanted,) = gradients(fastnn, [plain], [leaf], cotangents([plain], "float64"))
+        np.testing.assert_allclose(to_numpy(actual), to_numpy(wanted), rtol=1e-14, atol=1e-15)
+
+
+# ---- threads, leaks, messages -----------------------------------------------------------------------
+
+
+@each(lambda case: case.large is not None, lambda case: [d for d in ("float32", "bfloat16") if d in case.dtypes])
+def test_threads_bit_equal(case: Case, dtype: str) -> None:
+    """1, 2 and 4 threads give the same bits, forward and backward."""
+    args, outcomes = case.large(), []
+    for threads in (1, 2, 4):
+        fastnn.set_num_threads(threads)
+        results = [to_numpy(y) for y in as_list(case.run(fastnn, *tensors(args, dtype)))]
+        if differentiable(case):
+            results += backward_of(case, args, {}, dtype)
+        outcomes.append([r.tobytes() for r in results])
+    assert outcomes[0] == outcomes[1], f"{case}: 2 threads differ from 1"
+    assert outcomes[0] == outcomes[2], f"{case}: 4 threads differ from 1"
+
+
+@each()
+def test_no_leak(case: Case) -> None:
+    """Calls, backward passes and errors leave no memory behind."""
+
+    def once() -> None:
+        for sample in case.samples[:2]:
+            dtype = case.dtypes[0] if case.dtypes else "int64"
+            if differentiable(case):
+                backward_of(case, sample.args, sample.kwargs, dtype)
+            else:
+                case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs)
+        for bad in case.errors[:1]:
+            with pytest.raises(bad.kind):
+                case.run(fastnn, *tensors(bad.args, None), **bad.kwargs)
+
+    once()
+    gc.collect()
+    before = fastnn.memory_stats()["allocated"]
+    for _ in range(20):
+        once()
+    gc.collect()
+    assert fastnn.memory_stats()["allocated"] == before
+
+
+ERRORS = [(case, error) for case in CASES for error in case.errors]
+
+
+@pytest.mark.parametrize("case, error", ERRORS, ids=[f"{case}-{i}" for i, (case, _) in enumerate(ERRORS)])
+def test_error(case: Case, error) -> None:
+    """A bad call names the operation and the numbers, and the next good one works."""
+    with pytest.raises(error.kind, match=f"(?s){error.pattern}"):
+        case.run(fastnn, *tensors(error.args, None), **error.kwargs)
+    sample = case.samples[0]
+    case.run(fastnn, *tensors(sample.args, case.dtypes[0] if case.dtypes else "int64"), **sample.kwargs)
+
+
+# ---- torch ------------------------------------------------------------------------------------------
+
+
+def parity(case):
+    return case.torch is not False
+
+
+@pytest.mark.torch
+@each(parity, lambda case: [d for d in (*case.dtypes, *case.integers) if d != "bfloat16"])
+def test_like_torch(case: Case, dtype: str) -> None:
+    """The same shapes, dtypes and values as torch, and in float64 the same gradients."""
+    import torch
+
+    for sample in case.samples:
+        ours = as_list(case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs))
+        theirs = as_list(case.run(torch, *tensors(sample.args, dtype, torch), **sample.kwargs))
+        for y, t in zip(ours, theirs, strict=True):
+            assert str(y.dtype).split(".")[-1] == str(t.dtype).split(".")[-1], f"{case}: {y.dtype}, torch has {t.dtype}"
+            if t.dtype == torch.float32:
+                continue  # two roundings apart: the reference decides
+            if t.is_floating_point():
+                np.testing.assert_allclose(to_numpy(y), to_numpy(t), rtol=1e-11, atol=1e-12, err_msg=str(case))
+            else:
+                np.testing.assert_array_equal(to_numpy(y), to_numpy(t), err_msg=str(case))
+        if dtype == "float64" and differentiable(case):
+            pairs = zip(*[backward_of(case, sample.args, sample.kwargs, dtype, lib) for lib in (fastnn, torch)], strict=True)
+            for ours_gradient, theirs_gradient in pairs:
+                np.testing.assert_allclose(ours_gradient, theirs_gradient, rtol=1e-10, atol=1e-11, err_msg=str(case))
+
+
+# ---- the table itself -------------------------------------------------------------------------------
+
+# Functions of fastnn._C that compute nothing on tensors: questions, modes, memory, exchange.
+NOT_OPERATIONS = {
+    "anomaly_mode", "apply_function", "as_tensor", "asarray", "backward", "compiler", "cpu_level", "cpu_levels",
+    "cuda_device_count", "cuda_is_available", "cuda_synchronize", "cuda_unavailable_reason", "device", "dtype", "empty", "empty_cache",
+    "empty_like", "from_dlpack", "from_numpy", "get_num_threads", "get_rng_state", "gradients", "initial_seed",
+    "is_floating_point", "is_grad_enabled", "is_inference_mode", "is_tensor", "manual_seed", "memory_stats",
+    "num_threads_source", "numel", "promote_types", "reset_peak_memory_stats", "result_type", "set_anomaly_mode",
+    "set_cache_limit", "set_grad_enabled", "set_inference_mode", "set_num_threads", "set_rng_state", "tensor", "detach",
+    "DeviceError", "Generator", "Node", "RemovableHandle", "Tensor",
+}  # fmt: skip
+
+
+def test_every_operation_has_a_case() -> None:
+    """A new name in fastnn._C needs a case, or a place in the list above."""
+    covered = {name for case in CASES for name in (case.name, *case.covers)}
+    covered |= {f"{case.name}_" for case in CASES if case.inplace}
+    exported = {name for name in dir(fastnn._C) if not name.startswith("_") and callable(getattr(fastnn._C, name))}
+    assert sorted(exported - covered - NOT_OPERATIONS) == []
+    assert sorted(NOT_OPERATIONS - exported) == [], "names that are gone"

@@ -1,0 +1,311 @@
+"""Optimizers and schedules against PyTorch, against their formulas, and across a save and a load."""
+
+import math
+
+import numpy as np
+import pytest
+
+import fastnn
+import fastnn.nn.functional as F
+from fastnn import nn, optim
+from fastnn.optim import lr_scheduler
+
+CASES = {
+    "sgd": ("SGD", dict(lr=0.1)),
+    "sgd_momentum": ("SGD", dict(lr=0.05, momentum=0.9)),
+    "sgd_dampening": ("SGD", dict(lr=0.05, momentum=0.8, dampening=0.3, weight_decay=0.01)),
+    "sgd_nesterov": ("SGD", dict(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)),
+    "sgd_maximize": ("SGD", dict(lr=0.01, momentum=0.5, maximize=True)),
+    "adam": ("Adam", dict(lr=0.01)),
+    "adam_decay": ("Adam", dict(lr=0.02, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)),
+    "adam_amsgrad": ("Adam", dict(lr=0.05, amsgrad=True)),
+    "adamw": ("AdamW", dict(lr=0.01)),
+    "adamw_all": ("AdamW", dict(lr=0.03, weight_decay=0.2, amsgrad=True, maximize=True)),
+}
+STEPS = 50
+
+
+def start_values():
+    rng = np.random.default_rng(0)
+    return [rng.normal(size=shape) for shape in ((4, 3), (5,), (2, 1, 3))]
+
+
+def gradients_at(step):
+    rng = np.random.default_rng(100 + step)
+    return [rng.normal(size=shape) + 0.2 for shape in ((4, 3), (5,), (2, 1, 3))]
+
+
+def make_params(dtype=None):
+    return [nn.Parameter(fastnn.tensor(v, dtype=dtype or fastnn.float64)) for v in start_values()]
+
+
+def run(params, optimizer, steps):
+    for step in steps:
+        for p, g in zip(params, gradients_at(step), strict=True):
+            p.grad = fastnn.tensor(g, dtype=p.dtype)
+        optimizer.step()
+
+
+def values_of(params):
+    return [p.detach().numpy().copy() for p in params]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_fifty_steps_equal_torch(name, reference_torch):
+    torch = reference_torch
+    kind, options = CASES[name]
+    ours = make_params()
+    run(ours, getattr(optim, kind)(ours, **options), range(STEPS))
+    theirs = [torch.nn.Parameter(torch.tensor(v)) for v in start_values()]
+    optimizer = getattr(torch.optim, kind)(theirs, **options)
+    for step in range(STEPS):
+        for p, g in zip(theirs, gradients_at(step), strict=True):
+            p.grad = torch.tensor(g)
+        optimizer.step()
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_adam_follows_its_formula_in_float32():
+    (p,) = [nn.Parameter(fastnn.tensor([1.0, -2.0, 0.5]))]
+    optimizer = optim.Adam([p], lr=0.1)
+    x, m, v = np.array([1.0, -2.0, 0.5]), 0, 0
+    for t in range(1, 21):
+        g = 2 * x
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        x = x - 0.1 * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+        optimizer.zero_grad()
+        (p * p).sum().backward()
+        optimizer.step()
+    np.testing.assert_allclose(p.detach().numpy(), x, rtol=0, atol=20 * 20 * 2**-24)
+
+
+def test_full_batch_descent_reaches_the_closed_form_solution():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(40, 3)), rng.normal(size=(40, 1))
+    w = nn.Parameter(fastnn.zeros(3, 1, dtype=fastnn.float64))
+    optimizer = optim.SGD([w], lr=0.3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        F.mse_loss(fastnn.tensor(a) @ w, fastnn.tensor(b)).backward()
+        optimizer.step()
+    np.testing.assert_allclose(w.detach().numpy(), np.linalg.lstsq(a, b, rcond=None)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["sgd_nesterov", "adam_amsgrad", "adamw"])
+def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
+    kind, options = CASES[name]
+    whole = make_params(fastnn.float32)
+    run(whole, getattr(optim, kind)(whole, **options), range(20))
+
+    first = make_params(fastnn.float32)
+    optimizer = getattr(optim, kind)(first, **options)
+    run(first, optimizer, range(8))
+    fastnn.save({"params": [p.detach() for p in first], "optimizer": optimizer.state_dict()}, tmp_path / "run")
+    saved = fastnn.load(tmp_path / "run")
+    second = [nn.Parameter(p) for p in saved["params"]]
+    optimizer = getattr(optim, kind)(second, lr=1.0)
+    optimizer.load_state_dict(saved["optimizer"])
+    run(second, optimizer, range(8, 20))
+    for p, q in zip(values_of(whole), values_of(second), strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_state_dict_has_torch_format_and_loads_torch_state(reference_torch):
+    torch = reference_torch
+    theirs = [torch.nn.Parameter(torch.tensor(v)) for v in start_values()]
+    optimizer = torch.optim.AdamW(theirs, lr=0.01)
+    for p, g in zip(theirs, gradients_at(0), strict=True):
+        p.grad = torch.tensor(g)
+    optimizer.step()
+    state = optimizer.state_dict()
+    for entry in state["state"].values():
+        for name, value in entry.items():
+            entry[name] = fastnn.from_numpy(value.numpy().copy())
+    ours = [nn.Parameter(fastnn.from_numpy(p.detach().numpy().copy())) for p in theirs]
+    loaded = optim.AdamW(ours, lr=0.5)
+    loaded.load_state_dict(state)
+    own = loaded.state_dict()
+    assert own["param_groups"][0]["lr"] == 0.01 and own["param_groups"][0]["params"] == [0, 1, 2]
+    assert own["state"].keys() == state["state"].keys()
+    assert set(own["state"][0]) == set(state["state"][0]) and own["state"][0]["step"] == 1
+
+
+def test_groups_have_their_own_options_and_can_be_added():
+    a, b, c = make_params()
+    optimizer = optim.SGD([{"params": [a], "lr": 1.0}, {"params": b}], lr=0.1)
+    optimizer.add_param_group({"params": [c], "lr": 0.0})
+    before = values_of([a, b, c])
+    run([a, b, c], optimizer, [0])
+    for p, old, g, lr in zip([a, b, c], before, gradients_at(0), (1.0, 0.1, 0.0), strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), old - lr * g, rtol=1e-14)
+    assert "lr: 0.1" in repr(optimizer) and "Parameter Group 2" in repr(optimizer)
+
+
+@pytest.mark.parametrize("name", ["sgd_momentum", "adam"])
+def test_a_parameter_unfrozen_later_counts_from_its_own_start(name, reference_torch):
+    torch = reference_torch
+    kind, options = CASES[name]
+    ours = make_params()
+    theirs = [torch.nn.Parameter(torch.tensor(v)) for v in start_values()]
+    first, second = getattr(optim, kind)(ours, **options), getattr(torch.optim, kind)(theirs, **options)
+    for step in range(6):
+        for i, g in enumerate(gradients_at(step)):
+            if i != 1 or step >= 3:
+                ours[i].grad, theirs[i].grad = fastnn.tensor(g), torch.tensor(g)
+        first.step()
+        second.step()
+    for p, q in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(p.detach().numpy(), q.detach().numpy(), rtol=1e-12)
+
+
+def test_closure_is_recorded_and_its_loss_returned():
+    p = nn.Parameter(fastnn.tensor([3.0]))
+    optimizer = optim.SGD([p], lr=0.5)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (p * p).sum()
+        loss.backward()
+        return loss
+
+    with fastnn.no_grad():
+        assert optimizer.step(closure).item() == 9
+    assert p.item() == 0
+    optimizer.zero_grad(set_to_none=False)
+    assert p.grad.item() == 0
+    optimizer.zero_grad()
+    assert p.grad is None
+
+
+def test_a_step_keeps_bfloat16_parameters_in_bfloat16():
+    p = nn.Parameter(fastnn.ones(4, dtype=fastnn.bfloat16))
+    optimizer = optim.Adam([p], lr=0.5)
+    p.grad = fastnn.ones(4, dtype=fastnn.bfloat16)
+    optimizer.step()
+    assert p.dtype is fastnn.bfloat16
+    np.testing.assert_allclose(p.detach().float().numpy(), 0.5, atol=2**-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "text"),
+    [
+        (lambda p: optim.SGD(p, lr=0.1), TypeError, "single Tensor"),
+        (lambda p: optim.SGD([], lr=0.1), ValueError, "empty"),
+        (lambda p: optim.SGD([p, p], lr=0.1), ValueError, "twice"),
+        (lambda p: optim.SGD([p * 2], lr=0.1), ValueError, "non-leaf"),
+        (lambda p: optim.SGD([3.0], lr=0.1), TypeError, "float"),
+        (lambda p: optim.SGD([p], lr=-1), ValueError, "lr"),
+        (lambda p: optim.SGD([p], lr=math.nan), ValueError, "lr"),
+        (lambda p: optim.SGD([p], nesterov=True), ValueError, "nesterov"),
+        (lambda p: optim.SGD([p], momentum=-0.1), ValueError, "momentum"),
+        (lambda p: optim.Adam([p], betas=(0.9, 1.0)), ValueError, r"betas\[1\]"),
+        (lambda p: optim.Adam([p], eps=-1), ValueError, "eps"),
+        (lambda p: optim.AdamW([p], weight_decay=-1), ValueError, "weight_decay"),
+        (lambda p: optim.Adam([p]).load_state_dict({"state": {}, "param_groups": []}), ValueError, "groups"),
+    ],
+)
+def test_wrong_arguments_raise(make, error, text):
+    with pytest.raises(error, match=text):
+        make(nn.Parameter(fastnn.ones(2)))
+
+
+def test_loading_a_state_of_other_shapes_names_both():
+    p, q = nn.Parameter(fastnn.ones(2)), nn.Parameter(fastnn.ones(3))
+    first, second = optim.Adam([p]), optim.Adam([q])
+    p.grad = fastnn.ones(2)
+    first.step()
+    with pytest.raises(ValueError, match=r"exp_avg has shape \(2,\).*\(3,\)"):
+        second.load_state_dict(first.state_dict())
+    assert second.state == {}
+
+
+# ---- schedules -------------------------------------------------------------------------------------
+
+SCHEDULES = {
+    "step": lambda s, o: s.StepLR(o, 3, 0.5),
+    "multi_step": lambda s, o: s.MultiStepLR(o, [2, 7, 7], 0.3),
+    "exponential": lambda s, o: s.ExponentialLR(o, 0.9),
+    "cosine": lambda s, o: s.CosineAnnealingLR(o, 10, 0.01),
+    "linear": lambda s, o: s.LinearLR(o, 0.2, 0.9, 6),
+    "constant": lambda s, o: s.ConstantLR(o, 0.25, 4),
+    "lambda": lambda s, o: s.LambdaLR(o, lambda epoch: 1 / (1 + epoch)),
+    "lambda_list": lambda s, o: s.LambdaLR(o, [lambda e: 0.9**e, lambda e: 1.0]),
+    "one_cycle": lambda s, o: s.OneCycleLR(o, 0.5, total_steps=20),
+    "one_cycle_linear": lambda s, o: s.OneCycleLR(o, [0.5, 2.0], epochs=4, steps_per_epoch=5, anneal_strategy="linear"),
+    "one_cycle_three": lambda s, o: s.OneCycleLR(o, 0.5, total_steps=20, three_phase=True, pct_start=0.4),
+    "sequential": lambda s, o: s.SequentialLR(
+        o, [s.LinearLR(o, 0.1, 1.0, 4), s.CosineAnnealingLR(o, 9)], milestones=[4]
+    ),
+}
+
+
+def groups_of(package, tensor):
+    return package.SGD([{"params": [tensor(1.0)]}, {"params": [tensor(2.0)], "lr": 0.4}], lr=0.1, momentum=0.9)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_schedule_equals_torch(name, reference_torch):
+    torch = reference_torch
+    ours = groups_of(optim, lambda v: nn.Parameter(fastnn.tensor([v])))
+    theirs = groups_of(torch.optim, lambda v: torch.nn.Parameter(torch.tensor([v])))
+    first, second = SCHEDULES[name](lr_scheduler, ours), SCHEDULES[name](torch.optim.lr_scheduler, theirs)
+    for _ in range(20):
+        for key in ("lr", "momentum"):
+            actual = [group[key] for group in ours.param_groups]
+            expected = [group[key] for group in theirs.param_groups]
+            np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-15)
+        assert first.get_last_lr() == [group["lr"] for group in ours.param_groups]
+        theirs.step()
+        first.step()
+        second.step()
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_plateau_equals_torch(mode, reference_torch):
+    torch = reference_torch
+    ours = groups_of(optim, lambda v: nn.Parameter(fastnn.tensor([v])))
+    theirs = groups_of(torch.optim, lambda v: torch.nn.Parameter(torch.tensor([v])))
+    options = dict(mode=mode, factor=0.5, patience=2, cooldown=1, min_lr=[0.01, 0.0], threshold=0.01)
+    first = lr_scheduler.ReduceLROnPlateau(ours, **options)
+    second = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options)
+    for metric in np.random.default_rng(0).uniform(1, 1.1, 60):
+        first.step(float(metric))
+        second.step(float(metric))
+        assert first.get_last_lr() == [group["lr"] for group in theirs.param_groups]
+    assert first.get_last_lr()[0] == 0.01
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEDULES if "lambda" not in n])
+def test_schedule_resumes_from_its_state(name):
+    def fresh():
+        optimizer = groups_of(optim, lambda v: nn.Parameter(fastnn.tensor([v])))
+        return SCHEDULES[name](lr_scheduler, optimizer)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    for _ in range(12):
+        whole.step()
+    for _ in range(5):
+        first.step()
+    second.load_state_dict(first.state_dict())
+    for _ in range(7):
+        second.step()
+    assert second.get_last_lr() == whole.get_last_lr()
+
+
+def test_schedule_errors():
+    optimizer = groups_of(optim, lambda v: nn.Parameter(fastnn.tensor([v])))
+    with pytest.raises(ValueError, match="total_steps"):
+        lr_scheduler.OneCycleLR(optimizer, 0.1)
+    with pytest.raises(ValueError, match="3 functions for 2"):
+        lr_scheduler.LambdaLR(optimizer, [abs, abs, abs])
+    with pytest.raises(ValueError, match="step_size"):
+        lr_scheduler.StepLR(optimizer, 0)
+    with pytest.raises(ValueError, match="start_factor"):
+        lr_scheduler.LinearLR(optimizer, 0.0)
+    short = lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=2)
+    short.step()
+    short.step()
+    with pytest.raises(ValueError, match="2 steps"):
+        short.step()
