@@ -464,6 +464,8 @@ Tensor pow(const Operand& a, const Operand& b) {
   return differentiable_binary("pow", BinaryOp::pow, a, b, Result::Promoted);
 }
 Tensor pow_(const Tensor& a, const Operand& b) {
+  if (!b.is_tensor() && a.is_floating())
+    return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
   return differentiable_inplace("pow_", BinaryOp::pow, a, b, Result::Promoted);
 }
 
