@@ -158,6 +158,9 @@ def _write_aside(path: Path, write: Callable[[str], None]) -> None:
         write(os.fspath(temporary))
         _sync(temporary)
         os.replace(temporary, target)
+    except safetensors.SafetensorError as error:  # its writer wraps what the system reports
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{target} could not be written: {error}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
