@@ -188,7 +188,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         return _load_shards(file)
     content = file.read_bytes()
     try:
-        entries = safetensors.deserialize(content)
+        entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise ValueError(_why_not(file, content, error)) from None
     metadata = _metadata(file, content)
