@@ -1,7 +1,7 @@
 """The gateway: arrays of other libraries into tensors and back, shared or copied, never silently converted."""
 
-import ctypes
 import gc
+import hashlib
 import weakref
 
 import numpy as np
@@ -112,7 +112,7 @@ def test_array_protocols():
     view = memoryview(tensor.T)
     assert view.shape == (2, 2) and view.strides == (4, 8) and view.format == "f" and view.tolist() == [[1, 3], [2, 4]]
     with pytest.raises(BufferError, match="contiguous"):
-        ctypes.c_char.from_buffer(tensor.T)
+        hashlib.sha256(tensor.T)  # asks for plain bytes
     with pytest.raises(ValueError, match="copy"):
         np.asarray(tensor, dtype=np.float64, copy=False)
 
@@ -210,8 +210,7 @@ def test_read_only_arrays_can_be_read_but_not_written():
         tensor[1:].mul_(2)
     assert not tensor.numpy().flags.writeable
     assert tensor.clone().add_(1).tolist() == [2, 2, 2]
-    with pytest.raises(BufferError):
-        ctypes.c_char.from_buffer(tensor)
+    assert memoryview(tensor).readonly
 
 
 def test_writes_to_a_broadcast_array_are_refused():
@@ -300,8 +299,10 @@ def test_dlpack_old_and_lying_producers():
         fastnn.ones(2, requires_grad=True).__dlpack__()
 
 
-def test_dlpack_with_torch(reference_torch):
-    torch = reference_torch
+@pytest.mark.torch
+def test_dlpack_with_torch():
+    import torch
+
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool):
         source = (torch.arange(12).reshape(3, 4) % 2).to(dtype).T
         tensor = fastnn.from_dlpack(source)
@@ -321,8 +322,10 @@ def test_numpy_refusals():
     assert fastnn.ones(2, requires_grad=True).numpy(force=True).tolist() == [1, 1]
 
 
-def test_bfloat16_and_float16_round_to_nearest_even(reference_torch):
-    torch = reference_torch
+@pytest.mark.torch
+def test_bfloat16_and_float16_round_to_nearest_even():
+    import torch
+
     rng = np.random.default_rng(0)
     bits = rng.integers(0, 2**32, 20000, dtype=np.uint32)
     values = bits.view(np.float32)

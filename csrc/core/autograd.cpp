@@ -75,7 +75,7 @@ void set_anomaly_mode(bool enabled) { anomaly = enabled; }
 bool needs_grad(TensorRefs inputs) {
   if (!grad_mode || inference) return false;
   for (size_t i = 0; i < inputs.size; ++i)
-    if (inputs[i].defined() && inputs[i].requires_grad()) return true;
+    if (inputs[i].defined() && tracks_grad(inputs[i])) return true;
   return false;
 }
 
@@ -121,8 +121,7 @@ void refresh_view(const Tensor& x) {
 
 Edge edge_of(const Tensor& x) {
   Edge edge;
-  if (!x.defined() || !x.impl()->requires_grad) return edge;
-  refresh_view(x);
+  if (!x.defined() || !tracks_grad(x)) return edge;
   AutogradMeta* meta = x.impl()->autograd;
   if (meta && meta->node) {
     edge.node = meta->node;
@@ -134,6 +133,11 @@ Edge edge_of(const Tensor& x) {
 }
 
 }  // namespace
+
+bool tracks_grad(const Tensor& x) {
+  if (x.impl()->autograd) refresh_view(x);
+  return x.impl()->requires_grad;
+}
 
 NodePtr grad_node(const Tensor& x) {
   if (x.impl()->autograd) refresh_view(x);
@@ -156,8 +160,7 @@ void connect(NodePtr node, TensorRefs inputs, const Tensor* outputs, size_t n_ou
   if (anomaly && anomaly_tracer) node->trace = std::make_shared<std::string>(anomaly_tracer());
 }
 
-void connect_view(NodePtr node, const Tensor& x, const Tensor& y) {
-  connect(std::move(node), {x}, &y, 1);
+void remember_base(const Tensor& x, const Tensor& y) {
   AutogradMeta* from = x.impl()->autograd;
   AutogradMeta& meta = autograd_meta(y);
   meta.base = from && from->base.defined() ? from->base : x;
@@ -167,10 +170,11 @@ void connect_view(NodePtr node, const Tensor& x, const Tensor& y) {
 void check_inplace(const char* name, const Tensor& x, TensorRefs others) {
   check_writable(name, x);
   if (!grad_mode || inference) return;
-  const bool leaf = is_leaf(x);
-  check<RuntimeError>(!(x.requires_grad() && leaf), name,
-                      ": a leaf tensor that requires grad cannot be changed in place while gradients are recorded; "
-                      "do it under no_grad()");
+  AutogradMeta* meta = x.impl()->autograd;
+  const Tensor& root = meta && meta->base.defined() ? meta->base : x;
+  check<RuntimeError>(!(root.requires_grad() && is_leaf(root)), name,
+                      ": a leaf tensor that requires grad, or a view of one, cannot be changed in place while "
+                      "gradients are recorded; do it under no_grad()");
   check<RuntimeError>(!needs_grad(others) || x.is_floating(), name, ": a tensor of type ", x.dtype(),
                       " cannot take part in gradients");
 }
@@ -468,7 +472,7 @@ class Engine {
         if (options_.create_graph)
           meta.grad = grad;
         else
-          meta.grad = shared || !grad.is_contiguous() ? clone(grad) : detach(grad);
+          meta.grad = !grad.is_contiguous() ? contiguous(grad) : shared ? clone(grad) : detach(grad);
       } else if (options_.create_graph) {
         meta.grad = add(meta.grad, grad);
       } else {

@@ -235,11 +235,13 @@ std::vector<Tensor> record(const char* name, std::vector<Tensor> ys, TensorRefs 
 // For an operation that has no backward: throws RuntimeError when an input requires a gradient.
 void no_backward(const char* name, TensorRefs inputs);
 
-// Views: like record, and remembers the base, so that in-place operations on y reach x's history.
-void connect_view(NodePtr node, const Tensor& x, const Tensor& y);
+// Views: like record, and y remembers its base, so that in-place operations on y reach x's history,
+// and those on x reach y's. That holds for tensors without history too: a write may give them one.
+void remember_base(const Tensor& x, const Tensor& y);
 template <class F>
 Tensor record_view(const char* name, Tensor y, const Tensor& x, F backward) {
-  if (needs_grad({x})) connect_view(NodePtr(new LambdaNode<F>(name, Differentiable::Yes, std::move(backward))), x, y);
+  record(name, y, {x}, std::move(backward), Differentiable::Yes);
+  if (x.is_floating()) remember_base(x, y);
   return y;
 }
 
@@ -259,6 +261,7 @@ Tensor record_inplace(const char* name, const Tensor& x, TensorRefs inputs, F ba
 }
 
 AutogradMeta& autograd_meta(const Tensor& x);  // makes it when absent
+bool tracks_grad(const Tensor& x);  // requires_grad, brought up to date when x is a view
 bool is_leaf(const Tensor& x);
 NodePtr grad_node(const Tensor& x);  // refreshed when x is a view whose base changed in place
 Tensor grad_of(const Tensor& x);

@@ -150,7 +150,7 @@ class detect_anomaly(_Mode):
         return before
 
 
-def _as_list(tensors: Tensor | Sequence[T]) -> list[Tensor | T]:
+def _as_list(tensors: Tensor | Sequence[Any]) -> list[Any]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
