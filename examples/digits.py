@@ -28,7 +28,7 @@ from fastnn import nn, optim
 from fastnn.utils.data import DataLoader, TensorDataset
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 SEEDS = range(5)
 EPOCHS = 15
@@ -184,10 +184,9 @@ def main():
     print("confusion matrix: rows are the true digits, columns the predicted ones")
     print(confusion_matrix(labels, pooled), "\n")
 
-    equal = reloaded_equals(models[0], splits[0], output / "lenet.safetensors")
-    print(
-        f"saved to {output / 'lenet.safetensors'}; predictions after loading are {'bit-equal' if equal else 'DIFFERENT'}"
-    )
+    saved = output / "lenet.safetensors"
+    equal = reloaded_equals(models[0], splits[0], saved)
+    print(f"saved to {saved}; predictions after loading are {'bit-equal' if equal else 'DIFFERENT'}")
     plot(histories, splits[0], network[0], output / "training.png")
     print(f"training curves and misclassified digits: {output / 'training.png'}")
 

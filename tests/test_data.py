@@ -65,11 +65,14 @@ def wait_until_no_workers():
 def test_every_sample_comes_once_and_in_order(workers):
     loader = DataLoader(Squares(23), batch_size=5, num_workers=workers)
     batches = list(loader)
-    assert [len(b[0]) for b in batches] == [5, 5, 5, 5, 3] and len(loader) == 5
+    assert [len(b[0]) for b in batches] == [5, 5, 5, 5, 3]
+    assert len(loader) == 5
     assert order_of(loader) == list(range(23))
-    assert batches[1][1].tolist() == [25, 36, 49, 64, 81] and batches[1][1].dtype is fastnn.float32
+    assert batches[1][1].tolist() == [25, 36, 49, 64, 81]
+    assert batches[1][1].dtype is fastnn.float32
     short = DataLoader(Squares(23), batch_size=5, num_workers=workers, drop_last=True)
-    assert [len(b[0]) for b in short] == [5] * 4 and len(short) == 4
+    assert [len(b[0]) for b in short] == [5] * 4
+    assert len(short) == 4
 
 
 def test_shuffle_is_decided_by_the_seed_and_not_by_the_workers():
@@ -80,7 +83,8 @@ def test_shuffle_is_decided_by_the_seed_and_not_by_the_workers():
         orders.append((order_of(loader), order_of(loader)))
     assert orders[0] == orders[1] == orders[2]
     first, second = orders[0]
-    assert first != second and sorted(first) == list(range(50)) == sorted(second)
+    assert first != second
+    assert sorted(first) == list(range(50)) == sorted(second)
 
 
 def test_a_generator_is_apart_from_the_global_stream():
@@ -91,7 +95,8 @@ def test_a_generator_is_apart_from_the_global_stream():
     first, second = order_of(loader), order_of(loader)
     assert fastnn.randn(3).tolist() == expected
     again = DataLoader(Squares(20), shuffle=True, generator=fastnn.Generator().manual_seed(3))
-    assert [order_of(again), order_of(again)] == [first, second] and first != second
+    assert [order_of(again), order_of(again)] == [first, second]
+    assert first != second
     assert fastnn.Generator().manual_seed(3).initial_seed() == 3
 
 
@@ -113,7 +118,8 @@ def test_tensor_dataset_gives_rows_and_whole_batches():
 def test_samplers_decide_the_order():
     assert order_of(DataLoader(Squares(9), 2, sampler=[5, 3, 3])) == [5, 3, 3]
     loader = DataLoader(Squares(9), batch_sampler=[[1], [2, 3, 4]])
-    assert [b[0].tolist() for b in loader] == [[1], [2, 3, 4]] and len(loader) == 2
+    assert [b[0].tolist() for b in loader] == [[1], [2, 3, 4]]
+    assert len(loader) == 2
 
 
 def test_subset_split_and_concatenation():
@@ -126,7 +132,9 @@ def test_subset_split_and_concatenation():
     assert [len(s) for s in shares] == [6, 3, 2]
     assert shares[0].indices == random_split(Squares(11), [6, 5], fastnn.Generator().manual_seed(1))[0].indices
     joined = ConcatDataset([Squares(3), Squares(4)])
-    assert len(joined) == 7 and joined[3][0] == 0 and joined[-1][0] == 3
+    assert len(joined) == 7
+    assert joined[3][0] == 0
+    assert joined[-1][0] == 3
     with pytest.raises(IndexError, match="position 7 of 7"):
         joined[7]
     assert Subset(Squares(9), [4, 2])[1][0] == 2
@@ -137,9 +145,12 @@ def test_subset_split_and_concatenation():
 def test_collate_follows_the_structure_of_a_sample():
     pair = namedtuple("pair", "x name")
     batch = default_collate([pair(fastnn.ones(2), "a"), pair(fastnn.zeros(2), "b")])
-    assert isinstance(batch, pair) and batch.name == ["a", "b"] and tuple(batch.x.shape) == (2, 2)
+    assert isinstance(batch, pair)
+    assert batch.name == ["a", "b"]
+    assert tuple(batch.x.shape) == (2, 2)
     batch = default_collate([{"v": np.ones(3, np.float32), "n": 1}, {"v": np.zeros(3, np.float32), "n": 2}])
-    assert tuple(batch["v"].shape) == (2, 3) and batch["n"].tolist() == [1, 2]
+    assert tuple(batch["v"].shape) == (2, 3)
+    assert batch["n"].tolist() == [1, 2]
     with pytest.raises(ValueError, match="different lengths"):
         default_collate([(1, 2), (1,)])
     with pytest.raises(TypeError, match="set"):
@@ -168,11 +179,10 @@ def test_wrong_options_raise(options, text):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_in_a_sample_reaches_the_caller(workers):
     loader = DataLoader(Broken(30), batch_size=5, num_workers=workers)
-    seen = []
+    batches = iter(loader)
+    assert [len(next(batches)[0]) for _ in range(2)] == [5, 5]
     with pytest.raises(OSError, match="sample 13"):
-        for batch in loader:
-            seen.append(len(batch[0]))
-    assert seen == [5, 5]
+        next(batches)
     assert wait_until_no_workers()
 
 

@@ -33,7 +33,7 @@ def digits():
 
 class LeNet(nn.Module):
     def __init__(self):
-        super(LeNet, self).__init__()
+        super().__init__()
         self.conv1 = nn.Conv2d(1, 6, 5)
         self.conv2 = nn.Conv2d(6, 16, 5)
         self.fc1 = nn.Linear(16 * 5 * 5, 120)
@@ -85,9 +85,8 @@ def test_lenet_has_its_size_and_learns_padded_digits(digits):
 
 
 def test_printed_lenet_fails_clearly_on_its_own_image_size():
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((ValueError, RuntimeError), match=r"186624[\s\S]*400|400[\s\S]*186624"):
         PrintedLeNet()(fastnn.randn(1, 1, 224, 224))
-    assert "186624" in str(caught.value).replace(",", "") and "400" in str(caught.value)
 
 
 def test_printed_lenet_on_28_pixels_gives_too_many_rows_and_the_loss_says_so():
@@ -107,7 +106,7 @@ def test_summary_warns_when_the_batch_dimension_changes():
 
 class MLP(nn.Module):
     def __init__(self, n_inputs=1000):
-        super(MLP, self).__init__()
+        super().__init__()
         self.fc1 = nn.Linear(n_inputs, 500)
         self.fc2 = nn.Linear(500, 250)
         self.fc3 = nn.Linear(250, 100)
@@ -154,7 +153,7 @@ def test_mlp_targets_without_their_column_raise():
 
 class Net(nn.Module):
     def __init__(self, n_inputs=784, softmax=False):
-        super(Net, self).__init__()
+        super().__init__()
         self.n_inputs, self.softmax = n_inputs, softmax
         self.fc1 = nn.Linear(n_inputs, 128)
         self.fc2 = nn.Linear(128, 10)
@@ -191,7 +190,8 @@ def test_net_has_its_size_and_learns_with_logits(digits):
     fastnn.manual_seed(0)
     assert count(Net()) == 101_770
     loss, accuracy = trained(Net(64), digits)
-    assert loss < 0.3 and accuracy > 0.93
+    assert loss < 0.3
+    assert accuracy > 0.93
 
 
 def test_net_with_a_second_softmax_cannot_get_below_its_bound(digits):

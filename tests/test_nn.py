@@ -82,7 +82,9 @@ def test_wrong_registrations_raise():
 def test_parameter_is_a_leaf_sharing_memory_and_survives_deepcopy():
     data = fastnn.zeros(3)
     parameter = nn.Parameter(data)
-    assert parameter.requires_grad and parameter.is_leaf and isinstance(parameter, fastnn.Tensor)
+    assert parameter.requires_grad
+    assert parameter.is_leaf
+    assert isinstance(parameter, fastnn.Tensor)
     assert not nn.Parameter(data, requires_grad=False).requires_grad
     data.fill_(2)
     assert array(parameter).tolist() == [2, 2, 2]
@@ -98,7 +100,8 @@ def test_parameter_is_a_leaf_sharing_memory_and_survives_deepcopy():
 
 def test_train_eval_apply_and_requires_grad():
     net = Net()
-    assert net.training and net.eval() is net
+    assert net.training
+    assert net.eval() is net
     assert not any(m.training for m in net.modules())
     assert all(m.training for m in net.train().modules())
     seen = []
@@ -114,10 +117,14 @@ def test_conversion_keeps_parameter_objects_and_integer_buffers():
     scale = net.scale
     net(fastnn.ones(1, 3)).sum().backward()
     net.double()
-    assert net.scale is scale and scale.dtype is fastnn.float64 and scale.grad.dtype is fastnn.float64
-    assert net.mean.dtype is fastnn.float64 and net.count.dtype is fastnn.int64
+    assert net.scale is scale
+    assert scale.dtype is fastnn.float64
+    assert scale.grad.dtype is fastnn.float64
+    assert net.mean.dtype is fastnn.float64
+    assert net.count.dtype is fastnn.int64
     assert net.to(fastnn.bfloat16).scale.dtype is fastnn.bfloat16
-    assert net.float().scale.dtype is fastnn.float32 and net.to("cpu") is net
+    assert net.float().scale.dtype is fastnn.float32
+    assert net.to("cpu") is net
     net.zero_grad()
     assert scale.grad is None
 
@@ -164,7 +171,8 @@ def test_load_reports_everything_at_once_and_changes_nothing():
 def test_load_not_strict_forgives_names_but_not_shapes():
     net = Net()
     result = net.load_state_dict({"scale": fastnn.zeros(3), "extra": fastnn.zeros(1)}, strict=False)
-    assert result.unexpected_keys == ["extra"] and "mean" in result.missing_keys
+    assert result.unexpected_keys == ["extra"]
+    assert "mean" in result.missing_keys
     assert array(net.scale).tolist() == [0, 0, 0]
     with pytest.raises(RuntimeError, match="wrong shape"):
         net.load_state_dict({"scale": fastnn.zeros(4)}, strict=False)
@@ -185,7 +193,8 @@ def test_load_copies_into_another_dtype_and_assign_takes_the_tensor():
     assert layer.weight.dtype is fastnn.float64
     state = {"weight": fastnn.ones(2, 2), "bias": fastnn.ones(2)}
     layer.load_state_dict(state, assign=True)
-    assert layer.weight.dtype is fastnn.float32 and isinstance(layer.weight, nn.Parameter)
+    assert layer.weight.dtype is fastnn.float32
+    assert isinstance(layer.weight, nn.Parameter)
     state["weight"].fill_(5)
     assert layer.weight[0, 0].item() == 5
 
@@ -202,9 +211,13 @@ def test_state_dict_shares_memory_unless_kept_as_parameters():
 
 def test_sequential_is_a_list_of_modules_by_position_or_name():
     net = nn.Sequential(OrderedDict(first=nn.Linear(2, 3), act=nn.ReLU()))
-    assert list(net.state_dict()) == ["first.weight", "first.bias"] and net.first is net[0] and len(net) == 2
+    assert list(net.state_dict()) == ["first.weight", "first.bias"]
+    assert net.first is net[0]
+    assert len(net) == 2
     net.append(nn.Linear(3, 1))
-    assert isinstance(net[-1], nn.Linear) and isinstance(net[:2], nn.Sequential) and len(net[:2]) == 2
+    assert isinstance(net[-1], nn.Linear)
+    assert isinstance(net[:2], nn.Sequential)
+    assert len(net[:2]) == 2
     net[1] = nn.Tanh()
     assert [type(m).__name__ for m in net] == ["Linear", "Tanh", "Linear"]
     del net[1]
@@ -222,14 +235,18 @@ def test_module_list_dict_and_parameter_list():
     assert [type(m).__name__ for m in layers] == ["Tanh", "Linear", "ReLU"]
     assert list(layers.state_dict()) == ["1.weight", "1.bias"]
     named = nn.ModuleDict({"a": nn.ReLU(), "b": nn.Linear(1, 1)})
-    assert list(named) == ["a", "b"] and "a" in named and len(named) == 2
-    assert isinstance(named.pop("a"), nn.ReLU) and "a" not in named
+    assert list(named) == ["a", "b"]
+    assert "a" in named
+    assert len(named) == 2
+    assert isinstance(named.pop("a"), nn.ReLU)
+    assert "a" not in named
     with pytest.raises(KeyError):
         named["a"]
     with pytest.raises(KeyError, match="attribute of Module"):
         named["forward"] = nn.ReLU()
     values = nn.ParameterList([fastnn.zeros(2), nn.Parameter(fastnn.ones(1))])
-    assert len(list(values.parameters())) == 2 and list(values.state_dict()) == ["0", "1"]
+    assert len(list(values.parameters())) == 2
+    assert list(values.state_dict()) == ["0", "1"]
 
 
 # ---- layers ----------------------------------------------------------------------------------------
@@ -274,13 +291,16 @@ LAYERS = {
     "softmax": (lambda n: n.Softmax(-1), (3, 7)),
     "log_softmax": (lambda n: n.LogSoftmax(1), (3, 7, 2)),
 }
+FLOAT_CONSTANTS = ("celu", "hardsigmoid")  # PyTorch's backward rounds 1/alpha and 1/6 to float32
 OTHER_REPR = ("avg_pool1d", "conv1d_valid")  # PyTorch writes (3,) where we write 3, and padding=valid
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", LAYERS)
-def test_layer_equals_torch(name, reference_torch):
+def test_layer_equals_torch(name):
     """Output, input gradient and parameter gradients, in float64 so that only the formula counts."""
-    torch = reference_torch
+    import torch
+
     make, shape = LAYERS[name]
     theirs = make(torch.nn).double()
     ours = make(nn).double()
@@ -294,7 +314,8 @@ def test_layer_equals_torch(name, reference_torch):
     weights = np.random.default_rng(1).normal(size=y_theirs.shape)
     y.backward(fastnn.tensor(weights))
     y_theirs.backward(torch.tensor(weights))
-    np.testing.assert_allclose(array(x.grad), x_theirs.grad.numpy(), rtol=1e-11, atol=1e-12)
+    rtol = 2**-23 if name in FLOAT_CONSTANTS else 1e-11
+    np.testing.assert_allclose(array(x.grad), x_theirs.grad.numpy(), rtol=rtol, atol=1e-12)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         np.testing.assert_allclose(array(p.grad), q.grad.numpy(), rtol=1e-11, atol=1e-11)
 
@@ -322,7 +343,9 @@ def test_min_pools_are_negated_max_pools():
 def test_max_pool_gives_indices():
     x = fastnn.tensor([[[[1.0, 5.0], [2.0, 3.0]]]])
     y, where = nn.MaxPool2d(2, return_indices=True)(x)
-    assert y.item() == 5 and where.item() == 1 and where.dtype is fastnn.int64
+    assert y.item() == 5
+    assert where.item() == 1
+    assert where.dtype is fastnn.int64
     y, where = F.max_pool1d(x[0], 2, return_indices=True)
     assert array(where).tolist() == [[[1], [1]]]
 
@@ -380,7 +403,8 @@ def test_channel_dropout_drops_whole_channels(layer, shape):
 
 def test_embedding_padding_row_is_zero_and_gets_no_gradient():
     layer = nn.Embedding(5, 3, padding_idx=-4)
-    assert layer.padding_idx == 1 and (array(layer.weight)[1] == 0).all()
+    assert layer.padding_idx == 1
+    assert (array(layer.weight)[1] == 0).all()
     layer(fastnn.tensor([[0, 1], [1, 4]])).sum().backward()
     assert array(layer.weight.grad).tolist() == [[1] * 3, [0] * 3, [0] * 3, [0] * 3, [1] * 3]
     with pytest.raises(IndexError, match="5"):
@@ -422,9 +446,11 @@ def loss_cases(n):
     }
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", loss_cases(nn))
-def test_loss_equals_torch(name, reference_torch):
-    torch = reference_torch
+def test_loss_equals_torch(name):
+    import torch
+
     ours, values, target = loss_cases(nn)[name]
     theirs = loss_cases(torch.nn)[name][0]
     x, x_theirs = fastnn.tensor(values, requires_grad=True), torch.tensor(values, requires_grad=True)
@@ -435,8 +461,10 @@ def test_loss_equals_torch(name, reference_torch):
     np.testing.assert_allclose(array(x.grad), x_theirs.grad.numpy(), rtol=1e-11, atol=1e-14)
 
 
-def test_loss_weights_are_buffers_and_equal_torch(reference_torch):
-    torch = reference_torch
+@pytest.mark.torch
+def test_loss_weights_are_buffers_and_equal_torch():
+    import torch
+
     rng = np.random.default_rng(5)
     logits, ids, weight = rng.normal(size=(6, 3)), rng.integers(0, 3, 6), rng.uniform(0.5, 2, 3)
     ours, theirs = nn.CrossEntropyLoss(fastnn.tensor(weight)), torch.nn.CrossEntropyLoss(torch.tensor(weight))
@@ -478,7 +506,8 @@ def test_default_weights_are_uniform_in_one_over_root_fan_in():
 def test_random_fills_have_their_mean_and_deviation(fill, mean, std):
     fastnn.manual_seed(3)
     weight = nn.Parameter(fastnn.empty(200, 150, 8))
-    assert fill(weight) is weight and weight.is_leaf
+    assert fill(weight) is weight
+    assert weight.is_leaf
     values = array(weight).astype(np.float64)
     assert abs(values.mean() - mean) < 5 * std / math.sqrt(values.size)
     assert abs(values.std() - std) < 5 * std / math.sqrt(values.size)
@@ -486,7 +515,8 @@ def test_random_fills_have_their_mean_and_deviation(fill, mean, std):
 
 def test_fixed_fills_and_their_errors():
     assert (array(nn.init.constant_(fastnn.empty(3), 4)) == 4).all()
-    assert (array(nn.init.ones_(fastnn.empty(3))) == 1).all() and (array(nn.init.zeros_(fastnn.empty(3))) == 0).all()
+    assert (array(nn.init.ones_(fastnn.empty(3))) == 1).all()
+    assert (array(nn.init.zeros_(fastnn.empty(3))) == 0).all()
     np.testing.assert_array_equal(array(nn.init.eye_(fastnn.empty(2, 3))), np.eye(2, 3))
     for shape in ((6, 4), (4, 6), (4, 2, 3)):
         q = array(nn.init.orthogonal_(fastnn.empty(*shape, dtype=fastnn.float64), 2.0)).reshape(shape[0], -1) / 2
@@ -550,13 +580,16 @@ def test_clip_value_and_vectors():
 # ---- looking at a model ----------------------------------------------------------------------------
 
 
-def test_repr_is_torch_style(reference_torch):
+@pytest.mark.torch
+def test_repr_is_torch_style():
+    import torch
+
     def build(n):
         return n.Sequential(
             n.Conv2d(1, 6, 5, bias=False), n.MaxPool2d(2), n.ModuleList([n.Linear(2, 3)]), n.Embedding(3, 2)
         )
 
-    ours, theirs = repr(build(nn)), repr(build(reference_torch.nn))
+    ours, theirs = repr(build(nn)), repr(build(torch.nn))
     assert ours == theirs
 
 
@@ -566,10 +599,13 @@ def test_summary_counts_and_restores_the_mode():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         found = fastnn.summary(net, (1, 8, 8))
-    assert found.total_parameters == 6 * 25 + 6 + 970 and found.trainable_parameters == 970
+    assert found.total_parameters == 6 * 25 + 6 + 970
+    assert found.trainable_parameters == 970
     assert [row.output_shape for row in found.rows] == [(6, 8, 8), (6, 8, 8), (6, 4, 4), (96,), (10,)]
-    assert "1,126" in str(found) and "(N, 6, 8, 8)" in str(found)
-    assert net.training and net[0]._hooks.after == {}
+    assert "1,126" in str(found)
+    assert "(N, 6, 8, 8)" in str(found)
+    assert net.training
+    assert net[0]._hooks.after == {}
 
 
 def test_debug_mode_warns_of_softmax_before_cross_entropy():

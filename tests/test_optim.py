@@ -11,16 +11,16 @@ from fastnn import nn, optim
 from fastnn.optim import lr_scheduler
 
 CASES = {
-    "sgd": ("SGD", dict(lr=0.1)),
-    "sgd_momentum": ("SGD", dict(lr=0.05, momentum=0.9)),
-    "sgd_dampening": ("SGD", dict(lr=0.05, momentum=0.8, dampening=0.3, weight_decay=0.01)),
-    "sgd_nesterov": ("SGD", dict(lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.1)),
-    "sgd_maximize": ("SGD", dict(lr=0.01, momentum=0.5, maximize=True)),
-    "adam": ("Adam", dict(lr=0.01)),
-    "adam_decay": ("Adam", dict(lr=0.02, betas=(0.8, 0.99), eps=1e-6, weight_decay=0.1)),
-    "adam_amsgrad": ("Adam", dict(lr=0.05, amsgrad=True)),
-    "adamw": ("AdamW", dict(lr=0.01)),
-    "adamw_all": ("AdamW", dict(lr=0.03, weight_decay=0.2, amsgrad=True, maximize=True)),
+    "sgd": ("SGD", {"lr": 0.1}),
+    "sgd_momentum": ("SGD", {"lr": 0.05, "momentum": 0.9}),
+    "sgd_dampening": ("SGD", {"lr": 0.05, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.01}),
+    "sgd_nesterov": ("SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}),
+    "sgd_maximize": ("SGD", {"lr": 0.01, "momentum": 0.5, "maximize": True}),
+    "adam": ("Adam", {"lr": 0.01}),
+    "adam_decay": ("Adam", {"lr": 0.02, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1}),
+    "adam_amsgrad": ("Adam", {"lr": 0.05, "amsgrad": True}),
+    "adamw": ("AdamW", {"lr": 0.01}),
+    "adamw_all": ("AdamW", {"lr": 0.03, "weight_decay": 0.2, "amsgrad": True, "maximize": True}),
 }
 STEPS = 50
 
@@ -50,9 +50,11 @@ def values_of(params):
     return [p.detach().numpy().copy() for p in params]
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", CASES)
-def test_fifty_steps_equal_torch(name, reference_torch):
-    torch = reference_torch
+def test_fifty_steps_equal_torch(name):
+    import torch
+
     kind, options = CASES[name]
     ours = make_params()
     run(ours, getattr(optim, kind)(ours, **options), range(STEPS))
@@ -111,8 +113,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(name, tmp_path):
         np.testing.assert_array_equal(p, q)
 
 
-def test_state_dict_has_torch_format_and_loads_torch_state(reference_torch):
-    torch = reference_torch
+@pytest.mark.torch
+def test_state_dict_has_torch_format_and_loads_torch_state():
+    import torch
+
     theirs = [torch.nn.Parameter(torch.tensor(v)) for v in start_values()]
     optimizer = torch.optim.AdamW(theirs, lr=0.01)
     for p, g in zip(theirs, gradients_at(0), strict=True):
@@ -126,9 +130,11 @@ def test_state_dict_has_torch_format_and_loads_torch_state(reference_torch):
     loaded = optim.AdamW(ours, lr=0.5)
     loaded.load_state_dict(state)
     own = loaded.state_dict()
-    assert own["param_groups"][0]["lr"] == 0.01 and own["param_groups"][0]["params"] == [0, 1, 2]
+    assert own["param_groups"][0]["lr"] == 0.01
+    assert own["param_groups"][0]["params"] == [0, 1, 2]
     assert own["state"].keys() == state["state"].keys()
-    assert set(own["state"][0]) == set(state["state"][0]) and own["state"][0]["step"] == 1
+    assert set(own["state"][0]) == set(state["state"][0])
+    assert own["state"][0]["step"] == 1
 
 
 def test_groups_have_their_own_options_and_can_be_added():
@@ -139,12 +145,15 @@ def test_groups_have_their_own_options_and_can_be_added():
     run([a, b, c], optimizer, [0])
     for p, old, g, lr in zip([a, b, c], before, gradients_at(0), (1.0, 0.1, 0.0), strict=True):
         np.testing.assert_allclose(p.detach().numpy(), old - lr * g, rtol=1e-14)
-    assert "lr: 0.1" in repr(optimizer) and "Parameter Group 2" in repr(optimizer)
+    assert "lr: 0.1" in repr(optimizer)
+    assert "Parameter Group 2" in repr(optimizer)
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("name", ["sgd_momentum", "adam"])
-def test_a_parameter_unfrozen_later_counts_from_its_own_start(name, reference_torch):
-    torch = reference_torch
+def test_a_parameter_unfrozen_later_counts_from_its_own_start(name):
+    import torch
+
     kind, options = CASES[name]
     ours = make_params()
     theirs = [torch.nn.Parameter(torch.tensor(v)) for v in start_values()]
@@ -244,10 +253,12 @@ def groups_of(package, tensor):
     return package.SGD([{"params": [tensor(1.0)]}, {"params": [tensor(2.0)], "lr": 0.4}], lr=0.1, momentum=0.9)
 
 
+@pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_schedule_equals_torch(name, reference_torch):
-    torch = reference_torch
+def test_schedule_equals_torch(name):
+    import torch
+
     ours = groups_of(optim, lambda v: nn.Parameter(fastnn.tensor([v])))
     theirs = groups_of(torch.optim, lambda v: torch.nn.Parameter(torch.tensor([v])))
     first, second = SCHEDULES[name](lr_scheduler, ours), SCHEDULES[name](torch.optim.lr_scheduler, theirs)
@@ -262,12 +273,14 @@ def test_schedule_equals_torch(name, reference_torch):
         second.step()
 
 
+@pytest.mark.torch
 @pytest.mark.parametrize("mode", ["min", "max"])
-def test_plateau_equals_torch(mode, reference_torch):
-    torch = reference_torch
+def test_plateau_equals_torch(mode):
+    import torch
+
     ours = groups_of(optim, lambda v: nn.Parameter(fastnn.tensor([v])))
     theirs = groups_of(torch.optim, lambda v: torch.nn.Parameter(torch.tensor([v])))
-    options = dict(mode=mode, factor=0.5, patience=2, cooldown=1, min_lr=[0.01, 0.0], threshold=0.01)
+    options = {"mode": mode, "factor": 0.5, "patience": 2, "cooldown": 1, "min_lr": [0.01, 0.0], "threshold": 0.01}
     first = lr_scheduler.ReduceLROnPlateau(ours, **options)
     second = torch.optim.lr_scheduler.ReduceLROnPlateau(theirs, **options)
     for metric in np.random.default_rng(0).uniform(1, 1.1, 60):

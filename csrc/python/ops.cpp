@@ -76,8 +76,7 @@ template <Pool F>
 Tensor average(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, bool ceil_mode,
                bool count_include_pad, std::optional<int64_t> divisor) {
   check(!divisor || *divisor != 0, "avg_pool: expected divisor_override != 0");
-  return F(x, {kernel, stride, padding, Dims::filled(kernel.size(), 1), ceil_mode, count_include_pad,
-               divisor ? *divisor : 0});
+  return F(x, {kernel, stride, padding, Dims(), ceil_mode, count_include_pad, divisor ? *divisor : 0});
 }
 
 using Convolution = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const ConvOptions&);

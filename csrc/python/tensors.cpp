@@ -196,8 +196,16 @@ Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) 
   return copy && y.is(x) ? clone(y) : y;
 }
 
+// copy.deepcopy(x), of which copies of models and of state dicts are made.
+Tensor deep_copy(const Tensor& x, py::handle) {
+  check<RuntimeError>(is_leaf(x), "deepcopy: only a leaf can be copied, got a result of shape ", x.shape(),
+                      "; detach it first");
+  return finished(clone(detach(x)), x.requires_grad());
+}
+
 void bind_conversion(Binder& b) {
   b.method("to", convert);
+  b.method("__deepcopy__", deep_copy, arg("self"), arg("memo"));
   const std::pair<const char*, DType> types[] = {
       {"float", DType::Float32}, {"double", DType::Float64}, {"half", DType::Float16}, {"bfloat16", DType::BFloat16},
       {"long", DType::Int64},    {"int", DType::Int32},      {"short", DType::Int16},  {"bool", DType::Bool}};

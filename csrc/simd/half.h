@@ -50,9 +50,10 @@ FASTNN_HD inline float to_float(float16 h) {
 #else
   uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
   uint32_t magnitude = h.bits & 0x7fffu;
-  // Subnormals and normals alike: scale by 2^112, which float32 represents exactly.
-  float scaled = bits_to_float(magnitude << 13) * 0x1p112f;
-  uint32_t bits = magnitude >= 0x7c00u ? (0x7f800000u | (magnitude << 13)) : float_to_bits(scaled);
+  // Subnormals count units of 2^-24; made from an integer, they survive flush-to-zero.
+  uint32_t subnormal = float_to_bits(float(int32_t(magnitude)) * 0x1p-24f);
+  uint32_t finite = magnitude < 0x400u ? subnormal : (magnitude << 13) + 0x38000000u;
+  uint32_t bits = magnitude >= 0x7c00u ? (0x7f800000u | (magnitude << 13)) : finite;
   return bits_to_float(sign | bits);
 #endif
 }

@@ -16,7 +16,7 @@ def tensor_repr(x: Tensor) -> str:
     notes = [np.array2string(values, separator=", ", precision=4, prefix=prefix, threshold=1000)]
     if x.numel() == 0 and x.ndim != 1:
         notes.append(f"size={tuple(x.shape)}")
-    if x.dtype not in _IMPLIED or x.numel() == 0 and x.dtype is not _C.float32:
+    if x.dtype not in _IMPLIED or (x.numel() == 0 and x.dtype is not _C.float32):
         notes.append(f"dtype={x.dtype}")
     if x.is_cuda:
         notes.append(f"device='{x.device}'")

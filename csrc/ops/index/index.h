@@ -4,9 +4,10 @@
 //   write   x[offset(p)] = or += source[p]       offset(p) = sum_axis p[axis] * x_stride[axis]
 //                                                          + sum_k index_k[p] * x_stride of k's dim
 //
-// Index tensors are of any integer type; negative values count from the end; a value out of range is an
-// IndexError with its position, the dim and the size. Where a write meets a place several times, the
-// last assignment wins and additions are made in the order of p: bit-equal for any thread count.
+// Index tensors are of any integer type; a value out of range is an IndexError with its position, the
+// dim and the size. In x[...] negative values count from the end. Where a write meets a place several
+// times, the last assignment wins and additions are made in the order of p: bit-equal for any thread
+// count.
 #pragma once
 
 #include <optional>
@@ -17,13 +18,15 @@
 
 namespace fastnn {
 
-// wrapped[i] = index[i], plus size where negative; *first_bad = the first i out of range, or -1.
+// wrapped[i] = index[i], plus size where it is negative and from_end; *first_bad = the first i out of
+// range, or -1.
 struct IndexWrapArgs {
   const void* index;  // contiguous, any integer type
   DType dtype;
   int64_t* wrapped;
   int64_t n;
   int64_t size;
+  bool from_end;
   int64_t* first_bad;
 };
 extern Kernel<IndexWrapArgs> index_wrap;

@@ -12,6 +12,7 @@
 namespace fastnn {
 
 enum class Reduction : uint8_t { None, Mean, Sum };
+Reduction parse_reduction(const char* op, const std::string& text);  // throws ValueError for anything else
 
 // ----------------------------------------------------------------------------- over classes
 //
@@ -55,7 +56,7 @@ Tensor nll_loss(const Tensor& input, const Tensor& target, const Tensor& weight,
 
 // ------------------------------------------------------------------------------ elementwise
 
-// X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see loss_cpu.cpp.
+// X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see element_loss_cpu.cpp.
 #define FASTNN_ELEMENT_LOSSES(X)                                                                 \
   X(mse, MseLoss) X(l1, L1Loss) X(smooth_l1, SmoothL1Loss) X(huber, HuberLoss) X(bce, BceLoss)  \
   X(bce_with_logits, BceWithLogitsLoss) X(kl_div, KlDivLoss) X(kl_div_log, KlDivLogLoss)

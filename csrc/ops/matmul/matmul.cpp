@@ -51,9 +51,19 @@ int64_t batch_stride(const Tensor& x, int d, int ndim) {
   return own < 0 || x.size(own) == 1 ? 0 : x.stride(own);
 }
 
-// a (..., m, k) times b (..., k, n); no autograd. The checks on shapes have been made.
+Dims broadcast_batches(const char* op, const Tensor& a, const Tensor& b) {
+  const Dims left = leading_dims(a), right = leading_dims(b);
+  for (int d = 1; d <= std::min(left.size(), right.size()); ++d) {
+    const int64_t m = left[left.size() - d], n = right[right.size() - d];
+    check(m == n || m == 1 || n == 1, op, ": the batches of shapes ", a.shape(), " and ", b.shape(),
+          " do not broadcast");
+  }
+  return broadcast_shapes(op, left, right);
+}
+
+// a (..., m, k) times b (..., k, n); no autograd. The checks on the last two dimensions have been made.
 Tensor product(const char* op, const Tensor& a, const Tensor& b, const ProductOptions& options) {
-  Dims shape = broadcast_shapes(op, leading_dims(a), leading_dims(b));
+  Dims shape = broadcast_batches(op, a, b);
   const int batch_ndim = shape.size();
   shape.push_back(a.size(-2));
   shape.push_back(b.size(-1));
@@ -123,6 +133,25 @@ void matmul_backward(Backward& grads, const Tensor& a, const Tensor& b) {
   if (grads.needs(1)) grads.set(1, reshape(right_grad(dy, left, right), b.shape()));
 }
 
+// The product in all its forms, under the name of the operation that was called.
+Tensor multiply(const char* op, const Tensor& a, const Tensor& b) {
+  // Views without history: the node's inputs are a and b themselves.
+  const Tensor left = a.ndim() == 1 ? alias(a, {1, a.size(0)}, {0, a.stride(0)}, a.offset()) : a;
+  const Tensor right = b.ndim() == 1 ? alias(b, {b.size(0), 1}, {b.stride(0), 0}, b.offset()) : b;
+  check_operands(op, left, right);
+  Tensor y = product(op, left, right, {});
+  if (a.ndim() == 1 || b.ndim() == 1) {
+    Dims shape = y.shape();
+    if (b.ndim() == 1) shape.erase(shape.size() - 1);
+    if (a.ndim() == 1) shape.erase(shape.size() - (b.ndim() == 1 ? 1 : 2));
+    y = alias(y, shape, contiguous_strides(shape), y.offset());
+  }
+  return record(
+      op, y, {a, b},
+      [sa = Saved(a), sb = Saved(b)](Backward& grads) { matmul_backward(grads, grads.get(sa), grads.get(sb)); },
+      Differentiable::Yes);
+}
+
 // addmm and baddbmm. A vector input with beta 1 is a bias, added in the kernel's epilogue.
 Tensor add_product(const char* op, const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha) {
   check_same_dtype(op, a, input);
@@ -139,7 +168,7 @@ Tensor add_product(const char* op, const Tensor& input, const Tensor& a, const T
     GradMode off(false);
     options.out = empty(shape, a.dtype(), a.device());
     copy_into(options.out, input);
-    if (beta != 1) mul_(options.out, beta);
+    if (beta != 1) mul_(options.out, a.is_floating() ? Scalar(beta) : Scalar(int64_t(beta)));
   }
   const Tensor y = product(op, a, b, options);
   return record(
@@ -166,42 +195,28 @@ void check_bmm(const char* op, const Tensor& a, const Tensor& b) {
 Tensor matmul(const Tensor& a, const Tensor& b) {
   check(a.ndim() >= 1 && b.ndim() >= 1, "matmul: expected operands of at least 1 dimension, got shapes ", a.shape(),
         " and ", b.shape());
-  // Views without history: the node's inputs are a and b themselves.
-  const Tensor left = a.ndim() == 1 ? alias(a, {1, a.size(0)}, {0, a.stride(0)}, a.offset()) : a;
-  const Tensor right = b.ndim() == 1 ? alias(b, {b.size(0), 1}, {b.stride(0), 0}, b.offset()) : b;
-  check_operands("matmul", left, right);
-  Tensor y = product("matmul", left, right, {});
-  if (a.ndim() == 1 || b.ndim() == 1) {
-    Dims shape = y.shape();
-    if (b.ndim() == 1) shape.erase(shape.size() - 1);
-    if (a.ndim() == 1) shape.erase(shape.size() - (b.ndim() == 1 ? 1 : 2));
-    y = alias(y, shape, contiguous_strides(shape), y.offset());
-  }
-  return record(
-      "matmul", y, {a, b},
-      [sa = Saved(a), sb = Saved(b)](Backward& grads) { matmul_backward(grads, grads.get(sa), grads.get(sb)); },
-      Differentiable::Yes);
+  return multiply("matmul", a, b);
 }
 
 Tensor mm(const Tensor& a, const Tensor& b) {
   check(a.ndim() == 2 && b.ndim() == 2, "mm: expected two 2-D tensors, got shapes ", a.shape(), " and ", b.shape());
-  return matmul(a, b);
+  return multiply("mm", a, b);
 }
 
 Tensor bmm(const Tensor& a, const Tensor& b) {
   check_bmm("bmm", a, b);
-  return matmul(a, b);
+  return multiply("bmm", a, b);
 }
 
 Tensor mv(const Tensor& a, const Tensor& b) {
   check(a.ndim() == 2 && b.ndim() == 1, "mv: expected a 2-D and a 1-D tensor, got shapes ", a.shape(), " and ",
         b.shape());
-  return matmul(a, b);
+  return multiply("mv", a, b);
 }
 
 Tensor dot(const Tensor& a, const Tensor& b) {
   check(a.ndim() == 1 && b.ndim() == 1, "dot: expected two 1-D tensors, got shapes ", a.shape(), " and ", b.shape());
-  return matmul(a, b);
+  return multiply("dot", a, b);
 }
 
 Tensor addmm(const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha) {

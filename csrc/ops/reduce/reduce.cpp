@@ -260,7 +260,7 @@ std::pair<Tensor, Tensor> extreme_along(const char* name, ReduceOp op, const Ten
         const Tensor dy = b.grad();
         const Tensor dx = zeros(shape, dy.dtype(), dy.device());
         if (shape.empty()) return b.set(0, dy);
-        b.set(0, scatter_add(dx, axis, reshape(index, kept), reshape(dy, kept)));
+        b.set(0, scatter_add_(dx, axis, reshape(index, kept), reshape(dy, kept)));
       },
       Differentiable::Yes);
   return {y, index};

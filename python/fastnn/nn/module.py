@@ -25,9 +25,7 @@ class Parameter(Tensor):
         return Tensor._make_subclass(cls, _C.empty((0,)) if data is None else data, requires_grad)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
-        if id(self) not in memo:
-            memo[id(self)] = Parameter(self.detach().clone(), self.requires_grad)
-        return memo[id(self)]
+        return Parameter(self.detach().clone(), self.requires_grad)
 
     def __repr__(self) -> str:
         return "Parameter containing:\n" + super().__repr__()
