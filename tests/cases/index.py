@@ -81,8 +81,10 @@ def _masked_fill(x: Any, mask: Any, value: Any) -> Any:
     return np.where(mask, value, x)
 
 
-def _embedding_gradient_terms(i: Any, w: Any, **_: Any) -> int:
-    return int(i.size)
+def _index_add(x: Any, dim: int, index: Any, source: Any) -> Any:
+    y = np.moveaxis(x.copy(), dim, 0)
+    np.add.at(y, index, np.moveaxis(source, dim, 0))
+    return np.moveaxis(y, 0, dim)
 
 
 CASES = [
@@ -115,6 +117,11 @@ CASES = [
          torch=True),
     Case("masked_fill", _masked_fill, [sample(n(5, 7), values.bools(5, 7), 1.5), sample(n(5, 7), values.bools(7), -np.inf), sample(n(5, 7), values.bools(5, 1), 0)],
          exact=True, inplace=True, errors=[error(TypeError, "masked_fill.*int64", f32(3), np.ones(3, np.int64), 1.0)]),
+    Case("index_add", _index_add, [sample(n(4, 5), 0, ids(0, 4, 7), n(7, 5)), sample(n(4, 5), 1, ids(0, 5, 3), n(4, 3))],
+         terms=8, magnitude=lambda x, d, i, s: _index_add(np.abs(x), d, i, np.abs(s)), integers=("int64",),
+         errors=[error(IndexError, "index_add.*9.*5", f32(5, 2), 0, OUT, f32(3, 2)), error(ValueError, r"index_add.*\(2, 2\)", f32(5, 2), 0, OUT % 5, f32(2, 2))]),
+    Case("nonzero", lambda x: np.argwhere(x), [sample(n(5, 7) * values.bools(5, 7)), sample(np.zeros((3, 2))), sample(n(0, 3))],
+         exact=True, differentiable=False, integers=INTS),
     Case("masked_select", lambda x, m: x[m], [sample(n(5, 7), values.bools(5, 7))], exact=True, errors=[error(TypeError, "masked_select.*int64", f32(3), np.ones(3, np.int64))]),
     *_reads(),
     *_writes(),

@@ -91,6 +91,16 @@ def _logsumexp(x: Any, dim: Any, keepdim: bool = False) -> Any:
     return ref.logsumexp(x, _axes(dim), keepdim)
 
 
+def _sort(x: Any, dim: int = -1, descending: bool = False) -> Any:
+    order = np.argsort(-x.astype(np.float64) if descending else x, axis=dim, kind="stable")
+    return np.take_along_axis(x, order, dim), order
+
+
+def _topk(x: Any, k: int, dim: int = -1, largest: bool = True) -> Any:
+    values, order = _sort(x, dim, largest)
+    return np.take(values, range(k), dim), np.take(order, range(k), dim)
+
+
 MEGA = 1 << 20
 VARIANCE = [sample(values.normal(*SHAPE), **k) for k in
             ({}, {"dim": 1}, {"dim": (0, 2), "keepdim": True}, {"dim": 1, "correction": 0}, {"dim": 2, "correction": 2})]  # fmt: skip
@@ -129,6 +139,18 @@ CASES = [
     Case("cumsum", lambda x, dim: np.cumsum(x, dim), [sample(values.normal(*SHAPE), d) for d in (0, 1, -1)] + [sample(values.normal(0, 3), 0)],
          terms=lambda x, dim: x.shape[dim], magnitude=lambda x, dim: np.cumsum(np.abs(x), dim), integers=INTS[:3],
          errors=[error(IndexError, "cumsum.*5", f32(2, 3), 5)], large=lambda: (values.normal(301, 1003), 1)),
+    Case("cumprod", lambda x, dim: np.cumprod(x, dim), [sample(values.uniform(0.5, 1.5, *SHAPE), d) for d in (0, 1, -1)],
+         terms=lambda x, dim: x.shape[dim] ** 2, integers=("int64", "int32"), errors=[error(IndexError, "cumprod.*5", f32(2, 3), 5)]),
+    Case("sort", _sort, [sample(values.distinct(*SHAPE), **k) for k in ({}, {"dim": 0}, {"dim": 1, "descending": True})],
+         exact=True, integers=("int64", "int32"), specials=[sample(SPECIAL[[1, 2, 3, 5, 6, 7, 8, 0]])], errors=[error(IndexError, "sort.*5", f32(2, 3), dim=5)],
+         large=_large(211, 1009)),
+    Case("argsort", lambda x, **k: _sort(x, **k)[1], [sample(values.distinct(*SHAPE), **k) for k in ({}, {"dim": 0}, {"dim": 1, "descending": True})],
+         exact=True, differentiable=False, integers=("int64",)),
+    Case("topk", _topk, [sample(values.distinct(*SHAPE), 3), sample(values.distinct(*SHAPE), 2, dim=1, largest=False)], exact=True,
+         errors=[error(ValueError, "topk.*9.*7|topk.*7.*9", f32(7), 9), error(ValueError, "topk.*-1", f32(7), -1)]),
+    Case("count_nonzero", lambda x, dim=None: np.asarray(np.count_nonzero(x, _axes(dim))),
+         [sample(values.normal(*SHAPE) * values.bools(*SHAPE), **k) for k in ({}, {"dim": 1}, {"dim": (0, 2)})],
+         exact=True, differentiable=False, integers=INTS),
     Case("all", _reduce(np.all), _samples(lambda *s: values.uniform(0.3, 2, *s) * values.bools(*s), several=False), exact=True,
          differentiable=False, integers=INTS, errors=_errors("all")),
     Case("any", _reduce(np.any), _samples(lambda *s: values.uniform(0.3, 2, *s) * (values.uniform(0, 1, *s) < 0.2), several=False),

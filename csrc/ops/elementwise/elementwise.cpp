@@ -353,6 +353,8 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
       break;
     case BinaryOp::pow:  // b a^(b-1), 0 where b is 0; a^b log a, 0 where a is 0 and b >= 0
       set(0, sa, [&] {
+        if (const double n = sb.number.to_double(); !sb.is_tensor)
+          return n == 0 ? mul(dz, 0.0) : mul(dz, mul(pow(a, n - 1), n));
         const Tensor slope = mul(pow(a, sub(tb, 1.0)), b);
         return mul(dz, where(eq(b, 0.0), 0.0, slope));
       });
@@ -468,6 +470,8 @@ Tensor pow(const Operand& a, const Operand& b) {
   return differentiable_binary("pow", BinaryOp::pow, a, b, Result::Promoted);
 }
 Tensor pow_(const Tensor& a, const Operand& b) {
+  if (!b.is_tensor() && a.is_floating())
+    return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
   return differentiable_inplace("pow_", BinaryOp::pow, a, b, Result::Promoted);
 }
 
