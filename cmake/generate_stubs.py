@@ -17,8 +17,8 @@ import collections.abc
 import typing
 from collections.abc import Sequence
 
-_dtype: typing.TypeAlias = dtype
-_device: typing.TypeAlias = device
+_DType: typing.TypeAlias = dtype
+_Device: typing.TypeAlias = device
 
 '''
 
@@ -102,7 +102,8 @@ def translate(signature: str) -> str:
     signature = re.sub(r"\btuple\b(?!\[)", "tuple[typing.Any, ...]", signature)
     signature = re.sub(r": (?!typing.Any)([\w.]+) = None", r": \1 | None = None", signature)
     # Tensor has attributes of these names, which hide the classes there.
-    signature = re.sub(r"(?<=[:>|] )(dtype|device)\b", r"_\1", signature)
+    signature = re.sub(r"(?<=[:>|] )dtype\b", "_DType", signature)
+    signature = re.sub(r"(?<=[:>|] )device\b", "_Device", signature)
     signature = re.sub(r"\*args(?=[,)])", "*args: typing.Any", signature)
     signature = re.sub(r"\*\*kwargs(?=[,)])", "**kwargs: typing.Any", signature)
     # The module has names such as `float` and `bool` of its own: Python's types need their full name.
