@@ -90,6 +90,29 @@ bool is_leaf(const Tensor& x) { return !x.impl()->autograd || !x.impl()->autogra
 
 namespace {
 
+// How a base lies in memory: a gradient laid out alike is where the strides of its views find their places.
+struct Layout {
+  explicit Layout(const Tensor& x) : shape(x.shape()), strides(x.strides()), offset(x.offset()) {}
+
+  Tensor empty_like(const Tensor& grad, int64_t& start) const {
+    int64_t low = 0, high = 0;
+    for (int i = 0; i < shape.size(); ++i) {
+      const int64_t reach = strides[i] * (shape[i] - 1);
+      (reach < 0 ? low : high) += reach;
+    }
+    start = -low;
+    const int64_t span = checked_numel(shape) ? high - low + 1 : 0;
+    return alias(empty({span}, grad.dtype(), grad.device()), shape, strides, start);
+  }
+
+  Dims shape, strides;
+  int64_t offset;
+};
+
+// The part of a gradient, laid out as the base, that belongs to a view.
+Tensor window_of(const Tensor& grad, const Layout& base, int64_t start, const Layout& view) {
+  return alias(grad, view.shape, view.strides, start + view.offset - base.offset);
+}
 
 // The view's node, made anew when an in-place operation has replaced its base's since.
 void refresh_view(const Tensor& x) {
@@ -98,15 +121,12 @@ void refresh_view(const Tensor& x) {
   AutogradMeta& base = autograd_meta(meta->base);
   if (base.rewrites == meta->base_rewrites) return;
   const Tensor root = meta->base;
-  check<RuntimeError>(root.is_contiguous(),
-                      "a view of a non-contiguous tensor was used after its base was changed in place; "
-                      "make the view again");
   // x is this strided window of the base: its gradient, placed into zeros.
-  auto backward = [base_shape = root.shape(), shape = x.shape(), strides = x.strides(),
-                   offset = x.offset() - root.offset()](Backward& b) {
-    Tensor dy = b.grad();
-    Tensor dx = zeros(base_shape, dy.dtype(), dy.device());
-    copy_into(alias(dx, shape, strides, offset), dy);
+  auto backward = [from = Layout(root), view = Layout(x)](Backward& b) {
+    int64_t start = 0;
+    const Tensor dy = b.grad(), dx = from.empty_like(dy, start);
+    fill_(dx, Scalar(0.0));
+    copy_into(window_of(dx, from, start, view), dy);
     b.set(0, dx);
   };
   NodePtr node(new LambdaNode<decltype(backward)>("as_strided", Differentiable::No, backward));
@@ -191,16 +211,15 @@ void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   // x is a view: its base is what changed. The base's new node passes gradients through, except
   // that the window of x goes through the operation's own backward first.
   Tensor root = meta->base;
-  check<RuntimeError>(root.is_contiguous(), node->name(),
-                      ": in-place on a view of a non-contiguous tensor that requires grad is not supported");
   node->inputs.reserve(inputs.size);
   for (size_t i = 0; i < inputs.size; ++i) node->inputs.push_back(i == 0 ? Edge() : edge_of(inputs[i]));
   node->outputs.push_back({x.shape(), x.dtype(), x.device(), nullptr});
   const size_t n_inputs = inputs.size;
-  auto backward = [node, n_inputs, shape = x.shape(), strides = x.strides(),
-                   offset = x.offset() - root.offset()](Backward& b) {
-    Tensor droot = clone(b.grad());
-    Tensor window = alias(droot, shape, strides, offset);
+  auto backward = [node, n_inputs, from = Layout(root), view = Layout(x)](Backward& b) {
+    int64_t start = 0;
+    const Tensor droot = from.empty_like(b.grad(), start);
+    copy_into(droot, b.grad());
+    const Tensor window = window_of(droot, from, start, view);
     std::vector<Tensor> grads{clone(window)};
     Backward inner = b.nested(node.get(), grads);
     node->apply(inner);
