@@ -1,9 +1,9 @@
 """The one table of cases: tests of values, gradients, strides, threads and messages, and the races, come from it."""
 
-from cases import conv, copy, create, elementwise, index, loss, matmul, pool, reduce, softmax
+from cases import conv, copy, create, elementwise, index, loss, matmul, optim, pool, reduce, softmax
 from cases.case import Case
 
-FAMILIES = (elementwise, copy, create, reduce, matmul, conv, pool, softmax, loss, index)
+FAMILIES = (elementwise, copy, create, reduce, matmul, conv, pool, softmax, loss, index, optim)
 
 CASES: list[Case] = []
 for _module in FAMILIES:

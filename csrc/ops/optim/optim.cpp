@@ -170,18 +170,28 @@ void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
   table.bump_versions({&exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs});
 }
 
-Tensor grad_norm(const std::vector<Tensor>& grads, double p) {
-  check(p > 0, "grad_norm: expected p > 0, got ", p);
+namespace {
+
+// The norm, not yet rounded to the gradients' type.
+struct Norm {
+  double value;
+  DType dtype;
+  Device device;
+  Tensor tensor() const { return scalar_tensor(Scalar(value), dtype, device); }
+};
+
+Norm norm_of(const char* op, const std::vector<Tensor>& grads, double p) {
+  check(p > 0, op, ": expected p > 0, got ", p);
   GradMode off(false);
   std::vector<Tensor> dense;
   DType dtype = grads.empty() ? DType::Float32 : grads[0].dtype();
   for (size_t i = 0; i < grads.size(); ++i) {
-    check_tensor("grad_norm", i, grads[i]);
-    check_same_device("grad_norm", grads[0], grads[i]);
+    check_tensor(op, i, grads[i]);
+    check_same_device(op, grads[0], grads[i]);
     dtype = promote(dtype, grads[i].dtype());
-    dense.push_back(is_dense(grads[i]) && !grads[i].overlaps_itself() ? grads[i] : contiguous(grads[i]));
+    dense.push_back(is_dense(grads[i]) ? grads[i] : contiguous(grads[i]));
   }
-  ChunkTable table("grad_norm", dense);
+  ChunkTable table(op, dense);
   table.add_gradients(dense);
   const OptimTable chunks = table.build({});
   std::vector<double> partials(size_t(chunks.n_chunks), 0.0);
@@ -192,8 +202,12 @@ Tensor grad_norm(const std::vector<Tensor>& grads, double p) {
     else if (partial > total || partial != partial) total = partial;
   }
   if (p != INFINITY) total = p == 2 ? std::sqrt(total) : std::pow(total, 1 / p);
-  return scalar_tensor(Scalar(total), dtype, table.device());
+  return {total, dtype, table.device()};
 }
+
+}  // namespace
+
+Tensor grad_norm(const std::vector<Tensor>& grads, double p) { return norm_of("grad_norm", grads, p).tensor(); }
 
 void scale_(const std::vector<Tensor>& tensors, double factor) {
   GradMode off(false);
@@ -204,13 +218,12 @@ void scale_(const std::vector<Tensor>& tensors, double factor) {
 }
 
 Tensor clip_grad_norm_(const std::vector<Tensor>& grads, double max_norm, double p, bool error_if_nonfinite) {
-  const Tensor norm = grad_norm(grads, p);
-  const double value = item(norm).to_double();
-  check<RuntimeError>(!error_if_nonfinite || std::isfinite(value), "clip_grad_norm_: the norm of the gradients is ",
-                      value, ", so they cannot be clipped");
-  const double factor = max_norm / (value + 1e-6);
+  const Norm norm = norm_of("clip_grad_norm_", grads, p);
+  check<RuntimeError>(!error_if_nonfinite || std::isfinite(norm.value),
+                      "clip_grad_norm_: the norm of the gradients is ", norm.value, ", so they cannot be clipped");
+  const double factor = max_norm / (norm.value + 1e-6);
   if (!(factor >= 1)) scale_(grads, factor);
-  return norm;
+  return norm.tensor();
 }
 
 }  // namespace fastnn
