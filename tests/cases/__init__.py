@@ -2,6 +2,7 @@
 
 from cases import conv, copy, create, elementwise, index, loss, matmul, optim, pool, reduce, softmax
 from cases.case import Case
+from cases.random import RANDOM_CASES
 
 FAMILIES = (elementwise, copy, create, reduce, matmul, conv, pool, softmax, loss, index, optim)
 

@@ -1,6 +1,5 @@
 """Elementwise operations: unary from one table of formulas, binary with broadcasting, where and clamp."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import reference as ref
 from cases.case import SPECIAL, BenchRow, Case, Values, error, f32, sample
 
 values = Values(1)
+n = values.normal
 F = "nn.functional."
 MEGA = 1 << 20
 LARGE = 300_007  # odd, and enough for several threads
@@ -31,15 +31,11 @@ def _plus_input(formula: Any) -> Any:
     return lambda x, **kwargs: np.abs(x) + np.abs(formula(x, **kwargs))
 
 
-def _test(name: str, formula: Any) -> Case:
-    return _unary(name, formula, -2, 2, differentiable=False, exact=True, torch=name not in () and True)
-
-
 INTS = ("int64", "int32", "uint8")
 UNARY = [
     _unary("neg", np.negative, -3, 3, exact=True, integers=("int64", "int32", "int8"), inplace=True),
     _unary("abs", np.abs, -3, 3, exact=True, integers=("int64", "int32", "int8"), inplace=True),
-    _unary("sign", np.sign, -3, 3, exact=True, integers=INTS, inplace=True),
+    _unary("sign", np.sign, -3, 3, exact=True, integers=INTS, inplace=True, torch=True),
     _unary("square", np.square, -3, 3, integers=INTS, inplace=True),
     _unary("relu", ref.relu, -3, 3, exact=True, integers=("int64", "int32", "int8"), inplace=True, numpy=lambda x: np.maximum(x, 0)),
     _unary("sqrt", np.sqrt, 0.1, 4, inplace=True, numpy=np.sqrt),
@@ -88,6 +84,7 @@ UNARY = [
     _unary("isinf", np.isinf, -2, 2, differentiable=False, exact=True),
     _unary("isfinite", np.isfinite, -2, 2, differentiable=False, exact=True),
     _unary("logical_not", np.logical_not, -2, 2, differentiable=False, exact=True, integers=(*INTS, "bool")),
+    _unary("clip", lambda x, min=None, max=None: np.clip(x, min, max), -3, 3, exact=True, kwargs=[{"min": -1.0, "max": 0.5}]),
     _unary("clamp", lambda x, min=None, max=None: np.clip(x, min, max), -3, 3, exact=True, inplace=True,
            kwargs=[{"min": -1.0, "max": 0.5}, {"min": 0.25}, {"max": -0.25}],
            errors=[error(ValueError, "clamp.*min or max", f32(3))]),
@@ -136,15 +133,9 @@ def _remainder_magnitude(a: Any, b: Any) -> Any:
     return np.abs(a) + np.abs(b)
 
 
-def _python_remainder(a: Any, b: Any) -> Any:
-    return np.remainder(a, b)
-
-
-SMOOTH = ("float32", "float64")
 BITS = (-9, 9, -9, 9)
 BINARY = [
-    _binary("add", np.add, (-3, 3, -3, 3), integers=INTS, inplace=True, **_race(np.add),
-            covers=("__add__",)),
+    _binary("add", np.add, (-3, 3, -3, 3), integers=INTS, inplace=True, **_race(np.add)),
     _binary("sub", np.subtract, (-3, 3, -3, 3), integers=("int64", "int32", "int8"), inplace=True, **_race(np.subtract)),
     _binary("mul", np.multiply, (-3, 3, -3, 3), integers=INTS, inplace=True, **_race(np.multiply)),
     _binary("div", np.divide, inplace=True, **_race(np.divide)),
@@ -152,7 +143,7 @@ BINARY = [
     _binary("minimum", np.minimum, (-3, 3, -3, 3), integers=INTS, exact=True, number=None),
     _binary("floor_divide", np.floor_divide, (-9, 9, 1, 4), integers=INTS, exact=True, specials=(), inplace=True, number=2,
             errors=[error(RuntimeError, "floor_divide.*zero", np.array([3]), np.array([0]))]),
-    _binary("remainder", _python_remainder, (-9, 9, 1, 4), integers=INTS, magnitude=_remainder_magnitude, specials=(),
+    _binary("remainder", np.remainder, (-9, 9, 1, 4), integers=INTS, magnitude=_remainder_magnitude, specials=(),
             inplace=True, number=2.5, errors=[error(RuntimeError, "remainder.*zero", np.array([3]), np.array([0]))]),
     _binary("fmod", np.fmod, (-9, 9, 1, 4), integers=INTS, magnitude=_remainder_magnitude, specials=(), inplace=True,
             number=2.5, errors=[error(RuntimeError, "fmod.*zero", np.array([3]), np.array([0]))]),
@@ -185,6 +176,8 @@ OTHERS = [
          exact=True, integers=INTS,
          errors=[error(TypeError, "where.*bool.*int64", np.ones(3, np.int64), f32(3), f32(3)),
                  error(ValueError, r"where.*\(3,\).*\(2,\)", np.ones(3, bool), f32(2), f32(3))]),
+    Case("lerp", lambda x, y, w: x + w * (y - x), [sample(n(5, 7), n(5, 7), 0.3), sample(n(5, 7), n(7), values.uniform(0, 1, 5, 1))],
+         magnitude=lambda x, y, w: np.abs(x) + np.abs(y) + 0 * w),
     Case("pow_scalar", lambda x, exponent: x**exponent,
          [sample(values.uniform(0.2, 3, 5, 7), e) for e in (2, 3, 0.5, -1.0, 2.5, 0, 1)],
          call=lambda lib, x, e: x**e, magnitude=_pow_magnitude,

@@ -64,6 +64,18 @@ def _one_dimension(reduce: Any) -> Any:
     return lambda x, size: ref.adaptive_pool2d(x[..., None, :], (1, size), reduce)[..., 0, :]
 
 
+def _adaptive_indices(x: Any, size: Any) -> Any:
+    """All values are distinct, so the position of a maximum is where its plane holds its value."""
+    y = ref.adaptive_pool2d(x, size, np.max)
+    planes = x.reshape(*x.shape[:-2], 1, 1, -1)
+    return y, np.argmax(planes == y[..., None], -1)
+
+
+def _adaptive_indices_1d(x: Any, size: int) -> Any:
+    y, where = _adaptive_indices(x[..., None, :], (1, size))
+    return y[..., 0, :], where[..., 0, :]
+
+
 max_pool1d, avg_pool1d = ref.in_one_dimension(ref.max_pool2d), ref.in_one_dimension(ref.avg_pool2d)
 
 
@@ -75,7 +87,7 @@ def _large() -> tuple[Any, ...]:
     return np.random.default_rng(0).standard_normal((3, 16, 65, 63)), 2
 
 
-def _bench(backward: bool = False) -> list[BenchRow]:
+def _bench() -> list[BenchRow]:
     make = lambda: (np.random.default_rng(0).standard_normal((64, 6, 28, 28)), 2)  # noqa: E731
     return [BenchRow("64x6x28x28 k2", make, bytes=4 * 64 * 6 * 28 * 28 * 1.25)]
 
@@ -98,6 +110,10 @@ CASES = [
     _adaptive("adaptive_avg_pool2d", ref.adaptive_pool2d, PLANE, [1, (3, 4), (7, 9), (2, 11)], terms=63,
               magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size)),
     _adaptive("adaptive_max_pool2d", partial(ref.adaptive_pool2d, reduce=np.max), PLANE, [1, (3, 4), (7, 9)], exact=True),
+    Case("adaptive_max_pool2d_with_indices", _adaptive_indices, [sample(values.distinct(*PLANE), (3, 4))], exact=True,
+         call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool2d(x, size, return_indices=True)),
+    Case("adaptive_max_pool1d_with_indices", _adaptive_indices_1d, [sample(values.distinct(*LINE), 4)], exact=True,
+         call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool1d(x, size, return_indices=True)),
     _adaptive("adaptive_avg_pool1d", _one_dimension(np.mean), LINE, [1, 4, 13], terms=13,
               magnitude=lambda x, size: _one_dimension(np.mean)(np.abs(x), size)),
     _adaptive("adaptive_max_pool1d", _one_dimension(np.max), LINE, [1, 4, 13], exact=True),

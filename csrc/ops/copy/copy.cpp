@@ -355,11 +355,11 @@ Tensor diagonal_numbers(const Tensor& x) {
 }  // namespace
 
 Tensor tril(const Tensor& x, int64_t diagonal) {
-  return where(expand(le(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, Scalar(0));
+  return where(expand(le(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, Scalar(false));
 }
 
 Tensor triu(const Tensor& x, int64_t diagonal) {
-  return where(expand(ge(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, Scalar(0));
+  return where(expand(ge(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, Scalar(false));
 }
 
 }  // namespace fastnn
