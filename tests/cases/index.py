@@ -37,6 +37,9 @@ KEYS: dict[str, tuple[Any, list[Any]]] = {
     "mask 1-D": (lambda m: m, [np.array([True, False, True, True])]),
     "mask none": (lambda m: m, [np.zeros((4, 5, 6), bool)]),
     "ids empty": (lambda i: i, [np.zeros(0, np.int64)]),
+    "mask, slice, ids": (lambda m, i: (m, slice(1, None, 2), i), [np.array([True, False, True, True]), ids(0, 6, 3)]),
+    "slice, mask 2-D": (lambda m: (slice(None), m), [values.bools(5, 6)]),
+    "newaxis, ids": (lambda i: (None, i, None, i), [ids(0, 4, 3)]),
 }
 
 
@@ -77,6 +80,15 @@ def _writes() -> list[Case]:
     return cases
 
 
+def _index_put(x: Any, indices: Any, value: Any, accumulate: bool) -> Any:
+    y = x.copy()
+    if accumulate:
+        np.add.at(y, tuple(indices), value)
+    else:
+        y[tuple(indices)] = value
+    return y
+
+
 def _masked_fill(x: Any, mask: Any, value: Any) -> Any:
     return np.where(mask, value, x)
 
@@ -115,14 +127,19 @@ CASES = [
          F + "one_hot", dtypes=("float32",), differentiable=False, exact=True,
          errors=[error(IndexError, "one_hot.*9.*5", OUT, 5), error(IndexError, "one_hot.*-1", np.array([0, -1]), 5), error(TypeError, "one_hot.*float32", f32(3), 5)],
          torch=True),
-    Case("masked_fill", _masked_fill, [sample(n(5, 7), values.bools(5, 7), 1.5), sample(n(5, 7), values.bools(7), -np.inf), sample(n(5, 7), values.bools(5, 1), 0)],
-         exact=True, inplace=True, errors=[error(TypeError, "masked_fill.*int64", f32(3), np.ones(3, np.int64), 1.0)]),
+    Case("masked_fill", _masked_fill, [sample(n(5, 7), values.bools(5, 7), 1.5), sample(n(5, 7), values.bools(7), -3), sample(n(5, 7), values.bools(5, 1), 0)],
+         exact=True, inplace=True, specials=[sample(n(5, 7), values.bools(7), -np.inf)], errors=[error(TypeError, "masked_fill.*int64", f32(3), np.ones(3, np.int64), 1.0)]),
     Case("index_add", _index_add, [sample(n(4, 5), 0, ids(0, 4, 7), n(7, 5)), sample(n(4, 5), 1, ids(0, 5, 3), n(4, 3))],
          terms=8, magnitude=lambda x, d, i, s: _index_add(np.abs(x), d, i, np.abs(s)), integers=("int64",),
          errors=[error(IndexError, "index_add.*9.*5", f32(5, 2), 0, OUT, f32(3, 2)), error(ValueError, r"index_add.*\(2, 2\)", f32(5, 2), 0, OUT % 5, f32(2, 2))]),
     Case("nonzero", lambda x: np.argwhere(x), [sample(n(5, 7) * values.bools(5, 7)), sample(np.zeros((3, 2))), sample(n(0, 3))],
          exact=True, differentiable=False, integers=INTS),
     Case("masked_select", lambda x, m: x[m], [sample(n(5, 7), values.bools(5, 7))], exact=True, errors=[error(TypeError, "masked_select.*int64", f32(3), np.ones(3, np.int64))]),
+    Case("index_put", _index_put, [sample(n(4, 5), [ids(0, 4, 9), ids(0, 5, 9)], n(9), True), sample(n(4, 5), [ids(0, 4, 3, 1)], n(5), True),
+                                   sample(n(4, 5), [np.array([0, 3]), np.array([1, 1])], n(2), False)],
+         terms=10, magnitude=lambda x, i, v, a: _index_put(np.abs(x), i, np.abs(v), a), integers=("int64",), covers=("index_put_",),
+         errors=[error(IndexError, "index_put.*9.*5", f32(5), [OUT], f32(3)), error(ValueError, r"index_put.*\(3,\).*\(4,\)", f32(5), [ids(0, 5, 3)], f32(4)),
+                 error(TypeError, "index_put.*float32.*int64", np.arange(5), [ids(0, 5, 3)], f32(3))]),
     *_reads(),
     *_writes(),
     Case("getitem errors", lambda x: x[0], [sample(n(3))], call=lambda lib, x, *key: x[key or 0], exact=True,
