@@ -4,11 +4,12 @@
 //
 // One output row at a time: every input row of its window is folded into it. Along the row there are two
 // ways. Short fixed windows go tap by tap: tap t of all windows is one strided loop over the row, which
-// vectorises. Long or adaptive windows go window by window over contiguous values. 2x2 windows of stride 2
-// (LeNet's) take both rows and both taps in one loop.
+// vectorises. Long or adaptive windows go window by window over contiguous values. Maxima of 2x2 windows
+// of stride 2 have a loop of their own.
 //
 // Rows of 16-bit floats are converted to float32 as they are read. Forward runs over output rows, backward
 // over whole planes, so that overlapping windows add up without races and in a fixed order.
+#include "ops/pool/max_2x2_cpu.h"
 #include "ops/pool/window.h"
 #include "simd/convert.h"
 
@@ -162,22 +163,6 @@ void max_fold_windows(const PoolAxis& axis, const T* x, int64_t row_start, T* be
 }
 
 template <bool indexed, class T>
-void max_2x2(const T* __restrict top, const T* __restrict bottom, int64_t row_start, int64_t width, int64_t n,
-             T* __restrict best, int32_t* __restrict indices) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t first = int32_t(row_start + 2 * i), below = first + int32_t(width);
-    T value = top[2 * i];
-    int32_t index = first;
-    take<indexed>(top[2 * i + 1], first + 1, value, index);
-    take<indexed>(bottom[2 * i], below, value, index);
-    take<indexed>(bottom[2 * i + 1], below + 1, value, index);
-    best[i] = value;
-    if constexpr (indexed) indices[i] = index;
-  }
-}
-
-template <bool indexed, class T>
 void max_row(const PoolArgs& args, const Taps& taps, const InputRows<T>& input, int64_t out_row, T* best,
              int32_t* indices) {
   const int64_t width = args.width.in;
@@ -198,7 +183,7 @@ void max_row(const PoolArgs& args, const Taps& taps, const InputRows<T>& input, 
 template <bool indexed, class T>
 void max_forward_typed(const PoolArgs& args) {
   const bool direct = args.dtype == dtype_of<T>();
-  const bool pairs = direct && is_2x2(args.height) && is_2x2(args.width);
+  const bool pairs = args.dtype == DType::Float32 && is_2x2(args.height) && is_2x2(args.width) && args.width.out >= 2;
   const bool wide_indices = args.index_dtype == DType::Int64;
   for_each_output_row<T>(args, [&](int64_t plane, int64_t out_row, const Taps& taps, const Buffers<T>& buffers) {
     const int64_t width = args.width.in, n = args.width.out;
@@ -207,12 +192,13 @@ void max_forward_typed(const PoolArgs& args) {
     T* best = direct ? static_cast<T*>(args.y) + start : buffers.output;
     int32_t* indices = nullptr;
     if (indexed) indices = wide_indices ? buffers.indices : static_cast<int32_t*>(args.indices) + start;
-    if (pairs) {
-      const T* top = input.row(2 * out_row);
-      max_2x2<indexed>(top, top + width, 2 * out_row * width, width, n, best, indices);
-    } else {
-      max_row<indexed>(args, taps, input, out_row, best, indices);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (pairs) {
+        const T* top = input.row(2 * out_row);
+        max_2x2_row<indexed>(top, top + width, int32_t(2 * out_row * width), int32_t(width), n, best, indices);
+      }
     }
+    if (!pairs) max_row<indexed>(args, taps, input, out_row, best, indices);
     if (indexed && wide_indices)
       for (int64_t o = 0; o < n; ++o) static_cast<int64_t*>(args.indices)[start + o] = indices[o];
     if (!direct)
