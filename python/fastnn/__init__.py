@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from fastnn import _C, autograd, cuda, nn, optim, utils
 from fastnn._C import *
 from fastnn._C import Tensor
-from fastnn.autograd import (  # type: ignore[assignment]  # context managers in place of plain switches
+from fastnn.autograd import (  # context managers in place of plain switches
     enable_grad,
     inference_mode,
     is_grad_enabled,
@@ -15,7 +15,7 @@ from fastnn.autograd import (  # type: ignore[assignment]  # context managers in
 )
 from fastnn.config import __version__, show_config
 from fastnn.debug import is_debug, set_debug
-from fastnn.nn.functional import (  # type: ignore[assignment]  # with PyTorch's defaults
+from fastnn.nn.functional import (  # with PyTorch's defaults
     adaptive_avg_pool1d,
     adaptive_max_pool1d,
     avg_pool1d,
