@@ -155,10 +155,10 @@ def _as_list(tensors: Tensor | Sequence[Any]) -> list[Any]:
 
 
 def _gradients_of(outputs: list[Tensor], given: Tensor | Sequence[Tensor | None] | None) -> list[Any]:
-    """A gradient for each output, None where there is none."""
+    """One for each output; None where it was left out."""
     if given is None:
         return [None] * len(outputs)
-    grads = [given] if isinstance(given, Tensor) else list(given)
+    grads = _as_list(given)
     if len(grads) != len(outputs):
         raise ValueError(f"got {len(grads)} gradients for {len(outputs)} outputs")
     return grads

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastnn import _C
 from fastnn._C import Tensor
+from fastnn.nn.utils import gradients_of
 from fastnn.optim.optimizer import Optimizer, Params
 
 
@@ -64,7 +65,7 @@ class Adam(Optimizer):
         beta1, beta2 = group["betas"]
         _C.adam_step(
             params,
-            [p.grad for p in params if p.grad is not None],
+            gradients_of(params),
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
