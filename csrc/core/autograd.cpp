@@ -181,6 +181,16 @@ void check_inplace(const char* name, const Tensor& x, TensorRefs others) {
 
 void bump_version(const Tensor& x) { x.storage()->version.fetch_add(1, std::memory_order_relaxed); }
 
+// The lowest and the highest element of x in its storage, counted from the first one.
+static std::pair<int64_t, int64_t> span_of(const Tensor& x) {
+  std::pair<int64_t, int64_t> span{0, 0};
+  for (int i = 0; i < x.ndim() && x.numel() > 0; ++i) {
+    const int64_t reach = (x.shape()[i] - 1) * x.strides()[i];
+    (reach < 0 ? span.first : span.second) += reach;
+  }
+  return span;
+}
+
 void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   AutogradMeta* meta = x.impl()->autograd;
   if (!meta || !meta->base.defined()) {
@@ -191,16 +201,17 @@ void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   // x is a view: its base is what changed. The base's new node passes gradients through, except
   // that the window of x goes through the operation's own backward first.
   Tensor root = meta->base;
-  check<RuntimeError>(root.is_contiguous(), node->name(),
-                      ": in-place on a view of a non-contiguous tensor that requires grad is not supported");
   node->inputs.reserve(inputs.size);
   for (size_t i = 0; i < inputs.size; ++i) node->inputs.push_back(i == 0 ? Edge() : edge_of(inputs[i]));
   node->outputs.push_back({x.shape(), x.dtype(), x.device(), nullptr});
   const size_t n_inputs = inputs.size;
-  auto backward = [node, n_inputs, shape = x.shape(), strides = x.strides(),
-                   offset = x.offset() - root.offset()](Backward& b) {
-    Tensor droot = clone(b.grad());
-    Tensor window = alias(droot, shape, strides, offset);
+  // The gradient is laid out as the base is, so that the view's geometry finds its window in it.
+  auto backward = [node, n_inputs, root_shape = root.shape(), root_strides = root.strides(), span = span_of(root),
+                   shape = x.shape(), strides = x.strides(), offset = x.offset() - root.offset()](Backward& b) {
+    const Tensor block = empty({span.second - span.first + 1}, b.grad().dtype(), b.grad().device());
+    Tensor droot = alias(block, root_shape, root_strides, -span.first);
+    copy_into(droot, b.grad());
+    Tensor window = alias(droot, shape, strides, offset - span.first);
     std::vector<Tensor> grads{clone(window)};
     Backward inner = b.nested(node.get(), grads);
     node->apply(inner);
