@@ -180,14 +180,29 @@ def avg_pool2d(x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_
     return y
 
 
+def _adaptive_window(i: int, size: int, out: int) -> Array:
+    return np.arange(i * size // out, -(-(i + 1) * size // out))
+
+
 def adaptive_pool2d(x: Array, output_size, reduce=np.mean) -> Array:
     oh, ow = _pair(output_size)
     height, width = x.shape[-2:]
     y = np.empty((*x.shape[:-2], oh, ow))
     for i, j in product(range(oh), range(ow)):
-        window = x[..., i * height // oh : -(-(i + 1) * height // oh), j * width // ow : -(-(j + 1) * width // ow)]
-        y[..., i, j] = reduce(window, axis=(-2, -1))
+        r, c = _adaptive_window(i, height, oh), _adaptive_window(j, width, ow)
+        y[..., i, j] = reduce(x[..., r[:, None], c], axis=(-2, -1))
     return y
+
+
+def adaptive_max_pool2d(x: Array, output_size) -> tuple[Array, Array]:
+    """Values, and the positions of the first maxima in their planes."""
+    (oh, ow), (height, width) = _pair(output_size), x.shape[-2:]
+    y, where = adaptive_pool2d(x, output_size, np.max), np.empty((*x.shape[:-2], oh, ow), np.int64)
+    for i, j in product(range(oh), range(ow)):
+        r, c = _adaptive_window(i, height, oh), _adaptive_window(j, width, ow)
+        best = np.argmax(x[..., r[:, None], c].reshape(*x.shape[:-2], len(r) * len(c)), -1)
+        where[..., i, j] = (r[:, None] * width + c).ravel()[best]
+    return y, where
 
 
 def in_one_dimension(pool):

@@ -395,6 +395,8 @@ VIEW_WRITES = {
     "masked": lambda y: y.__setitem__(y > 3, 0.0),
     "zero": lambda y: y[:, 1].zero_(),
     "copy": lambda y: y[0].copy_(y[1]),
+    "read the base transposed": lambda y: (y[0].mul_(3), y.t().exp())[1:],
+    "a base that is not contiguous": lambda y: y.t().clone()[1].mul_(3).sum(),
 }
 
 
@@ -410,8 +412,9 @@ def test_view_writes_like_torch(name: str) -> None:
         y = x * x
         made = VIEW_WRITES[name](y)
         total = (y * lib.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=lib.float64)).sum()
-        if isinstance(made, tuple):
-            total = total + made[0].sum()
+        for extra in made if isinstance(made, tuple) else (made,):
+            if extra is not None:
+                total = total + (extra * lib.arange(extra.numel()).reshape(extra.shape)).sum()
         total.backward()
         outcomes.append((y.detach().numpy(), x.grad.numpy()))
     np.testing.assert_array_equal(outcomes[0][0], outcomes[1][0])

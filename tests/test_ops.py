@@ -1,6 +1,7 @@
 """Every operation of the table: values, gradients, strides, threads, messages, leaks, and parity with torch."""
 
 import gc
+import warnings
 
 import fastnn
 import numpy as np
@@ -123,7 +124,7 @@ def test_gradient_rounding(case: Case, dtype: str) -> None:
         expected = [to_numpy(g) for g in gradients(fastnn, outputs, leaves, weights)]
         terms = case.terms(*exact, **sample.kwargs) if callable(case.terms) else case.terms
         for got, want in zip(actual, expected, strict=True):
-            size = np.abs(want).max(initial=0)
+            size = max(np.abs(want).max(initial=0), case.gradient_scale)
             repeats = np.sqrt(max(terms, 1)) + np.sqrt(max((y.numel() for y in outputs), default=1))
             tolerance = size * (8 * repeats * COMPUTE_ROUNDOFF[dtype] + 8 * STORAGE_ROUNDOFF[dtype]) + SMALLEST_NORMAL[dtype]
             assert_close(got, want, tolerance, dtype, f"{case} {sample.kwargs} gradient")
@@ -209,7 +210,7 @@ def test_expanded(case: Case) -> None:
     """An argument with a stride of 0: the value of its copy, and a gradient that adds up over the repeats."""
     sample = case.samples[0]
     for array in float_arrays(case, sample.args):
-        if array.ndim == 0 or array.shape[0] < 2:
+        if array.ndim == 0 or array.shape[0] < 2 or case.name == "view":
             continue
         results, sums = [], []
         for make in (lambda x: x, lambda x: x.contiguous()):
@@ -325,7 +326,9 @@ def test_like_torch(case: Case, dtype: str) -> None:
 
     for sample in case.samples:
         ours = as_list(case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs))
-        theirs = as_list(case.run(torch, *tensors(sample.args, dtype, torch), **sample.kwargs))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's opinions on padding="same" and on the mean of kl_div
+            theirs = as_list(case.run(torch, *tensors(sample.args, dtype, torch), **sample.kwargs))
         for y, t in zip(ours, theirs, strict=True):
             assert str(y.dtype).split(".")[-1] == str(t.dtype).split(".")[-1], f"{case}: {y.dtype}, torch has {t.dtype}"
             if t.dtype == torch.float32:
@@ -335,7 +338,9 @@ def test_like_torch(case: Case, dtype: str) -> None:
             else:
                 np.testing.assert_array_equal(to_numpy(y), to_numpy(t), err_msg=str(case))
         if dtype == "float64" and differentiable(case):
-            pairs = zip(*[backward_of(case, sample.args, sample.kwargs, dtype, lib) for lib in (fastnn, torch)], strict=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pairs = zip(*[backward_of(case, sample.args, sample.kwargs, dtype, lib) for lib in (fastnn, torch)], strict=True)
             for ours_gradient, theirs_gradient in pairs:
                 np.testing.assert_allclose(ours_gradient, theirs_gradient, rtol=1e-10, atol=1e-11, err_msg=str(case))
 

@@ -56,7 +56,7 @@ CASES = [
           large=lambda: ([values.normal(301, 501), values.normal(301, 203)], 1),
           errors=[error(ValueError, r"cat.*\(2, 3\).*\(2, 4\)", [f32(2, 3), f32(2, 4)], 0), error(ValueError, "cat.*at least one", [], 0),
                   error(ValueError, r"cat.*\(2, 3\).*\(3,\)", [f32(2, 3), f32(3)], 0), error(IndexError, "cat.*2", [f32(2, 3)], 2)]),
-    _case("stack", np.stack, [sample([n(2, 3)] * 3, d) for d in (0, 1, -1)] + [sample([n()], 0)],
+    _case("stack", np.stack, [sample([n(2, 3), n(2, 3), n(2, 3)], d) for d in (0, 1, -1)] + [sample([n()], 0)],
           errors=[error(ValueError, r"stack.*\(2, 3\).*\(2, 4\)", [f32(2, 3), f32(2, 4)], 0), error(ValueError, "stack.*at least one", [], 0)]),
     _case("split", _split, [sample(n(7, 3), 3), sample(n(7, 3), [2, 0, 5]), sample(n(2, 6), 2, dim=1)],
           errors=[error(ValueError, "split.*6.*7", f32(7), [2, 4]), error(ValueError, "split.*0", f32(7), 0)]),
