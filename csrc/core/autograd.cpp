@@ -90,6 +90,25 @@ bool is_leaf(const Tensor& x) { return !x.impl()->autograd || !x.impl()->autogra
 
 namespace {
 
+// The shape and strides of a tensor, to lay out another one alike in memory of its own.
+struct Geometry {
+  explicit Geometry(const Tensor& x) : shape(x.shape()), strides(x.strides()), offset(x.offset()) {
+    for (int i = 0; i < x.ndim() && x.numel() > 0; ++i) {
+      const int64_t reach = (shape[i] - 1) * strides[i];
+      (reach < 0 ? lowest : highest) += reach;
+    }
+  }
+  Tensor zeros_alike(DType dtype, Device device) const {
+    return alias(zeros({highest - lowest + 1}, dtype, device), shape, strides, -lowest);
+  }
+  // Where a view of the tensor stands in one that zeros_alike made.
+  Tensor window(const Tensor& made, const Geometry& view) const {
+    return alias(made, view.shape, view.strides, view.offset - offset - lowest);
+  }
+  Dims shape, strides;
+  int64_t offset;
+  int64_t lowest = 0, highest = 0;  // elements reached, counted from the first one
+};
 
 // The view's node, made anew when an in-place operation has replaced its base's since.
 void refresh_view(const Tensor& x) {
@@ -98,15 +117,19 @@ void refresh_view(const Tensor& x) {
   AutogradMeta& base = autograd_meta(meta->base);
   if (base.rewrites == meta->base_rewrites) return;
   const Tensor root = meta->base;
-  check<RuntimeError>(root.is_contiguous(),
-                      "a view of a non-contiguous tensor was used after its base was changed in place; "
-                      "make the view again");
-  // x is this strided window of the base: its gradient, placed into zeros.
-  auto backward = [base_shape = root.shape(), shape = x.shape(), strides = x.strides(),
-                   offset = x.offset() - root.offset()](Backward& b) {
+  // x is this strided window of the base: its gradient, placed into zeros. What an expanded axis repeats adds up.
+  auto backward = [base = Geometry(root), view = Geometry(x)](Backward& b) {
     Tensor dy = b.grad();
-    Tensor dx = zeros(base_shape, dy.dtype(), dy.device());
-    copy_into(alias(dx, shape, strides, offset), dy);
+    Geometry once = view;
+    for (int i = 0; i < once.shape.size(); ++i)
+      if (once.strides[i] == 0 && once.shape[i] > 1) once.shape[i] = 1;
+    if (once.shape != view.shape) dy = sum_to(dy, once.shape);
+    Tensor dx = base.zeros_alike(dy.dtype(), dy.device());
+    Tensor window = base.window(dx, once);
+    check<RuntimeError>(!window.overlaps_itself(),
+                        "a view with overlapping windows was used after its base was changed in place; "
+                        "make the view again");
+    copy_into(window, dy);
     b.set(0, dx);
   };
   NodePtr node(new LambdaNode<decltype(backward)>("as_strided", Differentiable::No, backward));
@@ -181,16 +204,6 @@ void check_inplace(const char* name, const Tensor& x, TensorRefs others) {
 
 void bump_version(const Tensor& x) { x.storage()->version.fetch_add(1, std::memory_order_relaxed); }
 
-// The lowest and the highest element of x in its storage, counted from the first one.
-static std::pair<int64_t, int64_t> span_of(const Tensor& x) {
-  std::pair<int64_t, int64_t> span{0, 0};
-  for (int i = 0; i < x.ndim() && x.numel() > 0; ++i) {
-    const int64_t reach = (x.shape()[i] - 1) * x.strides()[i];
-    (reach < 0 ? span.first : span.second) += reach;
-  }
-  return span;
-}
-
 void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   AutogradMeta* meta = x.impl()->autograd;
   if (!meta || !meta->base.defined()) {
@@ -206,12 +219,10 @@ void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   node->outputs.push_back({x.shape(), x.dtype(), x.device(), nullptr});
   const size_t n_inputs = inputs.size;
   // The gradient is laid out as the base is, so that the view's geometry finds its window in it.
-  auto backward = [node, n_inputs, root_shape = root.shape(), root_strides = root.strides(), span = span_of(root),
-                   shape = x.shape(), strides = x.strides(), offset = x.offset() - root.offset()](Backward& b) {
-    const Tensor block = empty({span.second - span.first + 1}, b.grad().dtype(), b.grad().device());
-    Tensor droot = alias(block, root_shape, root_strides, -span.first);
+  auto backward = [node, n_inputs, base = Geometry(root), view = Geometry(x)](Backward& b) {
+    Tensor droot = base.zeros_alike(b.grad().dtype(), b.grad().device());
     copy_into(droot, b.grad());
-    Tensor window = alias(droot, shape, strides, offset - span.first);
+    Tensor window = base.window(droot, view);
     std::vector<Tensor> grads{clone(window)};
     Backward inner = b.nested(node.get(), grads);
     node->apply(inner);

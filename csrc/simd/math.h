@@ -82,9 +82,9 @@ inline float tanh_(float x) {
   const float a = fabsf(x);
   const float z = x * x;
   const float series =
-      x + x * z * (-3.3333287e-1f + z * (1.3331474e-1f + z * (-5.3739930e-2f + z * (2.0639034e-2f + z * -5.7049858e-3f))));
-  const float direct = copysignf(1.0f - 2.0f / (exp_(a + a) + 1.0f), x);
-  return a < 0.625f ? series : direct;
+      a + a * z * (-3.3333287e-1f + z * (1.3331474e-1f + z * (-5.3739930e-2f + z * (2.0639034e-2f + z * -5.7049858e-3f))));
+  const float direct = 1.0f - 2.0f / (exp_(a + a) + 1.0f);
+  return copysignf(a < 0.625f ? series : direct, x);
 }
 
 inline float erf_(float x) {
