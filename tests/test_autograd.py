@@ -430,6 +430,15 @@ def test_view_of_a_changed_base() -> None:
     assert x.grad.tolist() == [0, 2, 2]
 
 
+def test_expanded_view_of_a_changed_base() -> None:
+    x = leaf(1, 2)
+    y = x * 1
+    view = y[:, None].expand(2, 3)
+    y.mul_(2)
+    view.sum().backward()
+    assert x.grad.tolist() == [6, 6]
+
+
 def test_inplace_on_expanded_view() -> None:
     with pytest.raises(ValueError, match=r"several indices|expand|strides"):
         fastnn.zeros(3, 1).expand(3, 4).add_(1)
