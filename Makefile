@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint format aarch64 clean
+.PHONY: demo test lint format stubs aarch64 clean
 
 demo: $(VENV)
 	$(PIP) install '.[demo]'
@@ -39,10 +39,15 @@ format: $(VENV)
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/clang-format -i $(CXX_FILES)
 
+# The types of the extension, from the signatures it carries.
+stubs: $(VENV)
+	$(PIP) install --quiet .
+	$(VENV)/bin/python cmake/generate_stubs.py python/fastnn/_C.pyi
+
 # Compiles all C++ but the Python bindings for 64-bit ARM; links and runs nothing.
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_FLAGS = -std=c++17 -O1 -fopenmp -Wall -Wextra -Wno-init-list-lifetime -Icsrc \
-  -DFASTNN_OPENMP -DFASTNN_BUILT_LEVELS=1 -DFASTNN_LEVEL=baseline
+  -DFASTNN_OPENMP -DFASTNN_BUILT_LEVEL='"baseline"' -DFASTNN_LEVEL=baseline
 AARCH64_SOURCES = $(shell find csrc -name '*.cpp' -not -path 'csrc/python/*' -not -path csrc/core/cuda.cpp)
 AARCH64_OBJECTS = $(AARCH64_SOURCES:csrc/%.cpp=build/aarch64/%.o)
 

@@ -84,7 +84,7 @@ inline float tanh_(float x) {
   const float series =
       a + a * z * (-3.3333287e-1f + z * (1.3331474e-1f + z * (-5.3739930e-2f + z * (2.0639034e-2f + z * -5.7049858e-3f))));
   const float direct = 1.0f - 2.0f / (exp_(a + a) + 1.0f);
-  return copysignf(a < 0.625f ? series : direct, x);
+  return copysignf(a < 0.625f ? series : direct, x);  // the series loses the sign of -0
 }
 
 inline float erf_(float x) {

@@ -28,6 +28,9 @@ __all__ = [
 ]
 
 
+AnyGenerator = Generator[Any, Any, Any]
+
+
 class _Mode:
     """A switch that is a context manager and a decorator. ``_set`` returns what was before."""
 
@@ -62,10 +65,10 @@ class _Mode:
 
         return wrapped
 
-    def _wrap_generator(self, function: Callable[..., Generator]) -> Callable[..., Generator]:
+    def _wrap_generator(self, function: Callable[..., AnyGenerator]) -> Callable[..., AnyGenerator]:
         """The mode holds while the generator runs, not while its caller does."""
 
-        def wrapped(*args: Any, **kwargs: Any) -> Generator:
+        def wrapped(*args: Any, **kwargs: Any) -> AnyGenerator:
             generator, sent, mode = function(*args, **kwargs), None, self._fresh()
             try:
                 while True:
@@ -147,7 +150,7 @@ class detect_anomaly(_Mode):
         return before
 
 
-def _as_list(tensors: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def _as_list(tensors: Tensor | Sequence[Any]) -> list[Any]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
@@ -282,7 +285,7 @@ def _analytical_jacobian(y: Tensor, x: Tensor) -> np.ndarray:
 
 
 def gradcheck(
-    func: Callable[..., Tensor | Sequence[Tensor]],
+    func: Callable[..., Tensor | Sequence[Tensor | None]],
     inputs: Tensor | Sequence[Any],
     eps: float = 1e-6,
     atol: float = 1e-5,
@@ -304,7 +307,7 @@ def gradcheck(
             raise TypeError(f"gradcheck: input {i} is {x.dtype}; central differences need float64")
 
     def evaluate() -> list[Tensor]:
-        return [y for y in _as_list(func(*arguments)) if y.is_floating_point()]
+        return [y for y in _as_list(func(*arguments)) if y is not None and y.is_floating_point()]
 
     @no_grad()
     def evaluate_plainly() -> list[Tensor]:
@@ -330,7 +333,7 @@ def gradcheck(
 
 
 def gradgradcheck(
-    func: Callable[..., Tensor | Sequence[Tensor]],
+    func: Callable[..., Tensor | Sequence[Tensor | None]],
     inputs: Tensor | Sequence[Any],
     eps: float = 1e-6,
     atol: float = 1e-5,

@@ -158,6 +158,9 @@ def _write_aside(path: Path, write: Callable[[str], None]) -> None:
         write(os.fspath(temporary))
         _sync(temporary)
         os.replace(temporary, target)
+    except safetensors.SafetensorError as error:  # its writer wraps what the system reports
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{target} could not be written: {error}") from None
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -185,7 +188,7 @@ def load(path: str | os.PathLike[str]) -> Any:
         return _load_shards(file)
     content = file.read_bytes()
     try:
-        entries = safetensors.deserialize(content)
+        entries = safetensors.deserialize(content)  # type: ignore[no-untyped-call]
     except safetensors.SafetensorError as error:
         raise ValueError(_why_not(file, content, error)) from None
     metadata = _metadata(file, content)

@@ -352,16 +352,14 @@ Tensor diagonal_numbers(const Tensor& x) {
   return sub(unsqueeze(count(x.size(-1)), 0), unsqueeze(count(x.size(-2)), 1));
 }
 
-Scalar zero_of(const Tensor& x) { return x.dtype() == DType::Bool ? Scalar(false) : Scalar(0); }
-
 }  // namespace
 
 Tensor tril(const Tensor& x, int64_t diagonal) {
-  return where(expand(le(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, zero_of(x));
+  return where(expand(le(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, Scalar(false));
 }
 
 Tensor triu(const Tensor& x, int64_t diagonal) {
-  return where(expand(ge(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, zero_of(x));
+  return where(expand(ge(diagonal_numbers(x), Scalar(diagonal)), x.shape()), x, Scalar(false));
 }
 
 }  // namespace fastnn

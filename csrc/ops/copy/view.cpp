@@ -21,7 +21,7 @@ Dims infer_shape(const char* op, const Dims& shape, int64_t numel) {
       check(unknown < 0, op, ": only one size may be -1, got ", shape);
       unknown = i;
     } else {
-      check(shape[i] >= 0, op, ": expected sizes >= 0, or one -1, got ", shape);
+      check(shape[i] >= 0, op, ": expected sizes >= 0 and at most one -1, got ", shape);
       known.push_back(shape[i]);
     }
   }

@@ -221,14 +221,14 @@ Tensor clamp_(const Tensor& x, const Scalar* low, const Scalar* high) {
 
 namespace {
 
-const Tensor* first_tensor(const char* name, const Operand& a, const Operand& b) {
-  const Tensor* x = a.is_tensor() ? a.tensor : b.tensor;
-  check<TypeError>(x != nullptr, name, ": expected at least one tensor");
-  if (a.is_tensor() && b.is_tensor()) {
-    // A number on the CPU may meet any device.
-    if (a.tensor->ndim() && b.tensor->ndim()) check_same_device(name, *a.tensor, *b.tensor);
-  }
-  return x;
+// Where the result lives. A 0-d tensor of the CPU may meet any device: there it is a number.
+Device common_device(const char* name, const Operand& a, const Operand& b) {
+  check<TypeError>(a.is_tensor() || b.is_tensor(), name, ": expected at least one tensor");
+  if (!a.is_tensor() || !b.is_tensor()) return (a.is_tensor() ? a : b).tensor->device();
+  const auto is_number = [](const Tensor& x) { return x.ndim() == 0 && !x.device().is_cuda(); };
+  if (is_number(*a.tensor)) return b.tensor->device();
+  if (!is_number(*b.tensor)) check_same_device(name, *a.tensor, *b.tensor);
+  return a.tensor->device();
 }
 
 Dims result_shape(const char* name, const Operand& a, const Operand& b) {
@@ -238,10 +238,11 @@ Dims result_shape(const char* name, const Operand& a, const Operand& b) {
 }
 
 // A result in the layout of an input of its shape, else contiguous.
-Tensor make_result(const Operand& a, const Operand& b, const Dims& shape, DType dtype) {
-  for (const Operand* operand : {&a, &b})
-    if (operand->is_tensor() && operand->tensor->shape() == shape) return empty_like(*operand->tensor, dtype);
-  return empty(shape, dtype, (a.is_tensor() ? a : b).tensor->device());
+Tensor make_result(const Operand& a, const Operand& b, const Dims& shape, DType dtype, Device device) {
+  for (const Operand* x : {&a, &b})
+    if (x->is_tensor() && x->tensor->shape() == shape && x->tensor->device() == device)
+      return empty_like(*x->tensor, dtype);
+  return empty(shape, dtype, device);
 }
 
 // Python integers divided by zero raise; tensors of integers do too, where x86 would trap.
@@ -257,7 +258,10 @@ enum class Result { Promoted, Float, Compare };
 void run_binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, const Tensor& out, DType type) {
   const DType compute = compute_dtype(type);
   check_divisor(name, op, b, compute);
-  elementwise_binary(out.device(), elementwise_args(int32_t(op), compute, out, {a, b}));
+  const auto there = [device = out.device()](const Operand& x) {
+    return x.is_tensor() && x.tensor->device() != device ? Operand(item(*x.tensor)) : x;
+  };
+  elementwise_binary(out.device(), elementwise_args(int32_t(op), compute, out, {there(a), there(b)}));
 }
 
 DType binary_type(const char* name, const Operand& a, const Operand& b, Result result) {
@@ -268,9 +272,9 @@ DType binary_type(const char* name, const Operand& a, const Operand& b, Result r
 }
 
 Tensor binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
-  first_tensor(name, a, b);
+  const Device device = common_device(name, a, b);
   const DType type = binary_type(name, a, b, result);
-  Tensor out = make_result(a, b, result_shape(name, a, b), result == Result::Compare ? DType::Bool : type);
+  Tensor out = make_result(a, b, result_shape(name, a, b), result == Result::Compare ? DType::Bool : type, device);
   run_binary(name, op, a, b, out, type);
   return out;
 }
@@ -278,7 +282,7 @@ Tensor binary(const char* name, BinaryOp op, const Operand& a, const Operand& b,
 void binary_inplace(const char* name, BinaryOp op, const Tensor& a, const Operand& b, Result result) {
   if (b.is_tensor()) check_inplace(name, a, {*b.tensor});
   else check_inplace(name, a, {});
-  first_tensor(name, a, b);
+  if (common_device(name, a, b) != a.device()) check_same_device(name, a, *b.tensor);
   const DType type = binary_type(name, a, b, result);
   check<TypeError>(!is_floating(type) || a.is_floating(), name, ": the result has type ", type,
                    " and cannot be stored in a tensor of type ", a.dtype());
@@ -467,6 +471,8 @@ Tensor pow(const Operand& a, const Operand& b) {
   return differentiable_binary("pow", BinaryOp::pow, a, b, Result::Promoted);
 }
 Tensor pow_(const Tensor& a, const Operand& b) {
+  if (!b.is_tensor() && a.is_floating())
+    return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
   return differentiable_inplace("pow_", BinaryOp::pow, a, b, Result::Promoted);
 }
 

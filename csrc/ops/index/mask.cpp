@@ -97,8 +97,8 @@ Tensor one_hot(const Tensor& ids, int64_t n_classes) {
   if (ids.numel()) {
     const int64_t lowest = item(min(ids)).to_int(), highest = item(max(ids)).to_int();
     if (n_classes < 0) n_classes = highest + 1;
-    check<IndexError>(lowest >= 0 && highest < n_classes, "one_hot: ids from ", lowest, " to ", highest, " do not fit ", n_classes,
-          " classes");
+    check<IndexError>(lowest >= 0 && highest < n_classes, "one_hot: ids from ", lowest, " to ", highest, " do not fit ",
+                      n_classes, " classes");
   }
   const Tensor classes = arange(Scalar(0), Scalar(n_classes), Scalar(1), DType::Int64, ids.device());
   return to(eq(unsqueeze(ids, -1), classes), DType::Int64);

@@ -89,7 +89,7 @@ T softplus_of_minus(T x) {
 struct BceWithLogitsLoss {  // a = pos_weight
   FASTNN_VALUE { return (T(1) - t) * x + (T(1) + (a - T(1)) * t) * softplus_of_minus(x); }
   FASTNN_D_INPUT { return (a * t + T(1) - t) * sigmoid_(x) - a * t; }
-  FASTNN_D_TARGET { return (a - T(1)) * softplus_of_minus(x) - x; }
+  FASTNN_D_TARGET { return (void)t, (a - T(1)) * softplus_of_minus(x) - x; }
 };
 
 struct KlDivLoss {

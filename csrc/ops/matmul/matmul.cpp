@@ -29,8 +29,9 @@ void check_operands(const char* op, const Tensor& a, const Tensor& b) {
   check_same_device(op, a, b);
   check_same_dtype(op, a, b);
   check<TypeError>(a.dtype() != DType::Bool, op, ": not implemented for bool");
-  check(a.size(-1) == b.size(-2), op, ": shapes ", a.shape(), " and ", b.shape(), " cannot be multiplied: ", a.size(-1),
-        " columns against ", b.size(-2), " rows");
+  const int64_t columns = a.size(-1), rows = b.size(b.ndim() == 1 ? 0 : -2);
+  check(columns == rows, op, ": shapes ", a.shape(), " and ", b.shape(), " cannot be multiplied: ", columns,
+        " columns against ", rows, " rows");
 }
 
 // The row stride of x seen as one tall matrix, or -1 when its leading dimensions do not fold into rows.
@@ -135,10 +136,10 @@ void matmul_backward(Backward& grads, const Tensor& a, const Tensor& b) {
 
 // The product in all its forms, under the name of the operation that was called.
 Tensor multiply(const char* op, const Tensor& a, const Tensor& b) {
+  check_operands(op, a, b);
   // Views without history: the node's inputs are a and b themselves.
   const Tensor left = a.ndim() == 1 ? alias(a, {1, a.size(0)}, {0, a.stride(0)}, a.offset()) : a;
   const Tensor right = b.ndim() == 1 ? alias(b, {b.size(0), 1}, {b.stride(0), 0}, b.offset()) : b;
-  check_operands(op, left, right);
   Tensor y = product(op, left, right, {});
   if (a.ndim() == 1 || b.ndim() == 1) {
     Dims shape = y.shape();

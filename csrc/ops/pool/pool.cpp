@@ -102,8 +102,7 @@ Pooling plan_adaptive(const char* op, const Tensor& x, int n_axes, const Dims& o
         " numbers for output_size, got ", output_size);
   PoolAxis axes[2];
   for (int i = 0; i < n_axes; ++i) {
-    const int64_t in = x.size(i - n_axes), wanted = output_size[output_size.size() == 1 ? 0 : i];
-    const int64_t out = wanted == -1 ? in : wanted;
+    const int64_t in = x.size(i - n_axes), out = output_size[output_size.size() == 1 ? 0 : i];
     check(out >= 0 && out <= INT32_MAX, op, ": expected 0 <= output_size < 2^31, got ", output_size);
     check(in > 0, op, ": the pooled axes must not be empty, got shape ", x.shape());
     axes[i] = adaptive_axis(in, out);

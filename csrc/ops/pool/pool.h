@@ -60,7 +60,6 @@ Tensor min_pool2d(const Tensor& x, const PoolOptions& options);
 Tensor avg_pool1d(const Tensor& x, const PoolOptions& options);
 Tensor avg_pool2d(const Tensor& x, const PoolOptions& options);
 
-// An output size of -1 keeps the input's.
 Tensor adaptive_avg_pool1d(const Tensor& x, const Dims& output_size);
 Tensor adaptive_avg_pool2d(const Tensor& x, const Dims& output_size);
 Tensor adaptive_max_pool1d(const Tensor& x, const Dims& output_size);

@@ -25,7 +25,6 @@ struct Reduction {
   Dims kept_shape;  // reduced axes have size 1
   Dims shape;       // of the result
   int64_t count = 1;  // reduced positions
-  bool everything = true;
 };
 
 Reduction plan(const char* op, const Tensor& x, const Dims& axes, bool keepdim) {
@@ -35,9 +34,8 @@ Reduction plan(const char* op, const Tensor& x, const Dims& axes, bool keepdim) 
     check(!r.reduced[axis], op, ": dim ", axis, " comes twice in ", axes);
     r.reduced[axis] = true;
   }
-  r.everything = axes.empty();
   for (int i = 0; i < x.ndim(); ++i) {
-    r.reduced[i] |= r.everything;
+    r.reduced[i] |= axes.empty();
     if (r.reduced[i]) r.count *= x.shape()[i];
     r.kept_shape.push_back(r.reduced[i] ? 1 : x.shape()[i]);
     if (keepdim || !r.reduced[i]) r.shape.push_back(r.kept_shape[i]);
@@ -160,11 +158,8 @@ void check_floating(const char* op, const Tensor& x) {
 
 // An extreme of nothing: there is none.
 void check_not_empty(const char* op, const Tensor& x, const Reduction& r) {
-  if (r.count > 0 || checked_numel(r.shape) == 0) return;
-  check(!r.everything, op, ": a tensor of shape ", x.shape(), " has no elements, so it has no ", op);
-  for (int i = 0; i < x.ndim(); ++i)
-    check<IndexError>(!r.reduced[i] || x.shape()[i] > 0, op, ": dim ", i, " of shape ", x.shape(),
-                      " has size 0; expected at least 1 to reduce over");
+  check(r.count > 0 || checked_numel(r.shape) == 0, op, ": a tensor of shape ", x.shape(),
+        " has no elements to reduce over (size 0), and ", op, " of nothing is not defined");
 }
 
 }  // namespace
@@ -268,7 +263,7 @@ std::pair<Tensor, Tensor> extreme_along(const char* name, ReduceOp op, const Ten
 
 Tensor arg_extreme(const char* name, ReduceOp op, const Tensor& x, std::optional<int64_t> axis, bool keepdim) {
   if (axis) return find_extreme(name, op, detach(x), *axis, keepdim).second;
-  check(x.numel() > 0, name, ": a tensor of shape ", x.shape(), " has no elements, so it has no ", name);
+  check_not_empty(name, x, plan(name, x, {}, false));
   const Tensor index = find_extreme(name, op, flatten(detach(x), 0, -1), 0, false).second;
   return keepdim ? reshape(index, Dims::filled(x.ndim(), 1)) : index;
 }
@@ -402,8 +397,9 @@ namespace {
 
 Tensor logical(const char* name, ReduceOp op, const Tensor& x, const Dims& axes, bool keepdim) {
   const Reduction r = plan(name, x, axes, keepdim);
-  if (r.count == 0) return full(r.shape, Scalar(op == ReduceOp::All), DType::Bool, x.device());
-  return run(op, x, r, DType::Bool);
+  const DType dtype = x.dtype() == DType::UInt8 ? DType::UInt8 : DType::Bool;  // as in PyTorch
+  if (r.count == 0) return full(r.shape, Scalar(int64_t(op == ReduceOp::All)), dtype, x.device());
+  return run(op, x, r, dtype);
 }
 
 }  // namespace

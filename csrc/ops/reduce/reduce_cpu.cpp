@@ -192,7 +192,7 @@ Wide<T> join_range(const ReduceArgs& args, int64_t kept, int64_t begin, int64_t 
 template <class F, class T>
 void reduce_rows(const ReduceArgs& args, int64_t n_chunks) {
   const int64_t unit = smaller(args.chunk, args.n_reduced);
-  const int64_t grain = unit >= kGrain ? 1 : kGrain / (unit + 8);
+  const int64_t grain = kGrain / (unit + 8) + 1;
   parallel_for(args.n_kept * n_chunks, grain, [&](int64_t first, int64_t past) {
     for (int64_t work = first; work < past; ++work) {
       const int64_t kept = work / n_chunks, chunk = work % n_chunks;
@@ -253,7 +253,7 @@ void reduce_columns(const ReduceArgs& args, int64_t n_chunks) {
   const int64_t blocks = (width + kColumns - 1) / kColumns;
   const int64_t units = args.n_kept / width * blocks * n_chunks;
   const int64_t unit = smaller(args.chunk, args.n_reduced) * smaller(width, kColumns);
-  parallel_for(units, unit >= kGrain ? 1 : kGrain / (unit + 64), [&](int64_t first, int64_t past) {
+  parallel_for(units, kGrain / (unit + 64) + 1, [&](int64_t first, int64_t past) {
     ColumnBlock<F, T> block;
     for (int64_t work = first; work < past; ++work) {
       const int64_t chunk = work % n_chunks, column = work / n_chunks % blocks * kColumns;

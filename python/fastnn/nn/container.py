@@ -50,7 +50,9 @@ class _Members(Module):
         return vars(self)[self._name_at(position)]
 
     def _slice(self, positions: slice) -> Any:
-        return type(self)(self._values()[positions])
+        part = type(self)()
+        part._set_all(self._values()[positions])
+        return part
 
     def __setitem__(self, position: int, value: Any) -> None:
         self._set(self._name_at(position), value)

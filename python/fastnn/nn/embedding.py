@@ -37,7 +37,7 @@ class Embedding(Module):
         """A layer over an existing table (V, D), by default not trained further."""
         if embeddings.dim() != 2:
             raise ValueError(f"Embedding: a table (V, D) is expected, got shape {tuple(embeddings.shape)}")
-        layer = cls(*embeddings.shape, padding_idx=padding_idx)
+        layer = cls(embeddings.shape[0], embeddings.shape[1], padding_idx)
         layer.weight = Parameter(embeddings.detach(), requires_grad=not freeze)
         return layer
 

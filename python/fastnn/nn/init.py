@@ -111,7 +111,7 @@ def eye_(tensor: Tensor) -> Tensor:
     """Ones on the diagonal of a matrix, zeros beside it."""
     if tensor.dim() != 2:
         raise ValueError(f"eye_: a matrix is expected, got shape {tuple(tensor.shape)}")
-    return _fill_from(tensor, np.eye(*tensor.shape))
+    return _fill_from(tensor, np.eye(tensor.shape[0], tensor.shape[1]))
 
 
 @_unrecorded

@@ -227,11 +227,11 @@ class Module:
     def _state(self) -> Iterator[tuple[str, "Module", str, Tensor]]:
         """(key, module, attribute, tensor) of everything in the state_dict; shared ones under each of their names."""
         for path, module in self.named_modules(remove_duplicate=False):
-            for name, value in module._own_parameters():
-                yield _join(path, name), module, name, value
-            for name, value in module._own_buffers():
+            for name, parameter in module._own_parameters():
+                yield _join(path, name), module, name, parameter
+            for name, buffer in module._own_buffers():
                 if module._persistent[name]:
-                    yield _join(path, name), module, name, value
+                    yield _join(path, name), module, name, buffer
 
     def state_dict(self, *, prefix: str = "", keep_vars: bool = False) -> dict[str, Tensor]:
         """Parameters and persistent buffers by dotted name. The tensors share memory with the module."""
