@@ -165,7 +165,9 @@ def max_pool2d(x: Array, kernel, stride=None, padding=0, dilation=1, ceil_mode=F
     return (y, where) if return_indices else y
 
 
-def avg_pool2d(x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+def avg_pool2d(
+    x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
     (kh, kw), (ph, pw) = _pair(kernel), _pair(padding)
     sh, sw = (None, None) if stride is None else _pair(stride)
     height, width = x.shape[-2:]
@@ -277,10 +279,8 @@ def binary_cross_entropy_with_logits(x: Array, y: Array, weight=None, reduction=
 
 
 def kl_div(x: Array, y: Array, reduction="mean", log_target: bool = False) -> Array:
-    if log_target:
-        loss = np.exp(y) * (y - x)
-    else:
-        loss = np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - x), -y * x)
+    positive = np.where(y > 0, y, 1)
+    loss = np.exp(y) * (y - x) if log_target else y * (np.log(positive) - x)
     return loss.sum() / x.shape[0] if reduction == "batchmean" else reduced(loss, reduction)
 
 

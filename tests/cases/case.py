@@ -72,7 +72,7 @@ class Case:
     samples: Sequence[Sample]
     path: str = ""  # where the function is, in fastnn as in torch; the name itself when empty
     call: Callable[..., Any] | None = None  # call(lib, *args) where a path is not enough
-    torch: Callable[..., Any] | None | bool = True  # another call for torch, or False when it has none
+    torch: Callable[..., Any] | bool = True  # another call for torch, or False when it has none
     covers: tuple[str, ...] = ()  # further names in fastnn._C that this case exercises
     errors: Sequence[ErrorSample] = ()
     specials: Sequence[Sample] = ()  # NaN, infinities, signed zeros: values only
