@@ -30,6 +30,15 @@ Dims shape_of(const py::args& args, const py::kwargs& kwargs) {
 }
 
 // The keyword arguments that every creating function shares.
+template <class T>
+T option(const std::string& name, py::handle value) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    fail<TypeError>(name, ": unexpected ", py::repr(value).cast<std::string>());
+  }
+}
+
 struct Options {
   MaybeDType dtype;
   DeviceArg device;
@@ -39,10 +48,10 @@ struct Options {
   explicit Options(const py::kwargs& kwargs) {
     for (const auto& [key, value] : kwargs) {
       const auto name = py::cast<std::string>(key);
-      if (name == "dtype") dtype = value.cast<MaybeDType>();
-      else if (name == "device") device = value.cast<DeviceArg>();
-      else if (name == "requires_grad") requires_grad = value.cast<bool>();
-      else if (name == "generator") generator = value.is_none() ? nullptr : value.cast<Generator*>();
+      if (name == "dtype") dtype = option<MaybeDType>(name, value);
+      else if (name == "device") device = option<DeviceArg>(name, value);
+      else if (name == "requires_grad") requires_grad = option<bool>(name, value);
+      else if (name == "generator") generator = value.is_none() ? nullptr : option<Generator*>(name, value);
       else check<TypeError>(name == "size", "unexpected keyword argument '", name, "'");
     }
   }

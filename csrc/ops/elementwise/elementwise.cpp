@@ -398,15 +398,26 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
   }
 }
 
-bool needs_values(BinaryOp op) { return op != BinaryOp::add && op != BinaryOp::sub && op != BinaryOp::floor_divide; }
+// Whose values the backward reads. A product needs each operand for the other one's gradient alone, a quotient
+// the dividend for the divisor's.
+struct Needed {
+  bool a, b;
+};
+Needed needed_values(BinaryOp op, const Operand& a, const Operand& b) {
+  if (op == BinaryOp::add || op == BinaryOp::sub || op == BinaryOp::floor_divide) return {false, false};
+  const bool for_a = needs_grad({tensor_of(a)}), for_b = needs_grad({tensor_of(b)});
+  if (op == BinaryOp::mul) return {for_b, for_a};
+  if (op == BinaryOp::div) return {for_b, true};
+  return {true, true};
+}
 
 Tensor differentiable_binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
   Tensor z = binary(name, op, a, b, result);
   if (!needs_grad({tensor_of(a), tensor_of(b)}) || !z.is_floating()) return z;
-  const bool values = needs_values(op);
+  const Needed needed = needed_values(op, a, b);
   return record(
       name, z, {tensor_of(a), tensor_of(b)},
-      [op, sa = SavedOperand(a, values), sb = SavedOperand(b, values)](Backward& g) {
+      [op, sa = SavedOperand(a, needed.a), sb = SavedOperand(b, needed.b)](Backward& g) {
         binary_gradients(op, sa, sb, g);
       },
       Differentiable::Yes);
@@ -418,10 +429,11 @@ Tensor differentiable_inplace(const char* name, BinaryOp op, const Tensor& a, co
     bump_version(a);
     return a;
   }
-  // mul and div by a number need no values; else the operand that is about to change is saved as a copy.
-  const bool values = needs_values(op);
-  const Tensor before = values ? clone(detach(a)) : a;
-  const SavedOperand sa(before, values), sb(b.is_tensor() && b.tensor->is(a) ? Operand(before) : b, values);
+  // The operand that is about to change is saved as a copy.
+  const Needed needed = needed_values(op, a, b);
+  const bool same = b.is_tensor() && b.tensor->is(a);
+  const Tensor before = needed.a || (same && needed.b) ? clone(detach(a)) : a;
+  const SavedOperand sa(before, needed.a), sb(same ? Operand(before) : b, needed.b);
   binary_inplace(name, op, a, b, result);
   return record_inplace(name, a, {a, tensor_of(b)}, [op, sa, sb](Backward& g) { binary_gradients(op, sa, sb, g); });
 }
