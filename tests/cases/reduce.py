@@ -65,7 +65,7 @@ def _errors(name: str, *more: Any) -> list[Any]:
 
 def _sized(name: str) -> Any:
     """No identity: an empty axis has no result."""
-    return error(IndexError, f"{name}.*size 0", f32(3, 0), dim=1)
+    return error(ValueError, f"{name}.*size 0", f32(3, 0), dim=1)
 
 
 SUM, MEAN, PROD = _reduce(np.sum), _reduce(np.mean), _reduce(np.prod)
