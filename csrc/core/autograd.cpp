@@ -90,25 +90,21 @@ bool is_leaf(const Tensor& x) { return !x.impl()->autograd || !x.impl()->autogra
 
 namespace {
 
-// The shape and strides of a tensor, to lay out another one alike in memory of its own.
-struct Geometry {
-  explicit Geometry(const Tensor& x) : shape(x.shape()), strides(x.strides()), offset(x.offset()) {
-    for (int i = 0; i < x.ndim() && x.numel() > 0; ++i) {
-      const int64_t reach = (shape[i] - 1) * strides[i];
-      (reach < 0 ? lowest : highest) += reach;
-    }
+
+// A copy of `values` with the strides given, in memory of its own: windows of the original are then
+// windows of the copy, at the same offsets from its first element.
+Tensor copy_with_strides(const Tensor& values, const Dims& strides) {
+  int64_t below = 0, above = 0;
+  for (int axis = 0; axis < values.ndim(); ++axis) {
+    const int64_t reach = strides[axis] * (values.shape()[axis] - 1);
+    (reach < 0 ? below : above) += reach;
   }
-  Tensor zeros_alike(DType dtype, Device device) const {
-    return alias(zeros({highest - lowest + 1}, dtype, device), shape, strides, -lowest);
-  }
-  // Where a view of the tensor stands in one that zeros_alike made.
-  Tensor window(const Tensor& made, const Geometry& view) const {
-    return alias(made, view.shape, view.strides, view.offset - offset - lowest);
-  }
-  Dims shape, strides;
-  int64_t offset;
-  int64_t lowest = 0, highest = 0;  // elements reached, counted from the first one
-};
+  if (values.numel() == 0) below = above = 0;
+  const Tensor memory = empty({above - below + 1}, values.dtype(), values.device());
+  const Tensor copy = alias(memory, values.shape(), strides, -below);
+  copy_into(copy, values);
+  return copy;
+}
 
 // The view's node, made anew when an in-place operation has replaced its base's since.
 void refresh_view(const Tensor& x) {
@@ -117,19 +113,12 @@ void refresh_view(const Tensor& x) {
   AutogradMeta& base = autograd_meta(meta->base);
   if (base.rewrites == meta->base_rewrites) return;
   const Tensor root = meta->base;
-  // x is this strided window of the base: its gradient, placed into zeros. What an expanded axis repeats adds up.
-  auto backward = [base = Geometry(root), view = Geometry(x)](Backward& b) {
-    Tensor dy = b.grad();
-    Geometry once = view;
-    for (int i = 0; i < once.shape.size(); ++i)
-      if (once.strides[i] == 0 && once.shape[i] > 1) once.shape[i] = 1;
-    if (once.shape != view.shape) dy = sum_to(dy, once.shape);
-    Tensor dx = base.zeros_alike(dy.dtype(), dy.device());
-    Tensor window = base.window(dx, once);
-    check<RuntimeError>(!window.overlaps_itself(),
-                        "a view with overlapping windows was used after its base was changed in place; "
-                        "make the view again");
-    copy_into(window, dy);
+  // x is this strided window of the base: its gradient, placed into zeros.
+  auto backward = [root_shape = root.shape(), root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
+                   offset = x.offset() - root.offset()](Backward& b) {
+    const Tensor dy = b.grad();
+    const Tensor dx = copy_with_strides(zeros(root_shape, dy.dtype(), dy.device()), root_strides);
+    copy_into(alias(dx, shape, strides, dx.offset() + offset), dy);
     b.set(0, dx);
   };
   NodePtr node(new LambdaNode<decltype(backward)>("as_strided", Differentiable::No, backward));
@@ -218,18 +207,17 @@ void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   for (size_t i = 0; i < inputs.size; ++i) node->inputs.push_back(i == 0 ? Edge() : edge_of(inputs[i]));
   node->outputs.push_back({x.shape(), x.dtype(), x.device(), nullptr});
   const size_t n_inputs = inputs.size;
-  // The gradient is laid out as the base is, so that the view's geometry finds its window in it.
-  auto backward = [node, n_inputs, base = Geometry(root), view = Geometry(x)](Backward& b) {
-    Tensor droot = base.zeros_alike(b.grad().dtype(), b.grad().device());
-    copy_into(droot, b.grad());
-    Tensor window = base.window(droot, view);
+  auto backward = [node, n_inputs, root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
+                   offset = x.offset() - root.offset()](Backward& b) {
+    const Tensor droot = copy_with_strides(b.grad(), root_strides);
+    const Tensor window = alias(droot, shape, strides, droot.offset() + offset);
     std::vector<Tensor> grads{clone(window)};
     Backward inner = b.nested(node.get(), grads);
     node->apply(inner);
     if (Tensor dx = inner.result(0); dx.defined())
       copy_into(window, dx);
     else
-      fill_(window, Scalar(0.0));
+      fill_into(window, Scalar(0.0));
     b.set(0, droot);
     for (size_t i = 1; i < n_inputs; ++i)
       if (Tensor gradient = inner.result(i); gradient.defined()) b.set(uint32_t(i), gradient);

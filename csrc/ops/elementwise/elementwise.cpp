@@ -386,10 +386,9 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
     case BinaryOp::remainder:
     case BinaryOp::fmod:
       set(0, sa, [&] { return dz; });
-      // The quotient comes from exact remainders: a rounded a / b may already be the next integer.
       set(1, sb, [&] {
-        const Tensor quotient = op == BinaryOp::fmod ? round(div(sub(a, fmod(a, b)), b)) : floor_divide(a, b);
-        return neg(mul(dz, quotient));
+        const Tensor quotient = div(a, b);
+        return neg(mul(dz, op == BinaryOp::fmod ? trunc(quotient) : floor(quotient)));
       });
       break;
     default:  // floor_divide: flat
@@ -398,26 +397,28 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
   }
 }
 
-// Whose values the backward reads. A product needs each operand for the other one's gradient alone, a quotient
-// the dividend for the divisor's.
-struct Needed {
+// Which operands' values the gradients read: x * 2 need not keep x.
+struct NeededValues {
   bool a, b;
 };
-Needed needed_values(BinaryOp op, const Operand& a, const Operand& b) {
-  if (op == BinaryOp::add || op == BinaryOp::sub || op == BinaryOp::floor_divide) return {false, false};
-  const bool for_a = needs_grad({tensor_of(a)}), for_b = needs_grad({tensor_of(b)});
-  if (op == BinaryOp::mul) return {for_b, for_a};
-  if (op == BinaryOp::div) return {for_b, true};
-  return {true, true};
+NeededValues needed_values(BinaryOp op, bool grad_a, bool grad_b) {
+  switch (op) {
+    case BinaryOp::add:
+    case BinaryOp::sub:
+    case BinaryOp::floor_divide: return {false, false};
+    case BinaryOp::mul: return {grad_b, grad_a};
+    case BinaryOp::div: return {grad_b, true};
+    default: return {true, true};
+  }
 }
 
 Tensor differentiable_binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
   Tensor z = binary(name, op, a, b, result);
   if (!needs_grad({tensor_of(a), tensor_of(b)}) || !z.is_floating()) return z;
-  const Needed needed = needed_values(op, a, b);
+  const NeededValues values = needed_values(op, needs_grad({tensor_of(a)}), needs_grad({tensor_of(b)}));
   return record(
       name, z, {tensor_of(a), tensor_of(b)},
-      [op, sa = SavedOperand(a, needed.a), sb = SavedOperand(b, needed.b)](Backward& g) {
+      [op, sa = SavedOperand(a, values.a), sb = SavedOperand(b, values.b)](Backward& g) {
         binary_gradients(op, sa, sb, g);
       },
       Differentiable::Yes);
@@ -430,10 +431,10 @@ Tensor differentiable_inplace(const char* name, BinaryOp op, const Tensor& a, co
     return a;
   }
   // The operand that is about to change is saved as a copy.
-  const Needed needed = needed_values(op, a, b);
   const bool same = b.is_tensor() && b.tensor->is(a);
-  const Tensor before = needed.a || (same && needed.b) ? clone(detach(a)) : a;
-  const SavedOperand sa(before, needed.a), sb(same ? Operand(before) : b, needed.b);
+  const NeededValues values = needed_values(op, needs_grad({a}), needs_grad({tensor_of(b)}));
+  const Tensor before = values.a || (same && values.b) ? clone(detach(a)) : a;
+  const SavedOperand sa(before, values.a), sb(same ? Operand(before) : b, values.b);
   binary_inplace(name, op, a, b, result);
   return record_inplace(name, a, {a, tensor_of(b)}, [op, sa, sb](Backward& g) { binary_gradients(op, sa, sb, g); });
 }
@@ -486,6 +487,12 @@ Tensor pow_(const Tensor& a, const Operand& b) {
   if (!b.is_tensor() && a.is_floating())
     return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
   return differentiable_inplace("pow_", BinaryOp::pow, a, b, Result::Promoted);
+}
+
+Tensor lerp(const Tensor& start, const Tensor& end, const Operand& weight) {
+  const DType type = start.dtype();
+  if (is_reduced_float(type)) return to(lerp(to(start, DType::Float32), to(end, DType::Float32), weight), type);
+  return add(start, mul(sub(end, start), weight));
 }
 
 // ---------------------------------------------------------------------------------------- where
