@@ -3,6 +3,7 @@
 The table's error samples cover each operation's own mistakes; here is what crosses operations.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -77,6 +78,22 @@ def test_view_offsets_do_not_overflow() -> None:
             call()
     assert x[2**62 :].numel() == 0 and x[-(2**62) :].numel() == 3
     assert x[:: 2**62].numel() == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE") < 8 << 30, reason="needs 8 GB of memory")
+def test_more_than_a_32_bit_index_counts() -> None:
+    """2^31 elements and a few: positions, reductions and views beyond the range of int32."""
+    n = 2**31 + 9
+    x = fastnn.zeros(n, dtype=fastnn.int8)
+    x[2**31] = 7
+    x[-1] = 5
+    assert x.sum().item() == 12 and x.argmax().item() == 2**31
+    assert x[2**31 :].tolist() == [7, 0, 0, 0, 0, 0, 0, 0, 5]
+    assert x.gather(0, fastnn.tensor([2**31, n - 1])).tolist() == [7, 5]
+    assert (x > 0).nonzero().flatten().tolist() == [2**31, n - 1]
+    del x
+    fastnn.empty_cache()
 
 
 def test_more_than_eight_dimensions() -> None:
