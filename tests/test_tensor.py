@@ -63,7 +63,7 @@ def test_view(name: str) -> None:
         assert view._version == x._version > 0
 
 
-@pytest.mark.parametrize("first, second", itertools.product(VIEWS, repeat=2))
+@pytest.mark.parametrize("first, second", list(itertools.product(VIEWS, repeat=2)))
 def test_views_of_views(first: str, second: str) -> None:
     array = np.arange(120, dtype=np.float32).reshape(4, 5, 6)
     try:
@@ -109,7 +109,7 @@ def test_numpy_round_trip(name: str) -> None:
     assert fastnn.tensor(array).data_ptr() != x.data_ptr(), "tensor copies"
 
 
-@pytest.mark.parametrize("source, target", itertools.product(DTYPES, repeat=2))
+@pytest.mark.parametrize("source, target", list(itertools.product(DTYPES, repeat=2)))
 def test_cast(source: str, target: str) -> None:
     """Every pair of types: as numpy casts, and bfloat16 as float32 rounded to its upper half."""
     numbers = [0, 1, 2, 5, 100] if source in ("bool", "uint8") else [0, 1, -2, 5, -100]
