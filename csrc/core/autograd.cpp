@@ -90,28 +90,20 @@ bool is_leaf(const Tensor& x) { return !x.impl()->autograd || !x.impl()->autogra
 
 namespace {
 
-// How a base lies in memory: a gradient laid out alike is where the strides of its views find their places.
-struct Layout {
-  explicit Layout(const Tensor& x) : shape(x.shape()), strides(x.strides()), offset(x.offset()) {}
 
-  Tensor empty_like(const Tensor& grad, int64_t& start) const {
-    int64_t low = 0, high = 0;
-    for (int i = 0; i < shape.size(); ++i) {
-      const int64_t reach = strides[i] * (shape[i] - 1);
-      (reach < 0 ? low : high) += reach;
-    }
-    start = -low;
-    const int64_t span = checked_numel(shape) ? high - low + 1 : 0;
-    return alias(empty({span}, grad.dtype(), grad.device()), shape, strides, start);
+// A copy of `values` with the strides given, in memory of its own: windows of the original are then
+// windows of the copy, at the same offsets from its first element.
+Tensor copy_with_strides(const Tensor& values, const Dims& strides) {
+  int64_t below = 0, above = 0;
+  for (int axis = 0; axis < values.ndim(); ++axis) {
+    const int64_t reach = strides[axis] * (values.shape()[axis] - 1);
+    (reach < 0 ? below : above) += reach;
   }
-
-  Dims shape, strides;
-  int64_t offset;
-};
-
-// The part of a gradient, laid out as the base, that belongs to a view.
-Tensor window_of(const Tensor& grad, const Layout& base, int64_t start, const Layout& view) {
-  return alias(grad, view.shape, view.strides, start + view.offset - base.offset);
+  if (values.numel() == 0) below = above = 0;
+  const Tensor memory = empty({above - below + 1}, values.dtype(), values.device());
+  const Tensor copy = alias(memory, values.shape(), strides, -below);
+  copy_into(copy, values);
+  return copy;
 }
 
 // The view's node, made anew when an in-place operation has replaced its base's since.
@@ -122,11 +114,11 @@ void refresh_view(const Tensor& x) {
   if (base.rewrites == meta->base_rewrites) return;
   const Tensor root = meta->base;
   // x is this strided window of the base: its gradient, placed into zeros.
-  auto backward = [from = Layout(root), view = Layout(x)](Backward& b) {
-    int64_t start = 0;
-    const Tensor dy = b.grad(), dx = from.empty_like(dy, start);
-    fill_(dx, Scalar(0.0));
-    copy_into(window_of(dx, from, start, view), dy);
+  auto backward = [root_shape = root.shape(), root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
+                   offset = x.offset() - root.offset()](Backward& b) {
+    const Tensor dy = b.grad();
+    const Tensor dx = copy_with_strides(zeros(root_shape, dy.dtype(), dy.device()), root_strides);
+    copy_into(alias(dx, shape, strides, dx.offset() + offset), dy);
     b.set(0, dx);
   };
   NodePtr node(new LambdaNode<decltype(backward)>("as_strided", Differentiable::No, backward));
@@ -215,18 +207,17 @@ void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   for (size_t i = 0; i < inputs.size; ++i) node->inputs.push_back(i == 0 ? Edge() : edge_of(inputs[i]));
   node->outputs.push_back({x.shape(), x.dtype(), x.device(), nullptr});
   const size_t n_inputs = inputs.size;
-  auto backward = [node, n_inputs, from = Layout(root), view = Layout(x)](Backward& b) {
-    int64_t start = 0;
-    const Tensor droot = from.empty_like(b.grad(), start);
-    copy_into(droot, b.grad());
-    const Tensor window = window_of(droot, from, start, view);
+  auto backward = [node, n_inputs, root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
+                   offset = x.offset() - root.offset()](Backward& b) {
+    const Tensor droot = copy_with_strides(b.grad(), root_strides);
+    const Tensor window = alias(droot, shape, strides, droot.offset() + offset);
     std::vector<Tensor> grads{clone(window)};
     Backward inner = b.nested(node.get(), grads);
     node->apply(inner);
     if (Tensor dx = inner.result(0); dx.defined())
       copy_into(window, dx);
     else
-      fill_(window, Scalar(0.0));
+      fill_into(window, Scalar(0.0));
     b.set(0, droot);
     for (size_t i = 1; i < n_inputs; ++i)
       if (Tensor gradient = inner.result(i); gradient.defined()) b.set(uint32_t(i), gradient);

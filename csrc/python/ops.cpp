@@ -146,7 +146,7 @@ void bind_elementwise(Binder& b) {
   }, arg("condition"), arg("input"), arg("other"));
   b.function("where", nonzero_as_tuple, arg("condition"));
   b.both("lerp", [](const Tensor& x, const Tensor& y, const OperandArg& weight) {
-    return add(x, mul(sub(y, x), weight));
+    return lerp(x, y, weight);
   }, arg("input"), arg("end"), arg("weight"));
 }
 

@@ -79,7 +79,7 @@ Tensor check_labels(const char* op, const Tensor& input, const Tensor& target) {
 
 Tensor check_weight(const char* op, const Tensor& input, const Tensor& weight) {
   if (!weight.defined()) return weight;
-  no_backward(op, {weight});
+  check<RuntimeError>(!needs_grad({weight}), op, ": the weight has no gradient; pass weight.detach()");
   check_same_device(op, input, weight);
   const int64_t classes = input.size(class_axis(input.shape()));
   check(weight.shape() == Dims{classes}, op, ": expected one weight for each of ", classes, " classes, got shape ",

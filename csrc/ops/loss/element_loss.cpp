@@ -105,7 +105,7 @@ void gradients_ops(const ElementCall& call, const Operands& in, Backward& b) {
 // A weight spread over the input's shape.
 Tensor spread(const char* op, const char* name, const Tensor& weight, const Tensor& x) {
   if (!weight.defined()) return weight;
-  no_backward(op, {weight});
+  check<RuntimeError>(!needs_grad({weight}), op, ": the ", name, " has no gradient; pass ", name, ".detach()");
   check_same_device(op, x, weight);
   check(broadcast_shapes(op, weight.shape(), x.shape()) == x.shape(), op, ": ", name, " of shape ", weight.shape(),
         " does not broadcast to the input's shape ", x.shape());

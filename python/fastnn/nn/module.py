@@ -22,7 +22,8 @@ class Parameter(Tensor):
     """A tensor that a Module lists among its parameters. It shares memory with ``data``."""
 
     def __new__(cls, data: Tensor | None = None, requires_grad: bool = True) -> Self:
-        return Tensor._make_subclass(cls, _C.empty((0,)) if data is None else data, requires_grad)
+        made: Self = Tensor._make_subclass(cls, _C.empty((0,)) if data is None else data, requires_grad)
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
         return Parameter(self.detach().clone(), self.requires_grad)

@@ -61,15 +61,17 @@ class Adam(Optimizer):
 
     def _update(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
         states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
         _C.adam_step(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
             step,
             group["lr"],
-            *group["betas"],
+            beta1,
+            beta2,
             group["eps"],
             group["weight_decay"],
             self.decoupled,

@@ -54,7 +54,7 @@ class SGD(Optimizer):
     def _update(group: dict[str, Any], params: list[Tensor], buffers: list[Tensor] | None, first_step: bool) -> None:
         _C.sgd_step(
             params,
-            [p.grad for p in params],
+            [p.grad for p in params if p.grad is not None],
             buffers,
             group["lr"],
             group["momentum"],
