@@ -113,12 +113,18 @@ void refresh_view(const Tensor& x) {
   AutogradMeta& base = autograd_meta(meta->base);
   if (base.rewrites == meta->base_rewrites) return;
   const Tensor root = meta->base;
-  // x is this strided window of the base: its gradient, placed into zeros.
+  // x is this strided window of the base: its gradient, placed into zeros; what an expanded axis repeats adds up.
   auto backward = [root_shape = root.shape(), root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
                    offset = x.offset() - root.offset()](Backward& b) {
     const Tensor dy = b.grad();
     const Tensor dx = copy_with_strides(zeros(root_shape, dy.dtype(), dy.device()), root_strides);
-    copy_into(alias(dx, shape, strides, dx.offset() + offset), dy);
+    Dims once = shape;
+    for (int axis = 0; axis < once.size(); ++axis)
+      if (strides[axis] == 0) once[axis] = std::min<int64_t>(once[axis], 1);
+    const Tensor window = alias(dx, once, strides, dx.offset() + offset);
+    check<RuntimeError>(!window.overlaps_itself(), "a view with overlapping windows was used after its base was "
+                        "changed in place; make the view again");
+    copy_into(window, sum_to(dy, once));
     b.set(0, dx);
   };
   NodePtr node(new LambdaNode<decltype(backward)>("as_strided", Differentiable::No, backward));

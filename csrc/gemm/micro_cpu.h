@@ -163,9 +163,15 @@ __attribute__((noinline)) void dot_tile(const DotTile<T>& tile, T* block) {
       for (int j = 0; j < kColumns; ++j) sums[i * kColumns + j] += row * columns[j];
     }
   };
-  int64_t p = 0;
-  for (; p + kLanes <= tile.k; p += kLanes) step(p, [](const T* x) { return Vec<T>::load(x); });
-  if (p < tile.k) step(p, [&](const T* x) { return Vec<T>::load(x, tile.k - p); });
+  for (int64_t run = 0; run < tile.runs; ++run) {
+    int64_t p = 0;
+    for (; p + kLanes <= tile.k; p += kLanes) step(p, [](const T* x) { return Vec<T>::load(x); });
+    if (p < tile.k) step(p, [&](const T* x) { return Vec<T>::load(x, tile.k - p); });
+#pragma GCC unroll 4
+    for (int i = 0; i < kRows; ++i) a[i] += tile.a_run;
+#pragma GCC unroll 4
+    for (int j = 0; j < kColumns; ++j) b[j] += tile.b_run;
+  }
   row_sums(sums).store(block);
 }
 

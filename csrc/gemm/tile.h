@@ -50,7 +50,8 @@ struct OuterTile {
   int rows, columns;
 };
 
-// rows <= kDotRows, columns <= kDotColumns. Sums beyond them are meaningless.
+// rows <= kDotRows, columns <= kDotColumns; sums beyond them are meaningless. k may come in several
+// runs of equal length, `a_run` and `b_run` elements apart.
 template <class T>
 struct DotTile {
   const T* a;
@@ -59,6 +60,7 @@ struct DotTile {
   const int64_t* b_offsets;
   int64_t k;
   int rows, columns;
+  int64_t runs = 1, a_run = 0, b_run = 0;
 };
 
 #ifdef FASTNN_LEVEL

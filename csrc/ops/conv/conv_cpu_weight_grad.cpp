@@ -3,9 +3,9 @@
 //   dw[o, p = (channel, tap row, tap column)] = sum over pixels of dy[o, pixel] * x[pixel + offset(p)]
 //
 // by the engine's dot tile, which takes B's columns by offset. Rows of dy are copied at the pitch of
-// x's planes (planes_cpu.h), zeros in the gaps; small images are laid one after another, so that sums
-// run over many pixels before their lanes are added up. Images are cut into chunks fixed by the
-// problem; their partial gradients are added in order.
+// x's planes (planes_cpu.h), zeros in the gaps. A tile runs over several small images, so that sums
+// take in many pixels before their lanes are added up. Images are cut into chunks fixed by the problem;
+// their partial gradients are added in order.
 #include "core/memory.h"
 #include "core/parallel.h"
 #include "ops/conv/conv.h"
@@ -19,8 +19,7 @@ constexpr int64_t kChunks = 64;                    // at most
 constexpr int64_t kPartials = int64_t(1) << 22;    // elements of partial gradients, at most
 constexpr int64_t kTasks = 8;                      // wanted, at least
 constexpr int64_t kBlockWork = int64_t(1) << 29;   // multiply-adds of a block of channels, at most
-constexpr int64_t kStackPixels = 2048;             // small images are stacked up to this
-constexpr int64_t kDepth = 1024;                   // pixels of a pass: rows of both operands stay in cache
+constexpr int64_t kDepth = 1024;                   // pixels of a tile, of one image or more: its rows stay in cache
 
 template <class T>
 struct WeightGrad {
@@ -28,11 +27,11 @@ struct WeightGrad {
   Planes x, dy;  // dy's planes have x's row length
   int64_t k;     // channels * taps
   int64_t image_pixels;  // of a plane of x and of dy, gaps included
-  int64_t stack;         // images laid one after another
+  int64_t stack;         // images of a tile
   const int64_t* offsets;
 
   int64_t images_per_chunk, chunks;
-  int64_t block_channels, blocks;
+  int64_t block_channels, blocks;  // of output channels
 };
 
 template <class T>
@@ -54,22 +53,24 @@ WeightGrad<T> plan(const ConvArgs& args) {
   const int64_t part_work = images_per_chunk * image_work / args.groups;
   const int64_t blocks = max(part_work / kBlockWork, part_work > kChunkWork ? ceil_div(kTasks, parts) : 1);
   if (blocks > 1) block_channels = even_piece(block_channels, ceil_div(block_channels, blocks), Tile<T>::kDotRows);
-  return {args, x, dy, k, image_pixels, max(1, min(images_per_chunk, kStackPixels / image_pixels)), nullptr,
+  return {args, x, dy, k, image_pixels, max(1, min(images_per_chunk, kDepth / image_pixels)), nullptr,
           images_per_chunk, chunks, block_channels, ceil_div(args.out_channels, block_channels)};
 }
 
-// grad[channels][k] += dy[channels, pixels] x[pixels, k], over `pixels` adjacent positions.
+// grad[channels][k] += dy[channels, pixels] x[pixels, k], over `images` images.
 template <class T>
-void add_products(const WeightGrad<T>& plan, const T* dy, int64_t dy_pitch, const T* x, int64_t channels,
-                  int64_t pixels, T* grad) {
+void add_products(const WeightGrad<T>& plan, const T* dy, const T* x, int64_t pitch, int64_t channels, int64_t images,
+                  T* grad) {
   constexpr int kRows = Tile<T>::kDotRows, kColumns = Tile<T>::kDotColumns;
   alignas(64) T block[kRows * kColumns];
+  const int64_t pixels = (plan.args.height.output - 1) * plan.x.columns.length + plan.args.width.output;
   for (int64_t pixel = 0; pixel < pixels; pixel += kDepth)
-    for (int64_t p = 0; p < plan.k; p += kColumns)
-      for (int64_t o = 0; o < channels; o += kRows) {
+    for (int64_t o = 0; o < channels; o += kRows)
+      for (int64_t p = 0; p < plan.k; p += kColumns) {
         const int rows = int(min(kRows, channels - o)), columns = int(min(kColumns, plan.k - p));
-        FASTNN_LEVEL::gemm_dot_tile(DotTile<T>{dy + o * dy_pitch + pixel, dy_pitch, x + pixel, plan.offsets + p,
-                                               min(kDepth, pixels - pixel), rows, columns},
+        FASTNN_LEVEL::gemm_dot_tile(DotTile<T>{dy + o * pitch + pixel, pitch, x + pixel, plan.offsets + p,
+                                               min(kDepth, pixels - pixel), rows, columns, images, plan.image_pixels,
+                                               plan.image_pixels},
                                     block);
         for (int r = 0; r < rows; ++r)
           for (int c = 0; c < columns; ++c) grad[(o + r) * plan.k + p + c] += block[r * kColumns + c];
@@ -101,8 +102,7 @@ void run_part(const WeightGrad<T>& plan, int64_t part, T* partials) {
       copy_planes(dy_block, image_group * args.out_channels + channel, 0, plan.dy.rows.length,
                   dy + s * plan.image_pixels, pitch);
     }
-    const int64_t last = (args.height.output - 1) * plan.x.columns.length + args.width.output;
-    add_products(plan, dy, pitch, x, channels, (stacked - 1) * plan.image_pixels + last, grad);
+    add_products(plan, dy, x, pitch, channels, stacked, grad);
   }
 }
 

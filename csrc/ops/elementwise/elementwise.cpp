@@ -386,9 +386,10 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
     case BinaryOp::remainder:
     case BinaryOp::fmod:
       set(0, sa, [&] { return dz; });
+      // The quotient comes from exact remainders: a rounded a / b may already be the next integer.
       set(1, sb, [&] {
-        const Tensor quotient = div(a, b);
-        return neg(mul(dz, op == BinaryOp::fmod ? trunc(quotient) : floor(quotient)));
+        const Tensor quotient = op == BinaryOp::fmod ? round(div(sub(a, fmod(a, b)), b)) : floor_divide(a, b);
+        return neg(mul(dz, quotient));
       });
       break;
     default:  // floor_divide: flat

@@ -105,10 +105,14 @@ void take_values(const SortArgs& args, int64_t row) {
   char* to = static_cast<char*>(args.values) + offset * size;
   const int64_t* indices = args.indices + offset;
   switch (size) {
-    case 1: return take<uint8_t>(from, indices, args.n, to);
-    case 2: return take<uint16_t>(from, indices, args.n, to);
-    case 4: return take<uint32_t>(from, indices, args.n, to);
-    default: return take<uint64_t>(from, indices, args.n, to);
+    case 1:
+      return take<uint8_t>(from, indices, args.n, to);
+    case 2:
+      return take<uint16_t>(from, indices, args.n, to);
+    case 4:
+      return take<uint32_t>(from, indices, args.n, to);
+    default:
+      return take<uint64_t>(from, indices, args.n, to);
   }
 }
 
@@ -121,11 +125,16 @@ void sort(const SortArgs& args) {
       const int64_t offset = row * args.n;
       const Row work{args.keys + 2 * offset, args.keys + 2 * offset + args.n, args.indices + offset,
                      args.spare + offset, args.n};
-      if (compute == DType::Float32) make_keys<float>(args, row, work, invert);
-      else if (compute == DType::Float64) make_keys<double>(args, row, work, invert);
-      else make_keys<int64_t>(args, row, work, invert);
-      if (args.n <= kInsertion) insertion_sort(work);
-      else radix_sort(work);
+      if (compute == DType::Float32)
+        make_keys<float>(args, row, work, invert);
+      else if (compute == DType::Float64)
+        make_keys<double>(args, row, work, invert);
+      else
+        make_keys<int64_t>(args, row, work, invert);
+      if (args.n <= kInsertion)
+        insertion_sort(work);
+      else
+        radix_sort(work);
       take_values(args, row);
     }
   });
