@@ -1,6 +1,7 @@
 """Peers: each library in a process of its own, asked over a pipe to build a workload, run it, and time it.
 
-In one process two thread pools would fight for the cores; here the idle ones sleep while one runs. Rounds alternate between the peers, so that a slow phase of the machine hits all alike.
+In one process two thread pools would fight for the cores; here the idle ones sleep while one runs. Rounds
+alternate between the peers, so that a slow phase of the machine hits all alike.
 """
 
 import multiprocessing
@@ -83,7 +84,12 @@ class Peer:
         self.name = name
         count = str(threads)
         # Read by the libraries when they load. OpenBLAS would spin for 30 ms after its work.
-        settings = {"OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, "OPENBLAS_NUM_THREADS": count, "OPENBLAS_THREAD_TIMEOUT": "20"}
+        settings = {
+            "OMP_NUM_THREADS": count,
+            "MKL_NUM_THREADS": count,
+            "OPENBLAS_NUM_THREADS": count,
+            "OPENBLAS_THREAD_TIMEOUT": "20",
+        }
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, threads, theirs), daemon=True)

@@ -27,7 +27,6 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 constexpr int kLanes = kVectorBytes / 4;
-constexpr int kChains = 10;  // latency 4 times 2 units, and a little more
 typedef float Vector __attribute__((vector_size(kVectorBytes)));
 
 double now() {
@@ -36,29 +35,21 @@ double now() {
   return t.tv_sec + 1e-9 * t.tv_nsec;
 }
 
-// Keeps a value alive without storing it.
-template <class T>
-inline void keep(T& value) {
-#if defined(__x86_64__)
-  asm volatile("" : "+x"(value));
-#else
-  asm volatile("" : "+w"(value));
-#endif
-}
+// Latency 4 times 2 units, and a little more; written out, so that each chain stays in its register.
+#define EACH_CHAIN(X) X(0) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9)
+constexpr int kChains = 10;
 
 float fma_chains(int64_t rounds) {
-  Vector chain[kChains], a = {}, b = {};
+  Vector a = {}, b = {};
   for (int i = 0; i < kLanes; ++i) a[i] = 0.999999f, b[i] = 1e-7f;
-  for (int i = 0; i < kChains; ++i) chain[i] = b + i * 0.01f;
+#define START(i) Vector chain##i = b + i * 0.01f;
+  EACH_CHAIN(START)
   for (int64_t r = 0; r < rounds; ++r) {
-#pragma GCC unroll 16
-    for (int i = 0; i < kChains; ++i) {
-      chain[i] = chain[i] * a + b;
-      keep(chain[i]);
-    }
+#define STEP(i) chain##i = chain##i * a + b;
+    EACH_CHAIN(STEP)
   }
-  Vector sum = {};
-  for (int i = 0; i < kChains; ++i) sum += chain[i];
+#define SUM(i) +chain##i
+  const Vector sum = EACH_CHAIN(SUM);
   return sum[0];
 }
 

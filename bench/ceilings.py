@@ -30,7 +30,9 @@ def compile_library() -> ctypes.CDLL | None:
         return None
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "ceilings.so"
-        done = subprocess.run([compiler, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [compiler, *FLAGS, str(SOURCE), "-o", str(target)], capture_output=True, text=True, check=False
+        )
         if done.returncode != 0:
             raise RuntimeError(f"{compiler} failed:\n{done.stderr}")
         library = ctypes.CDLL(str(target))

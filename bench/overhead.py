@@ -19,7 +19,7 @@ from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"
 
-import numpy as np  # noqa: E402
+import numpy as np
 
 ROUNDS, SECONDS = 15, 0.01
 DEPTH = 100  # operations of the graph whose backward is timed
@@ -38,8 +38,16 @@ FORWARD = {
     "softmax(x, 0)": "F.softmax(x, 0)",
     "x.add_(y)": "z.add_(y)",
 }
-NUMPY = {"x + y": "x + y", "x * 2": "x * 2", "x.view(2, 4)": "x.reshape(2, 4)", "x[2]": "x[2]", "x.sum()": "x.sum()", "m @ m": "m @ m",
-         "relu(x)": "lib.maximum(x, 0)", "x.add_(y)": "lib.add(z, y, z)"}  # fmt: skip
+NUMPY = {
+    "x + y": "x + y",
+    "x * 2": "x * 2",
+    "x.view(2, 4)": "x.reshape(2, 4)",
+    "x[2]": "x[2]",
+    "x.sum()": "x.sum()",
+    "m @ m": "m @ m",
+    "relu(x)": "lib.maximum(x, 0)",
+    "x.add_(y)": "lib.add(z, y, z)",
+}
 RECORDED = ["x + y", "x * 2", "x.view(2, 4)", "relu(x)", "m @ m", "linear(m, m)"]
 
 
@@ -118,7 +126,9 @@ def main() -> None:
     rows = measure()
     print(f"{'ns per operation':28}{'fastnn':>10}{'torch':>10}{'numpy':>10}{'torch / fastnn':>16}")
     for label, values in rows.items():
-        cells = "".join(f"{values[name]:10.0f}" if name in values else f"{'-':>10}" for name in ("fastnn", "torch", "numpy"))
+        cells = "".join(
+            f"{values[name]:10.0f}" if name in values else f"{'-':>10}" for name in ("fastnn", "torch", "numpy")
+        )
         faster = f"{values['torch'] / values['fastnn']:15.2f}x" if "torch" in values else f"{'-':>16}"
         print(f"{label:28}{cells}{faster}")
     if options.json:

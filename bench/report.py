@@ -1,6 +1,6 @@
 """The figures of a race as the table of the README.
 
-    python bench/report.py [bench/results/race.json]
+python bench/report.py [bench/results/race.json]
 """
 
 import json
@@ -14,7 +14,7 @@ from run import RESULTS, rate, ratio, show_time, summary
 def table(result: dict[str, Any]) -> str:
     """Markdown: one line for each row, in the order of the race."""
     lines = [
-        f"{result['machine']}; {result['threads']} threads. Ratio: the peer's time over fastnn's, above 1 fastnn is faster.",
+        f"{result['machine']}; {result['threads']} threads. Ratio: the peer's time over fastnn's.",
         "",
         "| | fastnn | speed | of ceiling | torch | ratio | numpy | ratio |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",

@@ -51,8 +51,14 @@ def race(number: int, workload: Workload, peers: list[Peer], rounds: int, second
         for peer in running[turn % len(running) :] + running[: turn % len(running)]:
             times[peer.name].append(peer.time(seconds))
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return {"name": workload.name, "family": workload.family, "flops": workload.flops, "bytes": workload.bytes, "seconds": medians,
-            "best": {name: min(values) for name, values in times.items()}}  # fmt: skip
+    return {
+        "name": workload.name,
+        "family": workload.family,
+        "flops": workload.flops,
+        "bytes": workload.bytes,
+        "seconds": medians,
+        "best": {name: min(values) for name, values in times.items()},
+    }
 
 
 def rate(row: dict[str, Any], limits: dict[str, Any], threads: int) -> tuple[str, str]:
@@ -96,7 +102,9 @@ def summary(rows: list[dict[str, Any]]) -> str:
         if ratios:
             mean = math.exp(statistics.fmean(map(math.log, ratios)))
             wins = sum(r >= 1 for r in ratios)
-            lines.append(f"against {peer}: geometric mean {mean:.2f}x over {len(ratios)} rows, {wins} of them at 1.0x or more")
+            lines.append(
+                f"against {peer}: geometric mean {mean:.2f}x over {len(ratios)} rows, {wins} of them at 1.0x or more"
+            )
     return "\n".join(lines) or "no peer is installed: fastnn's own times only"
 
 
@@ -123,8 +131,12 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def machine() -> str:
-    model = next((text.split(":")[1].strip() for text in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in text), "")
-    return f"{model or platform.processor()}, {len(os.sched_getaffinity(0))} CPUs, {platform.system()} {platform.machine()}"
+    model = next(
+        (text.split(":")[1].strip() for text in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in text),
+        "",
+    )
+    cpus = len(os.sched_getaffinity(0))
+    return f"{model or platform.processor()}, {cpus} CPUs, {platform.system()} {platform.machine()}"
 
 
 def main() -> None:
@@ -132,10 +144,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a third of the rows and short rounds: under 45 seconds")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--only", metavar="PATTERN", default="", help="rows whose name matches this regular expression")
-    parser.add_argument("--json", type=Path, help=f"where to write the figures (a full run: {RESULTS.relative_to(HERE.parent)})")
+    parser.add_argument(
+        "--json", type=Path, help=f"where to write the figures (a full run: {RESULTS.relative_to(HERE.parent)})"
+    )
     parser.add_argument("--plot", type=Path, help="draw the ratios into this PNG")
     options = parser.parse_args()
-    chosen = [(i, w) for i, w in enumerate(WORKLOADS) if re.search(options.only, w.name) and (w.quick or not options.quick)]
+    chosen = [
+        (i, w) for i, w in enumerate(WORKLOADS) if re.search(options.only, w.name) and (w.quick or not options.quick)
+    ]
     if not chosen:
         raise SystemExit(f"no workload matches {options.only!r}")
     rounds, seconds = (5, 0.02) if options.quick else (11, 0.1)
@@ -157,7 +173,10 @@ def main() -> None:
     target = options.json or (None if options.quick or options.only else RESULTS)
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({"machine": machine(), "threads": options.threads, "ceilings": limits, "rows": rows}, indent=1) + "\n")
+        target.write_text(
+            json.dumps({"machine": machine(), "threads": options.threads, "ceilings": limits, "rows": rows}, indent=1)
+            + "\n"
+        )
     if options.plot:
         plot(rows, options.plot)
 

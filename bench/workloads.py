@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
 from cases import CASES
 from cases.case import BenchRow, Case, to_numpy, to_tensor
 
@@ -66,14 +67,26 @@ def lenet(lib: ModuleType) -> Any:
     """The network of the digits example: 61,706 parameters, with the same start in every library."""
     nn = lib.nn
     model = nn.Sequential(
-        nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, 10),
+    )
     rng = np.random.default_rng(0)
     with lib.no_grad():
         for p in model.parameters():
             shape = tuple(p.shape)
-            p.copy_(lib.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32) / np.sqrt(max(1, int(np.prod(shape[1:]))))))
+            p.copy_(
+                lib.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32) / np.sqrt(max(1, int(np.prod(shape[1:])))))
+            )
     return model
 
 
@@ -127,12 +140,26 @@ def _optimizer_step(name: str, **options: Any) -> Callable[[ModuleType], Call | 
 
 
 QUICK = {
-    "matmul 64", "matmul 256", "matmul 512", "matmul 1024", "linear 64x400x120",
-    "conv2d LeNet 1: 64x1x32x32 -> 6 k5", "conv2d LeNet 1: 64x1x32x32 -> 6 k5 forward+backward",
-    "conv2d LeNet 2: 64x6x14x14 -> 16 k5", "conv2d LeNet 2: 64x6x14x14 -> 16 k5 forward+backward",
-    "max_pool2d 64x6x28x28 k2", "softmax 64x10", "softmax 1024x1000", "cross_entropy 64x10", "cross_entropy 1024x1000 forward+backward",
-    "relu 1M", "exp 1M", "add 1M", "sum 1M", "sum 1024x1024 dim 0",
-}  # fmt: skip
+    "matmul 64",
+    "matmul 256",
+    "matmul 512",
+    "matmul 1024",
+    "linear 64x400x120",
+    "conv2d LeNet 1: 64x1x32x32 -> 6 k5",
+    "conv2d LeNet 1: 64x1x32x32 -> 6 k5 forward+backward",
+    "conv2d LeNet 2: 64x6x14x14 -> 16 k5",
+    "conv2d LeNet 2: 64x6x14x14 -> 16 k5 forward+backward",
+    "max_pool2d 64x6x28x28 k2",
+    "softmax 64x10",
+    "softmax 1024x1000",
+    "cross_entropy 64x10",
+    "cross_entropy 1024x1000 forward+backward",
+    "relu 1M",
+    "exp 1M",
+    "add 1M",
+    "sum 1M",
+    "sum 1024x1024 dim 0",
+}
 
 
 def _cases() -> list[Workload]:

@@ -17,6 +17,9 @@ import collections.abc
 import typing
 from collections.abc import Sequence
 
+_DType: typing.TypeAlias = dtype
+_Device: typing.TypeAlias = device
+
 '''
 
 # Types that pybind11 names in its own way. A number parameter takes what has __index__ or __float__.
@@ -29,7 +32,6 @@ RENAMED = {
     ": dict": ": dict[str, typing.Any]",
     "-> dict": "-> dict[str, int]",
     "-> list": "-> list[str]",
-    "-> tuple": "-> tuple[typing.Any, ...]",
     "-> Sequence[Tensor]": "-> tuple[Tensor, ...]",
     "-> Sequence[int] | int": "-> tuple[int, ...]",
     ": collections.abc.Callable": ": collections.abc.Callable[..., typing.Any]",
@@ -97,6 +99,11 @@ OPERATORS = (
 def translate(signature: str) -> str:
     for old, new in RENAMED.items():
         signature = signature.replace(old, new)
+    signature = re.sub(r"\btuple\b(?!\[)", "tuple[typing.Any, ...]", signature)
+    signature = re.sub(r": (?!typing.Any)([\w.]+) = None", r": \1 | None = None", signature)
+    # Tensor has attributes of these names, which hide the classes there.
+    signature = re.sub(r"(?<=[:>|] )dtype\b", "_DType", signature)
+    signature = re.sub(r"(?<=[:>|] )device\b", "_Device", signature)
     signature = re.sub(r"\*args(?=[,)])", "*args: typing.Any", signature)
     signature = re.sub(r"\*\*kwargs(?=[,)])", "**kwargs: typing.Any", signature)
     # The module has names such as `float` and `bool` of its own: Python's types need their full name.
@@ -134,7 +141,7 @@ def function_stub(name: str, doc: str | None, indent: str = "", method: bool = F
 def tensor_stub() -> str:
     text = ["class Tensor:\n"]
     for name, kind in ATTRIBUTES.items():
-        full = translate(kind)
+        full = translate("-> " + kind)[3:]
         text.append(f"    @property\n    def {name}(self) -> {full}: ...\n")
         if name in WRITABLE:
             text.append(f"    @{name}.setter\n    def {name}(self, value: {full}) -> None: ...\n")
@@ -161,7 +168,7 @@ def class_stub(name: str, kind: type) -> str:
 def module_stub() -> str:
     constants, functions, classes = [], [], [tensor_stub()]
     for name, value in sorted(vars(_C).items()):
-        if name == "Tensor" or name.startswith("__") and name != "__version__":
+        if name == "Tensor" or (name.startswith("__") and name != "__version__"):
             continue
         if isinstance(value, type) and issubclass(value, Exception):
             classes.append(f"class {name}(RuntimeError): ...\n")

@@ -12,11 +12,6 @@ REQUIRED = os.environ.get("FASTNN_REQUIRE_REFERENCES") == "1"
 REASON = "torch is not installed: the parity tests are left out (FASTNN_REQUIRE_REFERENCES=1 makes this a failure)"
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "torch: compares with torch; left out where torch is not installed")
-    config.addinivalue_line("markers", "slow: takes more than 5 seconds")
-
-
 def pytest_report_header(config: pytest.Config) -> list[str]:
     import fastnn._C as core
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from cases.case import COMPUTE_ROUNDOFF, Case, rounded, to_numpy
 
 PACKAGE_PARENT = None  # set on the first run_python: where this interpreter found fastnn
@@ -91,7 +92,9 @@ def float_arrays(case: Case, args: Any) -> list[np.ndarray]:
     return found
 
 
-def central_difference(function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5, most: int = 48) -> Any:
+def central_difference(
+    function: Callable[[np.ndarray], float], x: np.ndarray, step: float = 1e-5, most: int = 48
+) -> Any:
     """(positions, derivatives): at most `most` elements of x, chosen at random."""
     rng = np.random.default_rng(0)
     positions = rng.choice(x.size, min(x.size, most), replace=False)

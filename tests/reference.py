@@ -165,7 +165,9 @@ def max_pool2d(x: Array, kernel, stride=None, padding=0, dilation=1, ceil_mode=F
     return (y, where) if return_indices else y
 
 
-def avg_pool2d(x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None):
+def avg_pool2d(
+    x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
     (kh, kw), (ph, pw) = _pair(kernel), _pair(padding)
     sh, sw = (None, None) if stride is None else _pair(stride)
     height, width = x.shape[-2:]
@@ -180,14 +182,29 @@ def avg_pool2d(x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_
     return y
 
 
+def _adaptive_window(i: int, size: int, out: int) -> Array:
+    return np.arange(i * size // out, -(-(i + 1) * size // out))
+
+
 def adaptive_pool2d(x: Array, output_size, reduce=np.mean) -> Array:
     oh, ow = _pair(output_size)
     height, width = x.shape[-2:]
     y = np.empty((*x.shape[:-2], oh, ow))
     for i, j in product(range(oh), range(ow)):
-        window = x[..., i * height // oh : -(-(i + 1) * height // oh), j * width // ow : -(-(j + 1) * width // ow)]
-        y[..., i, j] = reduce(window, axis=(-2, -1))
+        r, c = _adaptive_window(i, height, oh), _adaptive_window(j, width, ow)
+        y[..., i, j] = reduce(x[..., r[:, None], c], axis=(-2, -1))
     return y
+
+
+def adaptive_max_pool2d(x: Array, output_size) -> tuple[Array, Array]:
+    """Values, and the positions of the first maxima in their planes."""
+    (oh, ow), (height, width) = _pair(output_size), x.shape[-2:]
+    y, where = adaptive_pool2d(x, output_size, np.max), np.empty((*x.shape[:-2], oh, ow), np.int64)
+    for i, j in product(range(oh), range(ow)):
+        r, c = _adaptive_window(i, height, oh), _adaptive_window(j, width, ow)
+        best = np.argmax(x[..., r[:, None], c].reshape(*x.shape[:-2], len(r) * len(c)), -1)
+        where[..., i, j] = (r[:, None] * width + c).ravel()[best]
+    return y, where
 
 
 def in_one_dimension(pool):
@@ -262,10 +279,8 @@ def binary_cross_entropy_with_logits(x: Array, y: Array, weight=None, reduction=
 
 
 def kl_div(x: Array, y: Array, reduction="mean", log_target: bool = False) -> Array:
-    if log_target:
-        loss = np.exp(y) * (y - x)
-    else:
-        loss = np.where(y > 0, y * (np.log(np.where(y > 0, y, 1)) - x), -y * x)
+    positive = np.where(y > 0, y, 1)
+    loss = np.exp(y) * (y - x) if log_target else y * (np.log(positive) - x)
     return loss.sum() / x.shape[0] if reduction == "batchmean" else reduced(loss, reduction)
 
 

@@ -2,8 +2,9 @@
 
 import gc
 
-import fastnn
 import pytest
+
+import fastnn
 
 MIB = 1 << 20
 

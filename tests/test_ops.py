@@ -1,10 +1,12 @@
 """Every operation of the table: values, gradients, strides, threads, messages, leaks, and parity with torch."""
 
 import gc
+import warnings
 
-import fastnn
 import numpy as np
 import pytest
+
+import fastnn
 from cases import BY_NAME, CASES, RANDOM_CASES
 from cases.case import COMPUTE_ROUNDOFF, SMALLEST_NORMAL, STORAGE_ROUNDOFF, Case, rounded, to_numpy, to_tensor
 from helpers import as_list, assert_close, central_difference, check_values, float_arrays, gradients, layouts, replace
@@ -59,7 +61,9 @@ def differentiable(case):
 @each(dtypes=lambda case: case.dtypes)
 def test_value(case: Case, dtype: str) -> None:
     for sample in case.samples:
-        check_values(case, case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs), dtype, sample.args, sample.kwargs)
+        check_values(
+            case, case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs), dtype, sample.args, sample.kwargs
+        )
 
 
 @each(lambda case: case.integers, lambda case: case.integers)
@@ -76,15 +80,38 @@ def test_integers(case: Case, dtype: str) -> None:
 def test_specials(case: Case, dtype: str) -> None:
     """NaN, infinities and signed zeros go where numpy sends them."""
     for sample in case.specials:
-        check_values(case, case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs), dtype, sample.args, sample.kwargs)
+        check_values(
+            case, case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs), dtype, sample.args, sample.kwargs
+        )
 
 
-@pytest.mark.parametrize("name", ["neg", "abs", "sqrt", "floor", "ceil", "trunc", "round", "sin", "tanh", "add", "mul", "div"])
+ODD = [
+    "neg",
+    "floor",
+    "ceil",
+    "trunc",
+    "round",
+    "sin",
+    "tan",
+    "asin",
+    "atan",
+    "sinh",
+    "tanh",
+    "erf",
+    "expm1",
+    "log1p",
+    "softsign",
+]
+
+
+@pytest.mark.parametrize("name", [*ODD, "abs", "sqrt", "add", "sub", "mul", "div"])
 def test_sign_of_zero(name: str) -> None:
-    zeros = [np.array([0.0, -0.0, 0.0, -0.0]), np.array([0.0, 0.0, -0.0, -0.0]) + (1 if name == "div" else 0)]
-    args = zeros[: 1 if BY_NAME[name] in [c for c in CASES if c.family == "elementwise" and len(c.samples[0].args) == 1] else 2]
-    result = to_numpy(BY_NAME[name].run(fastnn, *tensors(args, "float32")))
-    np.testing.assert_array_equal(np.signbit(result), np.signbit(BY_NAME[name].reference(*args)))
+    case = BY_NAME[name]
+    second = np.array([1.0, 1, -1, -1]) if name == "div" else np.array([0.0, 0.0, -0.0, -0.0])
+    args = [np.array([0.0, -0.0, 0.0, -0.0]), second][: len(case.samples[0].args)]
+    for dtype in case.dtypes:
+        result = to_numpy(case.run(fastnn, *tensors(args, dtype)))
+        np.testing.assert_array_equal(np.signbit(result), np.signbit(case.reference(*args)), err_msg=dtype)
 
 
 # ---- gradients ------------------------------------------------------------------------------------
@@ -101,13 +128,22 @@ def test_gradient(case: Case) -> None:
 
             def weighted_sum(moved, array=array, sample=sample):
                 with fastnn.no_grad():
-                    outputs = floating(case.run(fastnn, *tensors(replace(sample.args, array, moved), "float64"), **sample.kwargs))
-                return sum(float((to_numpy(y) * to_numpy(w)).sum()) for y, w in zip(outputs, cotangents(outputs, "float64"), strict=True))
+                    outputs = floating(
+                        case.run(fastnn, *tensors(replace(sample.args, array, moved), "float64"), **sample.kwargs)
+                    )
+                return sum(
+                    float((to_numpy(y) * to_numpy(w)).sum())
+                    for y, w in zip(outputs, cotangents(outputs, "float64"), strict=True)
+                )
 
             scale = 1 + abs(weighted_sum(array)) if array.size else 1
             positions, expected = central_difference(weighted_sum, array)
             np.testing.assert_allclose(
-                gradient.flat[positions] if array.size else [], expected, rtol=1e-6, atol=2e-8 * scale, err_msg=f"{case} {sample.kwargs}"
+                gradient.flat[positions] if array.size else [],
+                expected,
+                rtol=1e-6,
+                atol=2e-8 * scale,
+                err_msg=f"{case} {sample.kwargs}",
             )
 
 
@@ -123,9 +159,11 @@ def test_gradient_rounding(case: Case, dtype: str) -> None:
         expected = [to_numpy(g) for g in gradients(fastnn, outputs, leaves, weights)]
         terms = case.terms(*exact, **sample.kwargs) if callable(case.terms) else case.terms
         for got, want in zip(actual, expected, strict=True):
-            size = np.abs(want).max(initial=0)
+            size = max(np.abs(want).max(initial=0), case.gradient_scale)
             repeats = np.sqrt(max(terms, 1)) + np.sqrt(max((y.numel() for y in outputs), default=1))
-            tolerance = size * (8 * repeats * COMPUTE_ROUNDOFF[dtype] + 8 * STORAGE_ROUNDOFF[dtype]) + SMALLEST_NORMAL[dtype]
+            tolerance = (
+                size * (8 * repeats * COMPUTE_ROUNDOFF[dtype] + 8 * STORAGE_ROUNDOFF[dtype]) + SMALLEST_NORMAL[dtype]
+            )
             assert_close(got, want, tolerance, dtype, f"{case} {sample.kwargs} gradient")
 
 
@@ -142,7 +180,9 @@ def test_second_gradient(case: Case) -> None:
 
     def weighted_sum(args):
         _, grads = first_gradient(args)
-        return sum(float((to_numpy(g) * to_numpy(w)).sum()) for g, w in zip(grads, cotangents(grads, "float64"), strict=True))
+        return sum(
+            float((to_numpy(g) * to_numpy(w)).sum()) for g, w in zip(grads, cotangents(grads, "float64"), strict=True)
+        )
 
     try:
         leaves, grads = first_gradient(sample.args, create_graph=True)
@@ -152,15 +192,22 @@ def test_second_gradient(case: Case) -> None:
         return
     for array, gradient in zip(arrays, second, strict=True):
         scale = 1 + abs(weighted_sum(sample.args))
-        positions, expected = central_difference(lambda moved, array=array: weighted_sum(replace(sample.args, array, moved)), array, most=12)
-        np.testing.assert_allclose(to_numpy(gradient).flat[positions], expected, rtol=1e-5, atol=1e-7 * scale, err_msg=str(case))
+        positions, expected = central_difference(
+            lambda moved, array=array: weighted_sum(replace(sample.args, array, moved)), array, most=12
+        )
+        np.testing.assert_allclose(
+            to_numpy(gradient).flat[positions], expected, rtol=1e-5, atol=1e-7 * scale, err_msg=str(case)
+        )
 
 
 @each(lambda case: case.differentiable is False and "float64" in case.dtypes)
 def test_not_differentiable(case: Case) -> None:
     """Without a backward there is an error or a result without a history, never a silent zero."""
     sample = case.samples[0]
-    args = [a.requires_grad_() if hasattr(a, "requires_grad_") and a.is_floating_point() else a for a in tensors(sample.args, "float64")]
+    args = [
+        a.requires_grad_() if hasattr(a, "requires_grad_") and a.is_floating_point() else a
+        for a in tensors(sample.args, "float64")
+    ]
     try:
         results = as_list(case.run(fastnn, *args, **sample.kwargs))
     except RuntimeError as refusal:
@@ -172,7 +219,7 @@ def test_not_differentiable(case: Case) -> None:
 # ---- layouts, methods, in-place forms ---------------------------------------------------------------
 
 
-@each(dtypes=lambda case: case.dtypes)
+@each(lambda case: case.family != "optim", lambda case: case.dtypes)  # a step wants states laid out as their parameter
 def test_strided(case: Case, dtype: str) -> None:
     """Transposed, stepped, offset and reversed arguments give what contiguous ones give."""
     for sample in case.samples[:4]:
@@ -199,9 +246,13 @@ def test_strided_gradient(case: Case) -> None:
                 if case.name == "view":
                     continue
                 leaf = strided.detach().requires_grad_()
-                outputs = floating(case.run(fastnn, *tensors(replace(sample.args, array, leaf), "float64"), **sample.kwargs))
+                outputs = floating(
+                    case.run(fastnn, *tensors(replace(sample.args, array, leaf), "float64"), **sample.kwargs)
+                )
                 (gradient,) = gradients(fastnn, outputs, [leaf], cotangents(outputs, "float64"))
-                np.testing.assert_allclose(to_numpy(gradient), expected[k], rtol=1e-12, atol=1e-13, err_msg=f"{case} {layout}")
+                np.testing.assert_allclose(
+                    to_numpy(gradient), expected[k], rtol=1e-12, atol=1e-13, err_msg=f"{case} {layout}"
+                )
 
 
 @each(differentiable)
@@ -209,7 +260,7 @@ def test_expanded(case: Case) -> None:
     """An argument with a stride of 0: the value of its copy, and a gradient that adds up over the repeats."""
     sample = case.samples[0]
     for array in float_arrays(case, sample.args):
-        if array.ndim == 0 or array.shape[0] < 2:
+        if array.ndim == 0 or array.shape[0] < 2 or case.name == "view":
             continue
         results, sums = [], []
         for make in (lambda x: x, lambda x: x.contiguous()):
@@ -223,7 +274,9 @@ def test_expanded(case: Case) -> None:
         np.testing.assert_allclose(*sums, rtol=1e-12, atol=1e-13, err_msg=str(case))
 
 
-@each(lambda case: case.call is None and not case.path and hasattr(fastnn.Tensor, case.name) and case.family != "create")
+@each(
+    lambda case: case.call is None and not case.path and hasattr(fastnn.Tensor, case.name) and case.family != "create"
+)
 def test_method(case: Case) -> None:
     """x.name(...) is name(x, ...)."""
     for sample in case.samples[:3]:
@@ -325,7 +378,9 @@ def test_like_torch(case: Case, dtype: str) -> None:
 
     for sample in case.samples:
         ours = as_list(case.run(fastnn, *tensors(sample.args, dtype), **sample.kwargs))
-        theirs = as_list(case.run(torch, *tensors(sample.args, dtype, torch), **sample.kwargs))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's opinions on padding="same" and on the mean of kl_div
+            theirs = as_list(case.run(torch, *tensors(sample.args, dtype, torch), **sample.kwargs))
         for y, t in zip(ours, theirs, strict=True):
             assert str(y.dtype).split(".")[-1] == str(t.dtype).split(".")[-1], f"{case}: {y.dtype}, torch has {t.dtype}"
             if t.dtype == torch.float32:
@@ -335,7 +390,11 @@ def test_like_torch(case: Case, dtype: str) -> None:
             else:
                 np.testing.assert_array_equal(to_numpy(y), to_numpy(t), err_msg=str(case))
         if dtype == "float64" and differentiable(case):
-            pairs = zip(*[backward_of(case, sample.args, sample.kwargs, dtype, lib) for lib in (fastnn, torch)], strict=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                pairs = zip(
+                    *[backward_of(case, sample.args, sample.kwargs, dtype, lib) for lib in (fastnn, torch)], strict=True
+                )
             for ours_gradient, theirs_gradient in pairs:
                 np.testing.assert_allclose(ours_gradient, theirs_gradient, rtol=1e-10, atol=1e-11, err_msg=str(case))
 
@@ -344,14 +403,54 @@ def test_like_torch(case: Case, dtype: str) -> None:
 
 # Functions of fastnn._C that compute nothing on tensors: questions, modes, memory, exchange.
 NOT_OPERATIONS = {
-    "anomaly_mode", "apply_function", "as_tensor", "asarray", "backward", "compiler", "cpu_level", "cpu_levels",
-    "cuda_device_count", "cuda_is_available", "cuda_synchronize", "cuda_unavailable_reason", "device", "dtype", "empty", "empty_cache",
-    "empty_like", "from_dlpack", "from_numpy", "get_num_threads", "get_rng_state", "gradients", "initial_seed",
-    "is_floating_point", "is_grad_enabled", "is_inference_mode", "is_tensor", "manual_seed", "memory_stats",
-    "num_threads_source", "numel", "promote_types", "reset_peak_memory_stats", "result_type", "set_anomaly_mode",
-    "set_cache_limit", "set_grad_enabled", "set_inference_mode", "set_num_threads", "set_rng_state", "tensor", "detach",
-    "DeviceError", "Generator", "Node", "RemovableHandle", "Tensor",
-}  # fmt: skip
+    "anomaly_mode",
+    "apply_function",
+    "as_tensor",
+    "asarray",
+    "backward",
+    "compiler",
+    "cpu_level",
+    "cpu_levels",
+    "cuda_device_count",
+    "cuda_is_available",
+    "cuda_synchronize",
+    "cuda_unavailable_reason",
+    "device",
+    "dtype",
+    "empty",
+    "empty_cache",
+    "empty_like",
+    "from_dlpack",
+    "from_numpy",
+    "get_num_threads",
+    "get_rng_state",
+    "gradients",
+    "initial_seed",
+    "is_floating_point",
+    "is_grad_enabled",
+    "is_inference_mode",
+    "is_tensor",
+    "manual_seed",
+    "memory_stats",
+    "num_threads_source",
+    "numel",
+    "promote_types",
+    "reset_peak_memory_stats",
+    "result_type",
+    "set_anomaly_mode",
+    "set_cache_limit",
+    "set_grad_enabled",
+    "set_inference_mode",
+    "set_num_threads",
+    "set_rng_state",
+    "tensor",
+    "detach",
+    "DeviceError",
+    "Generator",
+    "Node",
+    "RemovableHandle",
+    "Tensor",
+}
 
 
 def test_every_operation_has_a_case() -> None:

@@ -2,9 +2,10 @@
 
 import hashlib
 
-import fastnn
 import numpy as np
 import pytest
+
+import fastnn
 from cases.random import RANDOM_CASES, RandomCase
 from helpers import passes
 
@@ -110,7 +111,10 @@ def test_state() -> None:
     fastnn.manual_seed(0)
     before = fastnn.get_rng_state()
     assert fastnn.rand(4, generator=one).tolist() == fastnn.rand(4, generator=two).tolist()
-    assert hashlib.sha256(before.numpy().tobytes()).digest() == hashlib.sha256(fastnn.get_rng_state().numpy().tobytes()).digest()
+    assert (
+        hashlib.sha256(before.numpy().tobytes()).digest()
+        == hashlib.sha256(fastnn.get_rng_state().numpy().tobytes()).digest()
+    )
 
 
 def test_dropout() -> None:
@@ -125,15 +129,24 @@ def test_dropout() -> None:
 
 def test_errors() -> None:
     for call, pattern in (
-        (lambda: fastnn.dropout(fastnn.ones(2), 1.5, True), "dropout.*1.5"), (lambda: fastnn.dropout(fastnn.ones(2), -0.1, True), "dropout.*-0.1"),
-        (lambda: fastnn.randint(5, 5, (2,)), "randint.*5"), (lambda: fastnn.randperm(-1), "randperm.*-1"),
-        (lambda: fastnn.bernoulli(fastnn.tensor([1.5])), "bernoulli.*1.5"), (lambda: fastnn.empty(2).bernoulli_(2.0), "bernoulli_.*2"),
-        (lambda: fastnn.empty(2).uniform_(3.0, 1.0), "uniform_.*3.*1"), (lambda: fastnn.empty(2).normal_(0.0, -1.0), "normal_.*-1"),
-        (lambda: fastnn.multinomial(fastnn.tensor([0.0, 0.0]), 1), "multinomial.*0"), (lambda: fastnn.multinomial(fastnn.tensor([1.0, -1.0]), 1), "multinomial.*-1"),
-        (lambda: fastnn.multinomial(fastnn.tensor([1.0, 0.0]), 2), "multinomial.*2"), (lambda: fastnn.randint(0, 300, (2,), dtype=fastnn.uint8), "randint.*uint8"),
-    ):  # fmt: skip
+        (lambda: fastnn.dropout(fastnn.ones(2), 1.5, True), "dropout.*1.5"),
+        (lambda: fastnn.dropout(fastnn.ones(2), -0.1, True), "dropout.*-0.1"),
+        (lambda: fastnn.randint(5, 5, (2,)), "randint.*5"),
+        (lambda: fastnn.randperm(-1), "randperm.*-1"),
+        (lambda: fastnn.bernoulli(fastnn.tensor([1.5])), "bernoulli.*1.5"),
+        (lambda: fastnn.empty(2).bernoulli_(2.0), "bernoulli_.*2"),
+        (lambda: fastnn.empty(2).uniform_(3.0, 1.0), "uniform_.*3.*1"),
+        (lambda: fastnn.empty(2).normal_(0.0, -1.0), "normal_.*-1"),
+        (lambda: fastnn.multinomial(fastnn.tensor([0.0, 0.0]), 1), "multinomial.*0"),
+        (lambda: fastnn.multinomial(fastnn.tensor([1.0, -1.0]), 1), "multinomial.*-1"),
+        (lambda: fastnn.multinomial(fastnn.tensor([1.0, 0.0]), 2), "multinomial.*2"),
+        (lambda: fastnn.randint(0, 300, (2,), dtype=fastnn.uint8), "randint.*uint8"),
+    ):
         with pytest.raises(ValueError, match=pattern):
             call()
-    for call in (lambda: fastnn.rand(2, dtype=fastnn.int64), lambda: fastnn.bernoulli(fastnn.ones(2, dtype=fastnn.int64))):
+    for call in (
+        lambda: fastnn.rand(2, dtype=fastnn.int64),
+        lambda: fastnn.bernoulli(fastnn.ones(2, dtype=fastnn.int64)),
+    ):
         with pytest.raises(TypeError, match="int64"):
             call()

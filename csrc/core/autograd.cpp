@@ -91,6 +91,21 @@ bool is_leaf(const Tensor& x) { return !x.impl()->autograd || !x.impl()->autogra
 namespace {
 
 
+// A copy of `values` with the strides given, in memory of its own: windows of the original are then
+// windows of the copy, at the same offsets from its first element.
+Tensor copy_with_strides(const Tensor& values, const Dims& strides) {
+  int64_t below = 0, above = 0;
+  for (int axis = 0; axis < values.ndim(); ++axis) {
+    const int64_t reach = strides[axis] * (values.shape()[axis] - 1);
+    (reach < 0 ? below : above) += reach;
+  }
+  if (values.numel() == 0) below = above = 0;
+  const Tensor memory = empty({above - below + 1}, values.dtype(), values.device());
+  const Tensor copy = alias(memory, values.shape(), strides, -below);
+  copy_into(copy, values);
+  return copy;
+}
+
 // The view's node, made anew when an in-place operation has replaced its base's since.
 void refresh_view(const Tensor& x) {
   AutogradMeta* meta = x.impl()->autograd;
@@ -98,15 +113,18 @@ void refresh_view(const Tensor& x) {
   AutogradMeta& base = autograd_meta(meta->base);
   if (base.rewrites == meta->base_rewrites) return;
   const Tensor root = meta->base;
-  check<RuntimeError>(root.is_contiguous(),
-                      "a view of a non-contiguous tensor was used after its base was changed in place; "
-                      "make the view again");
-  // x is this strided window of the base: its gradient, placed into zeros.
-  auto backward = [base_shape = root.shape(), shape = x.shape(), strides = x.strides(),
+  // x is this strided window of the base: its gradient, placed into zeros; what an expanded axis repeats adds up.
+  auto backward = [root_shape = root.shape(), root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
                    offset = x.offset() - root.offset()](Backward& b) {
-    Tensor dy = b.grad();
-    Tensor dx = zeros(base_shape, dy.dtype(), dy.device());
-    copy_into(alias(dx, shape, strides, offset), dy);
+    const Tensor dy = b.grad();
+    const Tensor dx = copy_with_strides(zeros(root_shape, dy.dtype(), dy.device()), root_strides);
+    Dims once = shape;
+    for (int axis = 0; axis < once.size(); ++axis)
+      if (strides[axis] == 0) once[axis] = std::min<int64_t>(once[axis], 1);
+    const Tensor window = alias(dx, once, strides, dx.offset() + offset);
+    check<RuntimeError>(!window.overlaps_itself(), "a view with overlapping windows was used after its base was "
+                        "changed in place; make the view again");
+    copy_into(window, sum_to(dy, once));
     b.set(0, dx);
   };
   NodePtr node(new LambdaNode<decltype(backward)>("as_strided", Differentiable::No, backward));
@@ -191,23 +209,21 @@ void connect_inplace(NodePtr node, const Tensor& x, TensorRefs inputs) {
   // x is a view: its base is what changed. The base's new node passes gradients through, except
   // that the window of x goes through the operation's own backward first.
   Tensor root = meta->base;
-  check<RuntimeError>(root.is_contiguous(), node->name(),
-                      ": in-place on a view of a non-contiguous tensor that requires grad is not supported");
   node->inputs.reserve(inputs.size);
   for (size_t i = 0; i < inputs.size; ++i) node->inputs.push_back(i == 0 ? Edge() : edge_of(inputs[i]));
   node->outputs.push_back({x.shape(), x.dtype(), x.device(), nullptr});
   const size_t n_inputs = inputs.size;
-  auto backward = [node, n_inputs, shape = x.shape(), strides = x.strides(),
+  auto backward = [node, n_inputs, root_strides = root.strides(), shape = x.shape(), strides = x.strides(),
                    offset = x.offset() - root.offset()](Backward& b) {
-    Tensor droot = clone(b.grad());
-    Tensor window = alias(droot, shape, strides, offset);
+    const Tensor droot = copy_with_strides(b.grad(), root_strides);
+    const Tensor window = alias(droot, shape, strides, droot.offset() + offset);
     std::vector<Tensor> grads{clone(window)};
     Backward inner = b.nested(node.get(), grads);
     node->apply(inner);
     if (Tensor dx = inner.result(0); dx.defined())
       copy_into(window, dx);
     else
-      fill_(window, Scalar(0.0));
+      fill_into(window, Scalar(0.0));
     b.set(0, droot);
     for (size_t i = 1; i < n_inputs; ++i)
       if (Tensor gradient = inner.result(i); gradient.defined()) b.set(uint32_t(i), gradient);

@@ -104,9 +104,11 @@ class FunctionNode final : public Node {
   }
 
   void set_results(Backward& b, const py::tuple& result) {
-    check<RuntimeError>(result.size() == inputs_of_arguments.size(), name_, ": backward returned ", result.size(),
+    size_t given = result.size();  // None may stand for arguments that were left to their defaults
+    while (given > inputs_of_arguments.size() && result[given - 1].is_none()) --given;
+    check<RuntimeError>(given == inputs_of_arguments.size(), name_, ": backward returned ", result.size(),
                         " gradients for ", inputs_of_arguments.size(), " arguments of forward");
-    for (size_t i = 0; i < result.size(); ++i) {
+    for (size_t i = 0; i < given; ++i) {
       py::handle gradient = result[i];
       if (gradient.is_none() || inputs_of_arguments[i] < 0) continue;
       check<TypeError>(is_tensor(gradient.ptr()), name_, ": gradient ", i, " must be a Tensor or None, got ",

@@ -82,6 +82,8 @@ Indexed apply(const Tensor& x, PyObject* index) {
       result.view = slice(result.view, axis, slice_bound(s->start, 0), stop, step);
       result.advanced.emplace_back();
       ++axis;
+    } else if (is_tensor(entry) && unwrap(entry).ndim() == 0 && is_integral(unwrap(entry).dtype())) {
+      result.view = select(result.view, axis, item(unwrap(entry)).to_int());  // a number, as in PyTorch
     } else if (is_index_array(entry)) {
       result.has_advanced = true;
       if (PyBool_Check(entry)) result.view = unsqueeze(result.view, axis);

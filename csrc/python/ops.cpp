@@ -146,7 +146,7 @@ void bind_elementwise(Binder& b) {
   }, arg("condition"), arg("input"), arg("other"));
   b.function("where", nonzero_as_tuple, arg("condition"));
   b.both("lerp", [](const Tensor& x, const Tensor& y, const OperandArg& weight) {
-    return add(x, mul(sub(y, x), weight));
+    return lerp(x, y, weight);
   }, arg("input"), arg("end"), arg("weight"));
 }
 
@@ -348,6 +348,8 @@ void bind_index(Binder& b) {
   b.method("masked_fill_", masked_fill_, arg("input"), arg("mask"), arg("value"));
   b.both("masked_select", masked_select, arg("input"), arg("mask"));
   b.both("nonzero", nonzero, arg("input"));
+  b.both("index_put", index_put, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
+  b.method("index_put_", index_put_, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
 }
 
 void bind_random(Binder& b) {

@@ -21,6 +21,21 @@ Tensor finished(const Tensor& x, bool requires_grad) {
   return x;
 }
 
+Tensor filled(const Tensor& x, Scalar value) {
+  fill_into(x, value);
+  return x;
+}
+
+// A keyword's value in its C++ type; TypeError when it is of another.
+template <class T>
+T keyword(const std::string& name, py::handle value) {
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    fail<TypeError>(name, ": unexpected value ", py::repr(value).cast<std::string>());
+  }
+}
+
 // f(2, 3), f((2, 3)) or f(size=(2, 3)).
 Dims shape_of(const py::args& args, const py::kwargs& kwargs) {
   if (!kwargs.contains("size")) return dims_from_args(args);
@@ -39,10 +54,10 @@ struct Options {
   explicit Options(const py::kwargs& kwargs) {
     for (const auto& [key, value] : kwargs) {
       const auto name = py::cast<std::string>(key);
-      if (name == "dtype") dtype = value.cast<MaybeDType>();
-      else if (name == "device") device = value.cast<DeviceArg>();
-      else if (name == "requires_grad") requires_grad = value.cast<bool>();
-      else if (name == "generator") generator = value.is_none() ? nullptr : value.cast<Generator*>();
+      if (name == "dtype") dtype = keyword<MaybeDType>(name, value);
+      else if (name == "device") device = keyword<DeviceArg>(name, value);
+      else if (name == "requires_grad") requires_grad = keyword<bool>(name, value);
+      else if (name == "generator") generator = value.is_none() ? nullptr : keyword<Generator*>(name, value);
       else check<TypeError>(name == "size", "unexpected keyword argument '", name, "'");
     }
   }
@@ -83,12 +98,12 @@ void bind_creation(py::module_& m) {
     return randn(shape, o.type(), o.device.value, o.generator);
   });
   bind_like(m, "empty_like", [](const Tensor& y) { return y; });
-  bind_like(m, "zeros_like", [](const Tensor& y) { return fill_(y, Scalar(0)); });
-  bind_like(m, "ones_like", [](const Tensor& y) { return fill_(y, Scalar(1)); });
+  bind_like(m, "zeros_like", [](const Tensor& y) { return filled(y, Scalar(0)); });
+  bind_like(m, "ones_like", [](const Tensor& y) { return filled(y, Scalar(1)); });
   bind_like(m, "rand_like", [](const Tensor& y) { return uniform_(y, 0, 1); });
   bind_like(m, "randn_like", [](const Tensor& y) { return normal_(y, 0, 1); });
   m.def("full_like", [](const Tensor& x, Scalar value, const MaybeDType& dtype) {
-    return fill_(empty_like(x, dtype.or_else(x.dtype())), value);
+    return filled(empty_like(x, dtype.or_else(x.dtype())), value);
   }, arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none());
   m.def("full", [](const Dims& shape, Scalar value, const py::kwargs& kwargs) {
     const Options o(kwargs);
@@ -184,12 +199,12 @@ Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) 
     if (target.is_none() || PyBool_Check(target.ptr())) return;
     if (is_tensor(target.ptr())) y = to(to(y, unwrap(target.ptr()).dtype()), unwrap(target.ptr()).device());
     else if (as_dtype(target.ptr(), dtype)) y = to(y, dtype);
-    else y = to(y, py::cast<DeviceArg>(target).value);
+    else y = to(y, keyword<DeviceArg>("to", target).value);
   };
   for (py::handle target : args) apply(target);
   for (const auto& [key, value] : kwargs) {
     const auto name = py::cast<std::string>(key);
-    if (name == "copy") copy = value.cast<bool>();
+    if (name == "copy") copy = keyword<bool>(name, value);
     else if (name == "dtype" || name == "device" || name == "other") apply(value);
     else check<TypeError>(name == "non_blocking", "to: unexpected keyword argument '", name, "'");
   }

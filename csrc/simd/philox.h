@@ -26,25 +26,20 @@ FASTNN_HD inline void philox_round(uint32_t& c0, uint32_t& c1, uint32_t& c2, uin
   c3 = uint32_t(product0);
 }
 
-// `lanes` consecutive blocks, words[4 * lane + i]. Written over lanes so that compilers vectorise it.
-template <int lanes>
-FASTNN_HD inline void philox_blocks(uint64_t seed, uint64_t offset, uint64_t first_block, uint32_t* words) {
-  uint32_t c0[lanes], c1[lanes], c2[lanes], c3[lanes];
-  for (int lane = 0; lane < lanes; ++lane) {
-    const uint64_t block = first_block + uint64_t(lane);
-    c0[lane] = uint32_t(block);
-    c1[lane] = uint32_t(block >> 32);
-    c2[lane] = uint32_t(offset);
-    c3[lane] = uint32_t(offset >> 32);
-  }
-  uint32_t k0 = uint32_t(seed), k1 = uint32_t(seed >> 32);
-  for (int round = 0; round < 10; ++round, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
-    for (int lane = 0; lane < lanes; ++lane) philox_round(c0[lane], c1[lane], c2[lane], c3[lane], k0, k1);
-  for (int lane = 0; lane < lanes; ++lane) {
-    words[4 * lane] = c0[lane];
-    words[4 * lane + 1] = c1[lane];
-    words[4 * lane + 2] = c2[lane];
-    words[4 * lane + 3] = c3[lane];
+// `count` consecutive blocks, words[4 * i ... 4 * i + 3] each. The rounds are unrolled, so that compilers
+// vectorise over blocks.
+FASTNN_HD inline void philox_blocks(uint64_t seed, uint64_t offset, uint64_t first_block, int64_t count,
+                                    uint32_t* words) {
+  for (int64_t i = 0; i < count; ++i) {
+    const uint64_t block = first_block + uint64_t(i);
+    uint32_t c0 = uint32_t(block), c1 = uint32_t(block >> 32), c2 = uint32_t(offset), c3 = uint32_t(offset >> 32);
+#pragma GCC unroll 10
+    for (uint32_t round = 0; round < 10; ++round)
+      philox_round(c0, c1, c2, c3, uint32_t(seed) + round * 0x9E3779B9u, uint32_t(seed >> 32) + round * 0xBB67AE85u);
+    words[4 * i] = c0;
+    words[4 * i + 1] = c1;
+    words[4 * i + 2] = c2;
+    words[4 * i + 3] = c3;
   }
 }
 

@@ -14,28 +14,19 @@ namespace {
 constexpr int kRowLanes = 16;
 constexpr int64_t kRowRun = 512;
 
-// The maximum, or -inf for an empty row; NaN wins.
+// The maximum, or -inf for an empty row; NaN is passed over.
 template <class T>
 inline T row_max(const T* x, int64_t n) {
   const T lowest = -static_cast<T>(INFINITY);
   T lanes[kRowLanes];
   for (int lane = 0; lane < kRowLanes; ++lane) lanes[lane] = lowest;
   int64_t i = 0;
-  bool has_nan = false;
-  for (; i + kRowLanes <= n; i += kRowLanes) {
-    for (int lane = 0; lane < kRowLanes; ++lane) {
-      const T value = x[i + lane];
-      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-      has_nan |= value != value;
-    }
-  }
+  for (; i + kRowLanes <= n; i += kRowLanes)
+    for (int lane = 0; lane < kRowLanes; ++lane) lanes[lane] = x[i + lane] > lanes[lane] ? x[i + lane] : lanes[lane];
   T best = lowest;
-  for (; i < n; ++i) {
-    best = x[i] > best ? x[i] : best;
-    has_nan |= x[i] != x[i];
-  }
+  for (; i < n; ++i) best = x[i] > best ? x[i] : best;
   for (int lane = 0; lane < kRowLanes; ++lane) best = lanes[lane] > best ? lanes[lane] : best;
-  return has_nan ? static_cast<T>(NAN) : best;
+  return best;
 }
 
 // The sum of term(i), i in [0, n).

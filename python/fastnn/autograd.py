@@ -154,10 +154,11 @@ def _as_list(tensors: Tensor | Sequence[Any]) -> list[Any]:
     return [tensors] if isinstance(tensors, Tensor) else list(tensors)
 
 
-def _gradients_of(outputs: list[Tensor], given: Tensor | Sequence[Tensor | None] | None) -> list[Tensor | None]:
+def _gradients_of(outputs: list[Tensor], given: Tensor | Sequence[Tensor | None] | None) -> list[Any]:
+    """One for each output; None where it was left out."""
     if given is None:
         return [None] * len(outputs)
-    grads: list[Tensor | None] = [given] if isinstance(given, Tensor) else list(given)
+    grads = _as_list(given)
     if len(grads) != len(outputs):
         raise ValueError(f"got {len(grads)} gradients for {len(outputs)} outputs")
     return grads

@@ -8,7 +8,6 @@ the old one whole.
 
 import json
 import os
-import secrets
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -153,7 +152,7 @@ def _specs(tensors: Mapping[str, Tensor]) -> dict[str, safetensors.TensorSpec]:
 def _write_aside(path: Path, write: Callable[[str], None]) -> None:
     """Writes a temporary file in the same folder, syncs it, and renames it over ``path``."""
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = target.with_name(f".{target.name}.{os.urandom(4).hex()}.tmp")
     try:
         write(os.fspath(temporary))
         _sync(temporary)

@@ -50,8 +50,15 @@ class BenchRow:
     backward: bool = False
 
 
+def _arrays(value: Any) -> Any:
+    """numpy turns 0-d results into scalars; a sample's scalars are 0-d arrays."""
+    if isinstance(value, list):
+        return [_arrays(v) for v in value]
+    return np.asarray(value) if isinstance(value, np.generic) else value
+
+
 def sample(*args: Any, **kwargs: Any) -> Sample:
-    return Sample(tuple(np.asarray(a) if isinstance(a, np.generic) else a for a in args), kwargs)
+    return Sample(tuple(_arrays(a) for a in args), kwargs)
 
 
 def error(kind: type[BaseException], pattern: str, *args: Any, **kwargs: Any) -> ErrorSample:
@@ -65,7 +72,7 @@ class Case:
     samples: Sequence[Sample]
     path: str = ""  # where the function is, in fastnn as in torch; the name itself when empty
     call: Callable[..., Any] | None = None  # call(lib, *args) where a path is not enough
-    torch: Callable[..., Any] | None | bool = True  # another call for torch, or False when it has none
+    torch: Callable[..., Any] | bool = True  # another call for torch, or False when it has none
     covers: tuple[str, ...] = ()  # further names in fastnn._C that this case exercises
     errors: Sequence[ErrorSample] = ()
     specials: Sequence[Sample] = ()  # NaN, infinities, signed zeros: values only
@@ -76,6 +83,7 @@ class Case:
     terms: Callable[..., int] | int = 1  # how many values are added up for one result
     magnitude: Callable[..., Any] | None = None  # the sum of the magnitudes of the terms; |result| when left out
     ulps: float = 4  # rounding errors allowed for each term
+    gradient_scale: float = 0  # the derivative is a difference of numbers of this size, and keeps their rounding errors
     inplace: bool = False  # x.name_(...) exists
     large: Callable[[], tuple[Any, ...]] | None = None  # arguments that need several threads
     bench: Sequence[BenchRow] = ()
@@ -117,7 +125,8 @@ def rounded(value: Any, dtype: str) -> Any:
     if not isinstance(value, np.ndarray) or value.dtype != np.float64:
         return value
     if dtype == "bfloat16":
-        return reference.round_to_bfloat16(value)
+        with np.errstate(over="ignore"):
+            return reference.round_to_bfloat16(value)
     if dtype in ("bool", "uint8", "int8", "int16", "int32", "int64"):
         return np.rint(value).astype(dtype)
     with np.errstate(over="ignore"):

@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-import reference as ref
 
+import reference as ref
 from cases.case import BenchRow, Case, Values, error, f32, sample
 
 values = Values(5)
@@ -84,11 +84,28 @@ def _errors(name: str, x: Any, w: Any, one: Any) -> list[Any]:
 
 
 CASES = [
-    Case("conv2d", ref.conv2d, CONV2D, F + "conv2d", terms=_terms, magnitude=_of_magnitudes(ref.conv2d),
-         large=lambda: (values.normal(5, 7, 33, 31), values.normal(19, 7, 3, 3), values.normal(19)),
-         errors=_errors("conv2d", f32(2, 3, 7, 7), f32(4, 3, 3, 3), lambda o, c, k: f32(o, c, k, k)),
-         bench=[*_row("LeNet 1: 64x1x32x32 -> 6 k5", 64, 1, 32, 6, 5), *_row("LeNet 2: 64x6x14x14 -> 16 k5", 64, 6, 14, 16, 5),
-                *_row("8x64x56x56 -> 64 k3", 8, 64, 56, 64, 3, padding=1)]),
-    Case("conv1d", ref.conv1d, CONV1D, F + "conv1d", terms=_terms, magnitude=_of_magnitudes(ref.conv1d),
-         errors=_errors("conv1d", f32(2, 3, 7), f32(4, 3, 3), lambda o, c, k: f32(o, c, k))),
-]  # fmt: skip
+    Case(
+        "conv2d",
+        ref.conv2d,
+        CONV2D,
+        F + "conv2d",
+        terms=_terms,
+        magnitude=_of_magnitudes(ref.conv2d),
+        large=lambda: (values.normal(5, 7, 33, 31), values.normal(19, 7, 3, 3), values.normal(19)),
+        errors=_errors("conv2d", f32(2, 3, 7, 7), f32(4, 3, 3, 3), lambda o, c, k: f32(o, c, k, k)),
+        bench=[
+            *_row("LeNet 1: 64x1x32x32 -> 6 k5", 64, 1, 32, 6, 5),
+            *_row("LeNet 2: 64x6x14x14 -> 16 k5", 64, 6, 14, 16, 5),
+            *_row("8x64x56x56 -> 64 k3", 8, 64, 56, 64, 3, padding=1),
+        ],
+    ),
+    Case(
+        "conv1d",
+        ref.conv1d,
+        CONV1D,
+        F + "conv1d",
+        terms=_terms,
+        magnitude=_of_magnitudes(ref.conv1d),
+        errors=_errors("conv1d", f32(2, 3, 7), f32(4, 3, 3), lambda o, c, k: f32(o, c, k)),
+    ),
+]

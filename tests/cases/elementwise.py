@@ -3,8 +3,8 @@
 from typing import Any
 
 import numpy as np
-import reference as ref
 
+import reference as ref
 from cases.case import SPECIAL, BenchRow, Case, Values, error, f32, sample
 
 values = Values(1)
@@ -22,7 +22,9 @@ def _unary(name: str, formula: Any, low: float, high: float, path: str = "", **o
     samples += [sample(values.uniform(low, high, 4, 9), **p) for p in others]
     options.setdefault("specials", [sample(SPECIAL, **p) for p in parameters])
     options.setdefault("large", lambda: (np.random.default_rng(0).uniform(low, high, LARGE),))
-    options.setdefault("bench", [BenchRow("1M", lambda: (np.random.default_rng(0).uniform(low, high, MEGA),), bytes=8 * MEGA)])
+    options.setdefault(
+        "bench", [BenchRow("1M", lambda: (np.random.default_rng(0).uniform(low, high, MEGA),), bytes=8 * MEGA)]
+    )
     return Case(name, formula, samples, path, **options)
 
 
@@ -31,13 +33,26 @@ def _plus_input(formula: Any) -> Any:
     return lambda x, **kwargs: np.abs(x) + np.abs(formula(x, **kwargs))
 
 
+def _clamp_large() -> tuple[Any, ...]:
+    return np.random.default_rng(0).uniform(-3, 3, LARGE), -1.0, 0.5
+
+
 INTS = ("int64", "int32", "uint8")
 UNARY = [
     _unary("neg", np.negative, -3, 3, exact=True, integers=("int64", "int32", "int8"), inplace=True),
     _unary("abs", np.abs, -3, 3, exact=True, integers=("int64", "int32", "int8"), inplace=True),
     _unary("sign", np.sign, -3, 3, exact=True, integers=INTS, inplace=True, torch=True),
     _unary("square", np.square, -3, 3, integers=INTS, inplace=True),
-    _unary("relu", ref.relu, -3, 3, exact=True, integers=("int64", "int32", "int8"), inplace=True, numpy=lambda x: np.maximum(x, 0)),
+    _unary(
+        "relu",
+        ref.relu,
+        -3,
+        3,
+        exact=True,
+        integers=("int64", "int32", "int8"),
+        inplace=True,
+        numpy=lambda x: np.maximum(x, 0),
+    ),
     _unary("sqrt", np.sqrt, 0.1, 4, inplace=True, numpy=np.sqrt),
     _unary("rsqrt", lambda x: 1 / np.sqrt(x), 0.1, 4, inplace=True),
     _unary("reciprocal", np.reciprocal, 0.2, 3, inplace=True),
@@ -56,25 +71,56 @@ UNARY = [
     _unary("atan", np.arctan, -4, 4, inplace=True),
     _unary("sinh", np.sinh, -3, 3, inplace=True),
     _unary("cosh", np.cosh, -3, 3, inplace=True),
-    _unary("tanh", np.tanh, -4, 4, inplace=True, numpy=np.tanh),
+    _unary("tanh", np.tanh, -4, 4, inplace=True, numpy=np.tanh, gradient_scale=1),
     _unary("erf", ref.erf, -3, 3, inplace=True),
-    _unary("sigmoid", ref.sigmoid, -5, 5, inplace=True),
-    _unary("logsigmoid", ref.logsigmoid, -5, 5, F + "logsigmoid"),
-    _unary("selu", ref.selu, -4, 4, F + "selu"),
-    _unary("silu", ref.silu, -5, 5, F + "silu"),
-    _unary("mish", ref.mish, -5, 5, F + "mish"),
-    _unary("softsign", lambda x: x / (1 + np.abs(x)), -5, 5, F + "softsign"),
-    _unary("hardsigmoid", ref.hardsigmoid, -5, 5, F + "hardsigmoid", magnitude=lambda x: 1 + 0 * x),
-    _unary("hardswish", lambda x: x * ref.hardsigmoid(x), -5, 5, F + "hardswish", magnitude=np.abs),
+    _unary("sigmoid", ref.sigmoid, -5, 5, inplace=True, gradient_scale=1),
+    _unary("logsigmoid", ref.logsigmoid, -5, 5, F + "logsigmoid", inplace=True),
+    _unary("selu", ref.selu, -4, 4, F + "selu", inplace=True),
+    _unary("silu", ref.silu, -5, 5, F + "silu", inplace=True),
+    _unary("mish", ref.mish, -5, 5, F + "mish", inplace=True),
+    _unary("softsign", lambda x: x / (1 + np.abs(x)), -5, 5, F + "softsign", inplace=True),
+    _unary(
+        "hardsigmoid",
+        ref.hardsigmoid,
+        -5,
+        5,
+        F + "hardsigmoid",
+        magnitude=lambda x: 1 + 0 * x,
+        inplace=True,
+        torch=False,
+    ),
+    _unary("hardswish", lambda x: x * ref.hardsigmoid(x), -5, 5, F + "hardswish", magnitude=np.abs, inplace=True),
     _unary("relu6", lambda x: np.clip(x, 0, 6), -8, 8, F + "relu6", exact=True),
-    _unary("hardtanh", lambda x, min_val=-1, max_val=1: np.clip(x, min_val, max_val), -3, 3, F + "hardtanh", exact=True,
-           kwargs=[{}, {"min_val": -2, "max_val": 0.5}]),
+    _unary(
+        "hardtanh",
+        lambda x, min_val=-1, max_val=1: np.clip(x, min_val, max_val),
+        -3,
+        3,
+        F + "hardtanh",
+        exact=True,
+        kwargs=[{}, {"min_val": -2, "max_val": 0.5}],
+    ),
     _unary("leaky_relu", ref.leaky_relu, -3, 3, F + "leaky_relu", kwargs=[{}, {"negative_slope": 0.2}]),
     _unary("elu", ref.elu, -4, 4, F + "elu", kwargs=[{}, {"alpha": 0.5}]),
-    _unary("celu", ref.celu, -4, 4, F + "celu", kwargs=[{}, {"alpha": 2.0}],
-           errors=[error(ValueError, "celu.*alpha.*0", f32(3), alpha=0.0)]),
-    _unary("gelu", ref.gelu, -4, 4, F + "gelu", kwargs=[{}, {"approximate": "tanh"}], magnitude=_plus_input(ref.gelu),
-           errors=[error(ValueError, "gelu.*'cube'", f32(3), approximate="cube")]),
+    _unary(
+        "celu",
+        ref.celu,
+        -4,
+        4,
+        F + "celu",
+        kwargs=[{}, {"alpha": 2.0}],
+        errors=[error(ValueError, "celu.*alpha.*0", f32(3), alpha=0.0)],
+    ),
+    _unary(
+        "gelu",
+        ref.gelu,
+        -4,
+        4,
+        F + "gelu",
+        kwargs=[{}, {"approximate": "tanh"}],
+        magnitude=_plus_input(ref.gelu),
+        errors=[error(ValueError, "gelu.*'cube'", f32(3), approximate="cube")],
+    ),
     _unary("softplus", ref.softplus, -5, 5, F + "softplus", kwargs=[{}, {"beta": 2.0, "threshold": 3.0}]),
     _unary("floor", np.floor, -4, 4, exact=True, inplace=True, integers=INTS),
     _unary("ceil", np.ceil, -4, 4, exact=True, inplace=True, integers=INTS),
@@ -84,15 +130,38 @@ UNARY = [
     _unary("isinf", np.isinf, -2, 2, differentiable=False, exact=True),
     _unary("isfinite", np.isfinite, -2, 2, differentiable=False, exact=True),
     _unary("logical_not", np.logical_not, -2, 2, differentiable=False, exact=True, integers=(*INTS, "bool")),
-    _unary("clip", lambda x, min=None, max=None: np.clip(x, min, max), -3, 3, exact=True, kwargs=[{"min": -1.0, "max": 0.5}]),
-    _unary("clamp", lambda x, min=None, max=None: np.clip(x, min, max), -3, 3, exact=True, inplace=True,
-           kwargs=[{"min": -1.0, "max": 0.5}, {"min": 0.25}, {"max": -0.25}],
-           errors=[error(ValueError, "clamp.*min or max", f32(3))]),
-]  # fmt: skip
+    _unary(
+        "clip",
+        lambda x, min=None, max=None: np.clip(x, min, max),
+        -3,
+        3,
+        exact=True,
+        large=_clamp_large,
+        kwargs=[{"min": -1.0, "max": 0.5}],
+    ),
+    _unary(
+        "clamp",
+        lambda x, min=None, max=None: np.clip(x, min, max),
+        -3,
+        3,
+        exact=True,
+        inplace=True,
+        large=_clamp_large,
+        kwargs=[{"min": -1.0, "max": 0.5}, {"min": 0.25}, {"max": -0.25}],
+        errors=[error(ValueError, "clamp.*min or max", f32(3))],
+    ),
+]
 
 
 def _pairs(low: float, high: float, low_b: float, high_b: float) -> list[Any]:
-    shapes = [((5, 7), (5, 7)), ((5, 7), (7,)), ((3, 1, 4), (2, 1)), ((), (6,)), ((0, 3), (1, 3)), ((2, 3, 4, 5), (3, 1, 5))]
+    shapes = [
+        ((5, 7), (5, 7)),
+        ((5, 7), (7,)),
+        ((3, 1, 4), (2, 1)),
+        ((), (6,)),
+        ((0, 3), (1, 3)),
+        ((2, 3, 4, 5), (3, 1, 5)),
+    ]
     return [sample(values.uniform(low, high, *a), values.uniform(low_b, high_b, *b)) for a, b in shapes]
 
 
@@ -103,11 +172,16 @@ def _binary(name: str, formula: Any, interval: tuple[float, ...] = (-3, 3, 0.3, 
     samples += [sample(samples[0].args[0], number)] if number is not None else []
     first, second = np.repeat(SPECIAL, len(SPECIAL)), np.tile(SPECIAL, len(SPECIAL))
     options.setdefault("specials", [sample(first, second)])
-    options.setdefault("errors", [
-        error(ValueError, rf"{name}.*\(2, 3\).*\(4,\)", f32(2, 3), f32(4)),
-        error(ValueError, rf"{name}.*\(5, 1, 3\).*\(2, 2\)", f32(5, 1, 3), f32(2, 2)),
-    ])  # fmt: skip
-    options.setdefault("large", lambda: (values.uniform(*interval[:2], 211, 1409), values.uniform(*interval[2:], 211, 1409)))
+    options.setdefault(
+        "errors",
+        [
+            error(ValueError, rf"{name}.*\(2, 3\).*\(4,\)", f32(2, 3), f32(4)),
+            error(ValueError, rf"{name}.*\(5, 1, 3\).*\(2, 2\)", f32(5, 1, 3), f32(2, 2)),
+        ],
+    )
+    options.setdefault(
+        "large", lambda: (values.uniform(*interval[:2], 211, 1409), values.uniform(*interval[2:], 211, 1409))
+    )
     return Case(name, formula, samples, **options)
 
 
@@ -120,7 +194,9 @@ def _race(formula: Any) -> dict[str, Any]:
 
 
 def _compare(name: str, formula: Any, **options: Any) -> Case:
-    return _binary(name, formula, (-1.4, 1.4, -1.4, 1.4), differentiable=False, exact=True, integers=(*INTS, "bool"), **options)
+    return _binary(
+        name, formula, (-1.4, 1.4, -1.4, 1.4), differentiable=False, exact=True, integers=(*INTS, "bool"), **options
+    )
 
 
 def _pow_magnitude(a: Any, b: Any) -> Any:
@@ -136,17 +212,47 @@ def _remainder_magnitude(a: Any, b: Any) -> Any:
 BITS = (-9, 9, -9, 9)
 BINARY = [
     _binary("add", np.add, (-3, 3, -3, 3), integers=INTS, inplace=True, **_race(np.add)),
-    _binary("sub", np.subtract, (-3, 3, -3, 3), integers=("int64", "int32", "int8"), inplace=True, **_race(np.subtract)),
+    _binary(
+        "sub", np.subtract, (-3, 3, -3, 3), integers=("int64", "int32", "int8"), inplace=True, **_race(np.subtract)
+    ),
     _binary("mul", np.multiply, (-3, 3, -3, 3), integers=INTS, inplace=True, **_race(np.multiply)),
     _binary("div", np.divide, inplace=True, **_race(np.divide)),
     _binary("maximum", np.maximum, (-3, 3, -3, 3), integers=INTS, exact=True, number=None),
     _binary("minimum", np.minimum, (-3, 3, -3, 3), integers=INTS, exact=True, number=None),
-    _binary("floor_divide", np.floor_divide, (-9, 9, 1, 4), integers=INTS, exact=True, specials=(), inplace=True, number=2,
-            errors=[error(RuntimeError, "floor_divide.*zero", np.array([3]), np.array([0]))]),
-    _binary("remainder", np.remainder, (-9, 9, 1, 4), integers=INTS, magnitude=_remainder_magnitude, specials=(),
-            inplace=True, number=2.5, errors=[error(RuntimeError, "remainder.*zero", np.array([3]), np.array([0]))]),
-    _binary("fmod", np.fmod, (-9, 9, 1, 4), integers=INTS, magnitude=_remainder_magnitude, specials=(), inplace=True,
-            number=2.5, errors=[error(RuntimeError, "fmod.*zero", np.array([3]), np.array([0]))]),
+    _binary(
+        "floor_divide",
+        np.floor_divide,
+        (-9, 9, 1, 4),
+        integers=INTS,
+        exact=True,
+        specials=(),
+        inplace=True,
+        number=2,
+        torch=False,
+        errors=[error(RuntimeError, "floor_divide.*zero", np.array([3]), np.array([0]))],
+    ),
+    _binary(
+        "remainder",
+        np.remainder,
+        (-9, 9, 1, 4),
+        integers=INTS,
+        magnitude=_remainder_magnitude,
+        specials=(),
+        inplace=True,
+        number=2.5,
+        errors=[error(RuntimeError, "remainder.*zero", np.array([3]), np.array([0]))],
+    ),
+    _binary(
+        "fmod",
+        np.fmod,
+        (-9, 9, 1, 4),
+        integers=INTS,
+        magnitude=_remainder_magnitude,
+        specials=(),
+        inplace=True,
+        number=2.5,
+        errors=[error(RuntimeError, "fmod.*zero", np.array([3]), np.array([0]))],
+    ),
     _binary("pow", np.power, (0.2, 3, -2, 2), magnitude=_pow_magnitude, number=2.5, inplace=True),
     _binary("atan2", np.arctan2, (-3, 3, -3, 3), number=None),
     _compare("eq", np.equal),
@@ -159,39 +265,115 @@ BINARY = [
     _compare("logical_or", np.logical_or, number=None),
     _compare("logical_xor", np.logical_xor, number=None),
     *[
-        _binary(name, formula, BITS, dtypes=(), integers=(*INTS, "bool"), differentiable=False, exact=True, specials=(),
-                number=None, large=None, errors=[error(TypeError, f"{name}.*float32", f32(3), f32(3))])
-        for name, formula in (("bitwise_and", np.bitwise_and), ("bitwise_or", np.bitwise_or), ("bitwise_xor", np.bitwise_xor))
+        _binary(
+            name,
+            formula,
+            BITS,
+            dtypes=(),
+            integers=(*INTS, "bool"),
+            differentiable=False,
+            exact=True,
+            specials=(),
+            number=None,
+            large=None,
+            errors=[error(TypeError, f"{name}.*float32", f32(3), f32(3))],
+        )
+        for name, formula in (
+            ("bitwise_and", np.bitwise_and),
+            ("bitwise_or", np.bitwise_or),
+            ("bitwise_xor", np.bitwise_xor),
+        )
     ],
-]  # fmt: skip
+]
 
 OTHERS = [
-    Case("bitwise_not", np.invert, [sample(values.uniform(-9, 9, 5, 7))], dtypes=(), integers=(*INTS, "bool"),
-         differentiable=False, exact=True, errors=[error(TypeError, "bitwise_not.*float32", f32(3))]),
-    Case("where", np.where,
-         [sample(values.bools(5, 7), values.normal(5, 7), values.normal(5, 7)),
-          sample(values.bools(5, 1), values.normal(7), values.normal(2, 1, 1)),
-          sample(values.bools(4), values.normal(4), 0.5),
-          sample(values.bools(0, 3), values.normal(0, 3), values.normal(3))],
-         exact=True, integers=INTS,
-         errors=[error(TypeError, "where.*bool.*int64", np.ones(3, np.int64), f32(3), f32(3)),
-                 error(ValueError, r"where.*\(3,\).*\(2,\)", np.ones(3, bool), f32(2), f32(3))]),
-    Case("lerp", lambda x, y, w: x + w * (y - x), [sample(n(5, 7), n(5, 7), 0.3), sample(n(5, 7), n(7), values.uniform(0, 1, 5, 1))],
-         magnitude=lambda x, y, w: np.abs(x) + np.abs(y) + 0 * w),
-    Case("pow_scalar", lambda x, exponent: x**exponent,
-         [sample(values.uniform(0.2, 3, 5, 7), e) for e in (2, 3, 0.5, -1.0, 2.5, 0, 1)],
-         call=lambda lib, x, e: x**e, magnitude=_pow_magnitude,
-         specials=[sample(SPECIAL, e) for e in (2, 3, 0.5, -1.0, 0)]),
-    Case("rpow_scalar", lambda x, base: base**x, [sample(values.uniform(-3, 3, 5, 7), 2.0)],
-         call=lambda lib, x, base: base**x, magnitude=lambda x, base: _pow_magnitude(base, x)),
-    Case("operators", lambda a, b: (a + b, a - b, a * b, a / b, 2 + a, 2 - a, 2 * a, 2 / b, -a, abs(a), a // b, a % b),
-         [sample(values.uniform(-3, 3, 5, 7), values.uniform(0.5, 2, 7))],
-         call=lambda lib, a, b: (a + b, a - b, a * b, a / b, 2 + a, 2 - a, 2 * a, 2 / b, -a, abs(a), a // b, a % b),
-         magnitude=lambda a, b: 10.0),
-    Case("comparisons", lambda a, b: (a < b, a <= b, a > b, a >= b, a == b, a != b, a > 0.5, ~(a > b), (a > b) & (a > 0), (a > b) | (a > 0), (a > b) ^ (a > 0)),
-         [sample(values.uniform(-3, 3, 5, 7), values.uniform(-3, 3, 7))],
-         call=lambda lib, a, b: (a < b, a <= b, a > b, a >= b, a == b, a != b, a > 0.5, ~(a > b), (a > b) & (a > 0), (a > b) | (a > 0), (a > b) ^ (a > 0)),
-         exact=True, differentiable=False),
-]  # fmt: skip
+    Case(
+        "bitwise_not",
+        np.invert,
+        [sample(values.uniform(-9, 9, 5, 7))],
+        dtypes=(),
+        integers=(*INTS, "bool"),
+        differentiable=False,
+        exact=True,
+        errors=[error(TypeError, "bitwise_not.*float32", f32(3))],
+    ),
+    Case(
+        "where",
+        np.where,
+        [
+            sample(values.bools(5, 7), values.normal(5, 7), values.normal(5, 7)),
+            sample(values.bools(5, 1), values.normal(7), values.normal(2, 1, 1)),
+            sample(values.bools(4), values.normal(4), 0.5),
+            sample(values.bools(0, 3), values.normal(0, 3), values.normal(3)),
+        ],
+        exact=True,
+        integers=INTS,
+        errors=[
+            error(TypeError, "where.*bool.*int64", np.ones(3, np.int64), f32(3), f32(3)),
+            error(ValueError, r"where.*\(3,\).*\(2,\)", np.ones(3, bool), f32(2), f32(3)),
+        ],
+    ),
+    Case(
+        "lerp",
+        lambda x, y, w: x + w * (y - x),
+        [sample(n(5, 7), n(5, 7), 0.3), sample(n(5, 7), n(7), values.uniform(0, 1, 5, 1))],
+        magnitude=lambda x, y, w: np.abs(x) + np.abs(y) + 0 * w,
+        dtypes=("float32", "float64"),
+    ),
+    Case(
+        "pow_scalar",
+        lambda x, exponent: x**exponent,
+        [sample(values.uniform(0.2, 3, 5, 7), e) for e in (2, 3, 0.5, -1.0, 2.5, 0, 1)],
+        call=lambda lib, x, e: x**e,
+        magnitude=_pow_magnitude,
+        specials=[sample(SPECIAL, e) for e in (2, 3, 0.5, -1.0, 0)],
+    ),
+    Case(
+        "rpow_scalar",
+        lambda x, base: base**x,
+        [sample(values.uniform(-3, 3, 5, 7), 2.0)],
+        call=lambda lib, x, base: base**x,
+        magnitude=lambda x, base: _pow_magnitude(base, x),
+    ),
+    Case(
+        "operators",
+        lambda a, b: (a + b, a - b, a * b, a / b, 2 + a, 2 - a, 2 * a, 2 / b, -a, abs(a), a % b),
+        [sample(values.uniform(-3, 3, 5, 7), values.uniform(0.5, 2, 7))],
+        call=lambda lib, a, b: (a + b, a - b, a * b, a / b, 2 + a, 2 - a, 2 * a, 2 / b, -a, abs(a), a % b),
+        magnitude=lambda a, b: 10.0,
+    ),
+    Case(
+        "comparisons",
+        lambda a, b: (
+            a < b,
+            a <= b,
+            a > b,
+            a >= b,
+            a == b,
+            a != b,
+            a > 0.5,
+            ~(a > b),
+            (a > b) & (a > 0),
+            (a > b) | (a > 0),
+            (a > b) ^ (a > 0),
+        ),
+        [sample(values.uniform(-3, 3, 5, 7), values.uniform(-3, 3, 7))],
+        call=lambda lib, a, b: (
+            a < b,
+            a <= b,
+            a > b,
+            a >= b,
+            a == b,
+            a != b,
+            a > 0.5,
+            ~(a > b),
+            (a > b) & (a > 0),
+            (a > b) | (a > 0),
+            (a > b) ^ (a > 0),
+        ),
+        exact=True,
+        differentiable=False,
+    ),
+]
 
 CASES = [*UNARY, *BINARY, *OTHERS]

@@ -4,18 +4,30 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import reference as ref
 
+import reference as ref
 from cases.case import BenchRow, Case, Values, error, f32, sample
 
 values = Values(6)
 F = "nn.functional."
 PLANE, LINE = (2, 3, 7, 9), (2, 3, 13)
 # kernel, stride, padding, dilation, ceil_mode
-MAX = [((2,), {}), ((3, 2), {}), ((3, 2, 1), {}), ((2, 1, 0, 2), {}), ((3, 2, 0, 1), {"ceil_mode": True}), ((3, 3, 1), {"ceil_mode": True})]
+MAX = [
+    ((2,), {}),
+    ((3, 2), {}),
+    ((3, 2, 1), {}),
+    ((2, 1, 0, 2), {}),
+    ((3, 2, 0, 1), {"ceil_mode": True}),
+    ((3, 3, 1), {"ceil_mode": True}),
+]
 PLANE_MAX = [*MAX, (((3, 2), (2, 1), (1, 0)), {}), (((2, 3), None, 0, (1, 2)), {})]
-AVERAGE = [((2,), {}), ((3, 2, 1), {}), ((3, 2, 1), {"count_include_pad": False}), ((3, 2, 1), {"ceil_mode": True}),
-           ((3, 2, 1), {"ceil_mode": True, "count_include_pad": False})]  # fmt: skip
+AVERAGE = [
+    ((2,), {}),
+    ((3, 2, 1), {}),
+    ((3, 2, 1), {"count_include_pad": False}),
+    ((3, 2, 1), {"ceil_mode": True}),
+    ((3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
+]
 PLANE_AVERAGE = [*AVERAGE, (((3, 2), (2, 1), (1, 0)), {}), ((2,), {"divisor_override": 3})]
 NAN = values.normal(1, 1, 4, 6)
 NAN[0, 0, 1, 1], NAN[0, 0, 3, 5], NAN[0, 0, 0, 4] = np.nan, -np.inf, np.inf
@@ -55,8 +67,10 @@ def _average_terms(x: Any, kernel: Any, *_: Any, **__: Any) -> int:
 
 
 def _adaptive(name: str, formula: Any, shape: tuple[int, ...], sizes: list[Any], **options: Any) -> Case:
-    samples = [sample(values.distinct(*shape), size) for size in sizes] + [sample(values.distinct(0, *shape[1:]), sizes[0])]
-    wrong = [error(ValueError, rf"{name}.*-1", f32(*shape), -1), error(ValueError, rf"{name}.*\(7,\)", f32(7), 2)]
+    samples = [sample(values.distinct(*shape), size) for size in sizes] + [
+        sample(values.distinct(0, *shape[1:]), sizes[0])
+    ]
+    wrong = [error(ValueError, rf"{name}.*-2", f32(*shape), -2), error(ValueError, rf"{name}.*\(7,\)", f32(7), 2)]
     return Case(name, formula, samples, F + name, errors=wrong, **options)
 
 
@@ -64,22 +78,17 @@ def _one_dimension(reduce: Any) -> Any:
     return lambda x, size: ref.adaptive_pool2d(x[..., None, :], (1, size), reduce)[..., 0, :]
 
 
-def _adaptive_indices(x: Any, size: Any) -> Any:
-    """All values are distinct, so the position of a maximum is where its plane holds its value."""
-    y = ref.adaptive_pool2d(x, size, np.max)
-    planes = x.reshape(*x.shape[:-2], 1, 1, -1)
-    return y, np.argmax(planes == y[..., None], -1)
-
-
 def _adaptive_indices_1d(x: Any, size: int) -> Any:
-    y, where = _adaptive_indices(x[..., None, :], (1, size))
+    y, where = ref.adaptive_max_pool2d(x[..., None, :], (1, size))
     return y[..., 0, :], where[..., 0, :]
 
 
 max_pool1d, avg_pool1d = ref.in_one_dimension(ref.max_pool2d), ref.in_one_dimension(ref.avg_pool2d)
 
 
-def _dilated_1d(x: Any, size: Any, stride: Any = None, padding: int = 0, dilation: int = 1, *rest: Any, **options: Any) -> Any:
+def _dilated_1d(
+    x: Any, size: Any, stride: Any = None, padding: int = 0, dilation: int = 1, *rest: Any, **options: Any
+) -> Any:
     return max_pool1d(x, size, stride, padding, (1, dilation), *rest, **options)
 
 
@@ -93,28 +102,111 @@ def _bench() -> list[BenchRow]:
 
 
 CASES = [
-    Case("max_pool2d", ref.max_pool2d, _samples(PLANE, PLANE_MAX), F + "max_pool2d", exact=True, large=_large,
-         specials=[sample(NAN, 2), sample(np.full((1, 1, 4, 4), -np.inf), 2)], errors=_errors("max_pool2d", f32(2, 3, 7, 9)), bench=_bench()),
-    Case("max_pool2d_with_indices", partial(ref.max_pool2d, return_indices=True), _samples(PLANE, PLANE_MAX), exact=True,
-         call=_with_indices("max_pool2d"), specials=[sample(NAN, 2)]),
-    Case("max_pool1d", _dilated_1d, _samples(LINE, MAX), F + "max_pool1d", exact=True, errors=_errors("max_pool1d", f32(2, 3, 13))),
-    Case("max_pool1d_with_indices", partial(_dilated_1d, return_indices=True), _samples(LINE, MAX), exact=True, call=_with_indices("max_pool1d")),
-    Case("min_pool2d", _negated(ref.max_pool2d), _samples(PLANE, PLANE_MAX), F + "min_pool2d", exact=True, torch=_torch_min("max_pool2d"),
-         errors=_errors("min_pool2d", f32(2, 3, 7, 9)), specials=[sample(NAN, 2)]),
-    Case("min_pool1d", _negated(_dilated_1d), _samples(LINE, MAX), F + "min_pool1d", exact=True, torch=_torch_min("max_pool1d"),
-         errors=_errors("min_pool1d", f32(2, 3, 13))),
-    Case("avg_pool2d", ref.avg_pool2d, _samples(PLANE, PLANE_AVERAGE, values.normal), F + "avg_pool2d", terms=_average_terms, large=_large,
-         magnitude=lambda x, *a, **k: ref.avg_pool2d(np.abs(x), *a, **k), errors=_errors("avg_pool2d", f32(2, 3, 7, 9)), bench=_bench()),
-    Case("avg_pool1d", avg_pool1d, _samples(LINE, AVERAGE, values.normal), F + "avg_pool1d", terms=_average_terms,
-         magnitude=lambda x, *a, **k: avg_pool1d(np.abs(x), *a, **k), errors=_errors("avg_pool1d", f32(2, 3, 13))),
-    _adaptive("adaptive_avg_pool2d", ref.adaptive_pool2d, PLANE, [1, (3, 4), (7, 9), (2, 11)], terms=63,
-              magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size)),
-    _adaptive("adaptive_max_pool2d", partial(ref.adaptive_pool2d, reduce=np.max), PLANE, [1, (3, 4), (7, 9)], exact=True),
-    Case("adaptive_max_pool2d_with_indices", _adaptive_indices, [sample(values.distinct(*PLANE), (3, 4))], exact=True,
-         call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool2d(x, size, return_indices=True)),
-    Case("adaptive_max_pool1d_with_indices", _adaptive_indices_1d, [sample(values.distinct(*LINE), 4)], exact=True,
-         call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool1d(x, size, return_indices=True)),
-    _adaptive("adaptive_avg_pool1d", _one_dimension(np.mean), LINE, [1, 4, 13], terms=13,
-              magnitude=lambda x, size: _one_dimension(np.mean)(np.abs(x), size)),
+    Case(
+        "max_pool2d",
+        ref.max_pool2d,
+        _samples(PLANE, PLANE_MAX),
+        F + "max_pool2d",
+        exact=True,
+        large=_large,
+        specials=[sample(NAN, 2), sample(np.full((1, 1, 4, 4), -np.inf), 2)],
+        errors=_errors("max_pool2d", f32(2, 3, 7, 9)),
+        bench=_bench(),
+    ),
+    Case(
+        "max_pool2d_with_indices",
+        partial(ref.max_pool2d, return_indices=True),
+        _samples(PLANE, PLANE_MAX),
+        exact=True,
+        call=_with_indices("max_pool2d"),
+        specials=[sample(NAN, 2)],
+    ),
+    Case(
+        "max_pool1d",
+        _dilated_1d,
+        _samples(LINE, MAX),
+        F + "max_pool1d",
+        exact=True,
+        errors=_errors("max_pool1d", f32(2, 3, 13)),
+    ),
+    Case(
+        "max_pool1d_with_indices",
+        partial(_dilated_1d, return_indices=True),
+        _samples(LINE, MAX),
+        exact=True,
+        call=_with_indices("max_pool1d"),
+    ),
+    Case(
+        "min_pool2d",
+        _negated(ref.max_pool2d),
+        _samples(PLANE, PLANE_MAX),
+        F + "min_pool2d",
+        exact=True,
+        torch=_torch_min("max_pool2d"),
+        errors=_errors("min_pool2d", f32(2, 3, 7, 9)),
+        specials=[sample(NAN, 2)],
+    ),
+    Case(
+        "min_pool1d",
+        _negated(_dilated_1d),
+        _samples(LINE, MAX),
+        F + "min_pool1d",
+        exact=True,
+        torch=_torch_min("max_pool1d"),
+        errors=_errors("min_pool1d", f32(2, 3, 13)),
+    ),
+    Case(
+        "avg_pool2d",
+        ref.avg_pool2d,
+        _samples(PLANE, PLANE_AVERAGE, values.normal),
+        F + "avg_pool2d",
+        terms=_average_terms,
+        large=_large,
+        magnitude=lambda x, *a, **k: ref.avg_pool2d(np.abs(x), *a, **k),
+        errors=_errors("avg_pool2d", f32(2, 3, 7, 9)),
+        bench=_bench(),
+    ),
+    Case(
+        "avg_pool1d",
+        avg_pool1d,
+        _samples(LINE, AVERAGE, values.normal),
+        F + "avg_pool1d",
+        terms=_average_terms,
+        magnitude=lambda x, *a, **k: avg_pool1d(np.abs(x), *a, **k),
+        errors=_errors("avg_pool1d", f32(2, 3, 13)),
+    ),
+    _adaptive(
+        "adaptive_avg_pool2d",
+        ref.adaptive_pool2d,
+        PLANE,
+        [1, (3, 4), (7, 9), (2, 11)],
+        terms=63,
+        magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size),
+    ),
+    _adaptive(
+        "adaptive_max_pool2d", partial(ref.adaptive_pool2d, reduce=np.max), PLANE, [1, (3, 4), (7, 9)], exact=True
+    ),
+    Case(
+        "adaptive_max_pool2d_with_indices",
+        ref.adaptive_max_pool2d,
+        [sample(values.distinct(*PLANE), (3, 4))],
+        exact=True,
+        call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool2d(x, size, return_indices=True),
+    ),
+    Case(
+        "adaptive_max_pool1d_with_indices",
+        _adaptive_indices_1d,
+        [sample(values.distinct(*LINE), 4)],
+        exact=True,
+        call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool1d(x, size, return_indices=True),
+    ),
+    _adaptive(
+        "adaptive_avg_pool1d",
+        _one_dimension(np.mean),
+        LINE,
+        [1, 4, 13],
+        terms=13,
+        magnitude=lambda x, size: _one_dimension(np.mean)(np.abs(x), size),
+    ),
     _adaptive("adaptive_max_pool1d", _one_dimension(np.max), LINE, [1, 4, 13], exact=True),
-]  # fmt: skip
+]

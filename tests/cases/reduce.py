@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 import numpy as np
-import reference as ref
 
+import reference as ref
 from cases.case import SPECIAL, BenchRow, Case, Values, error, f32, sample
 
 values = Values(2)
@@ -38,23 +38,34 @@ def _samples(make: Any, several: bool = True, **options: Any) -> list[Any]:
     one = [{}, {"dim": 1}, {"dim": -1, "keepdim": True}, {"dim": 0}]
     many = [{"dim": (0, 2)}, {"dim": [1, 2], "keepdim": True}] if several else []
     shapes = [sample(make(*SHAPE), **axes, **options) for axes in one + many]
-    return [*shapes, sample(make(), **options), sample(make(1, 9), dim=1, **options), sample(make(3, 129), dim=1, **options)]
+    return [
+        *shapes,
+        sample(make(), **options),
+        sample(make(1, 9), dim=1, **options),
+        sample(make(3, 129), dim=1, **options),
+    ]
 
 
 def _large(*shape: int) -> Any:
     return lambda: (np.random.default_rng(0).standard_normal(shape),)
 
 
-AXIS_ERRORS = [(IndexError, r"{}.*-4", {"dim": -4}), (IndexError, r"{}.*3", {"dim": 3}), (IndexError, r"{}.*-100", {"dim": -100})]
+AXIS_ERRORS = [
+    (IndexError, r"{}.*-4", {"dim": -4}),
+    (IndexError, r"{}.*3", {"dim": 3}),
+    (IndexError, r"{}.*-100", {"dim": -100}),
+]
 
 
 def _errors(name: str, *more: Any) -> list[Any]:
-    return [error(kind, pattern.format(name), f32(2, 3, 4), **kwargs) for kind, pattern, kwargs in AXIS_ERRORS] + list(more)
+    return [error(kind, pattern.format(name), f32(2, 3, 4), **kwargs) for kind, pattern, kwargs in AXIS_ERRORS] + list(
+        more
+    )
 
 
 def _sized(name: str) -> Any:
     """No identity: an empty axis has no result."""
-    return error(ValueError, f"{name}.*(empty|zero|no element|size 0)", f32(3, 0), dim=1)
+    return error(ValueError, f"{name}.*size 0", f32(3, 0), dim=1)
 
 
 SUM, MEAN, PROD = _reduce(np.sum), _reduce(np.mean), _reduce(np.prod)
@@ -102,60 +113,221 @@ def _topk(x: Any, k: int, dim: int = -1, largest: bool = True) -> Any:
 
 
 MEGA = 1 << 20
-VARIANCE = [sample(values.normal(*SHAPE), **k) for k in
-            ({}, {"dim": 1}, {"dim": (0, 2), "keepdim": True}, {"dim": 1, "correction": 0}, {"dim": 2, "correction": 2})]  # fmt: skip
+VARIANCE = [
+    sample(values.normal(*SHAPE), **k)
+    for k in (
+        {},
+        {"dim": 1},
+        {"dim": (0, 2), "keepdim": True},
+        {"dim": 1, "correction": 0},
+        {"dim": 2, "correction": 2},
+    )
+]
 INTS = ("int64", "int32", "uint8", "bool")
 
 CASES = [
-    Case("sum", SUM, [*_samples(values.normal), sample(values.normal(0, 3), dim=0), sample(values.normal(0))],
-         terms=_terms, magnitude=_magnitude(SUM), integers=INTS, large=_large(301_003), errors=_errors("sum"),
-         specials=[sample(np.array([1.0, np.inf])), sample(np.array([np.nan, 1])), sample(np.array([np.inf, -np.inf]))],
-         numpy=np.sum, bench=[BenchRow("1M", _large(MEGA), bytes=4 * MEGA),
-                              BenchRow("1024x1024 dim 0", _large(1024, 1024), bytes=4 * MEGA, kwargs={"dim": 0}),
-                              BenchRow("1024x1024 dim 1", _large(1024, 1024), bytes=4 * MEGA, kwargs={"dim": 1})]),
-    Case("mean", MEAN, _samples(values.normal), terms=_terms, magnitude=_magnitude(MEAN), large=_large(301, 1003),
-         errors=_errors("mean", error(TypeError, "mean.*int64", np.arange(3)))),
-    Case("prod", PROD, _samples(lambda *s: values.uniform(0.7, 1.4, *s), several=False), terms=lambda *a, **k: _terms(*a, **k) ** 2,
-         integers=("int64", "int32"), errors=_errors("prod"), large=lambda: (values.uniform(0.999, 1.001, 301_003),)),
-    Case("max", _extreme(np.max, np.argmax), _samples(values.distinct, several=False), exact=True, integers=("int64", "int32", "uint8"),
-         errors=_errors("max", _sized("max")), specials=[sample(SPECIAL), sample(SPECIAL.reshape(3, 4), dim=1)],
-         large=_large(301_003), numpy=np.max, bench=[BenchRow("1M", _large(MEGA), bytes=4 * MEGA)]),
-    Case("min", _extreme(np.min, np.argmin), _samples(values.distinct, several=False), exact=True, integers=("int64", "int32", "uint8"),
-         errors=_errors("min", _sized("min")), specials=[sample(SPECIAL), sample(SPECIAL.reshape(3, 4), dim=1)], large=_large(301_003)),
-    Case("amax", _reduce(np.max), _samples(values.distinct), exact=True, integers=("int64", "uint8"), errors=_errors("amax"),
-         call=lambda lib, x, dim=(), keepdim=False: lib.amax(x, dim, keepdim)),
-    Case("amin", _reduce(np.min), _samples(values.distinct), exact=True, integers=("int64", "uint8"), errors=_errors("amin"),
-         call=lambda lib, x, dim=(), keepdim=False: lib.amin(x, dim, keepdim)),
-    Case("argmax", _place(np.argmax), _samples(values.distinct, several=False), exact=True, differentiable=False,
-         integers=("int64", "uint8"), errors=_errors("argmax", _sized("argmax")), specials=[sample(SPECIAL)], large=_large(301_003)),
-    Case("argmin", _place(np.argmin), _samples(values.distinct, several=False), exact=True, differentiable=False,
-         integers=("int64", "uint8"), errors=_errors("argmin", _sized("argmin")), specials=[sample(SPECIAL)], large=_large(301_003)),
+    Case(
+        "sum",
+        SUM,
+        [*_samples(values.normal), sample(values.normal(0, 3), dim=0), sample(values.normal(0))],
+        terms=_terms,
+        magnitude=_magnitude(SUM),
+        integers=INTS,
+        large=_large(301_003),
+        errors=_errors("sum"),
+        specials=[sample(np.array([1.0, np.inf])), sample(np.array([np.nan, 1])), sample(np.array([np.inf, -np.inf]))],
+        numpy=np.sum,
+        bench=[
+            BenchRow("1M", _large(MEGA), bytes=4 * MEGA),
+            BenchRow("1024x1024 dim 0", _large(1024, 1024), bytes=4 * MEGA, kwargs={"dim": 0}),
+            BenchRow("1024x1024 dim 1", _large(1024, 1024), bytes=4 * MEGA, kwargs={"dim": 1}),
+        ],
+    ),
+    Case(
+        "mean",
+        MEAN,
+        _samples(values.normal),
+        terms=_terms,
+        magnitude=_magnitude(MEAN),
+        large=_large(301, 1003),
+        errors=_errors("mean", error(TypeError, "mean.*int64", np.arange(3))),
+    ),
+    Case(
+        "prod",
+        PROD,
+        _samples(lambda *s: values.uniform(0.7, 1.4, *s), several=False),
+        terms=lambda *a, **k: _terms(*a, **k) ** 2,
+        integers=("int64", "int32"),
+        errors=_errors("prod"),
+        large=lambda: (values.uniform(0.999, 1.001, 301_003),),
+    ),
+    Case(
+        "max",
+        _extreme(np.max, np.argmax),
+        _samples(values.distinct, several=False),
+        exact=True,
+        integers=("int64", "int32", "uint8"),
+        errors=_errors("max", _sized("max")),
+        specials=[sample(SPECIAL), sample(SPECIAL.reshape(3, 4), dim=1)],
+        large=_large(301_003),
+        numpy=np.max,
+        bench=[BenchRow("1M", _large(MEGA), bytes=4 * MEGA)],
+    ),
+    Case(
+        "min",
+        _extreme(np.min, np.argmin),
+        _samples(values.distinct, several=False),
+        exact=True,
+        integers=("int64", "int32", "uint8"),
+        errors=_errors("min", _sized("min")),
+        specials=[sample(SPECIAL), sample(SPECIAL.reshape(3, 4), dim=1)],
+        large=_large(301_003),
+    ),
+    Case(
+        "amax",
+        _reduce(np.max),
+        _samples(values.distinct),
+        exact=True,
+        integers=("int64", "uint8"),
+        errors=_errors("amax"),
+        call=lambda lib, x, dim=(), keepdim=False: lib.amax(x, dim, keepdim),
+    ),
+    Case(
+        "amin",
+        _reduce(np.min),
+        _samples(values.distinct),
+        exact=True,
+        integers=("int64", "uint8"),
+        errors=_errors("amin"),
+        call=lambda lib, x, dim=(), keepdim=False: lib.amin(x, dim, keepdim),
+    ),
+    Case(
+        "argmax",
+        _place(np.argmax),
+        _samples(values.distinct, several=False),
+        exact=True,
+        differentiable=False,
+        integers=("int64", "uint8"),
+        errors=_errors("argmax", _sized("argmax")),
+        specials=[sample(SPECIAL)],
+        large=_large(301_003),
+    ),
+    Case(
+        "argmin",
+        _place(np.argmin),
+        _samples(values.distinct, several=False),
+        exact=True,
+        differentiable=False,
+        integers=("int64", "uint8"),
+        errors=_errors("argmin", _sized("argmin")),
+        specials=[sample(SPECIAL)],
+        large=_large(301_003),
+    ),
     Case("var", _variance, VARIANCE, terms=_terms, magnitude=_spread, errors=_errors("var"), large=_large(301_003)),
-    Case("std", lambda x, **k: np.sqrt(_variance(x, **k)), VARIANCE, terms=_terms, errors=_errors("std"), large=_large(301, 1003),
-         magnitude=lambda x, **k: _spread(x, **k) / np.sqrt(_variance(x, **k))),
-    Case("norm", _norm, [sample(values.normal(*SHAPE), **k) for k in
-                         ({}, {"p": 1}, {"p": math.inf}, {"p": 3, "dim": 1}, {"p": 2, "dim": (0, 2), "keepdim": True}, {"p": -math.inf, "dim": 0})],
-         terms=lambda x, p=2, dim=None, keepdim=False: _terms(x, dim), ulps=8, large=_large(301_003)),
-    Case("cumsum", lambda x, dim: np.cumsum(x, dim), [sample(values.normal(*SHAPE), d) for d in (0, 1, -1)] + [sample(values.normal(0, 3), 0)],
-         terms=lambda x, dim: x.shape[dim], magnitude=lambda x, dim: np.cumsum(np.abs(x), dim), integers=INTS[:3],
-         errors=[error(IndexError, "cumsum.*5", f32(2, 3), 5)], large=lambda: (values.normal(301, 1003), 1)),
-    Case("cumprod", lambda x, dim: np.cumprod(x, dim), [sample(values.uniform(0.5, 1.5, *SHAPE), d) for d in (0, 1, -1)],
-         terms=lambda x, dim: x.shape[dim] ** 2, integers=("int64", "int32"), errors=[error(IndexError, "cumprod.*5", f32(2, 3), 5)]),
-    Case("sort", _sort, [sample(values.distinct(*SHAPE), **k) for k in ({}, {"dim": 0}, {"dim": 1, "descending": True})],
-         exact=True, integers=("int64", "int32"), specials=[sample(SPECIAL[[1, 2, 3, 5, 6, 7, 8, 0]])], errors=[error(IndexError, "sort.*5", f32(2, 3), dim=5)],
-         large=_large(211, 1009)),
-    Case("argsort", lambda x, **k: _sort(x, **k)[1], [sample(values.distinct(*SHAPE), **k) for k in ({}, {"dim": 0}, {"dim": 1, "descending": True})],
-         exact=True, differentiable=False, integers=("int64",)),
-    Case("topk", _topk, [sample(values.distinct(*SHAPE), 3), sample(values.distinct(*SHAPE), 2, dim=1, largest=False)], exact=True,
-         errors=[error(ValueError, "topk.*9.*7|topk.*7.*9", f32(7), 9), error(ValueError, "topk.*-1", f32(7), -1)]),
-    Case("count_nonzero", lambda x, dim=None: np.asarray(np.count_nonzero(x, _axes(dim))),
-         [sample(values.normal(*SHAPE) * values.bools(*SHAPE), **k) for k in ({}, {"dim": 1}, {"dim": (0, 2)})],
-         exact=True, differentiable=False, integers=INTS),
-    Case("all", _reduce(np.all), _samples(lambda *s: values.uniform(0.3, 2, *s) * values.bools(*s), several=False), exact=True,
-         differentiable=False, integers=INTS, errors=_errors("all")),
-    Case("any", _reduce(np.any), _samples(lambda *s: values.uniform(0.3, 2, *s) * (values.uniform(0, 1, *s) < 0.2), several=False),
-         exact=True, differentiable=False, integers=INTS, errors=_errors("any")),
-    Case("logsumexp", _logsumexp, [sample(values.normal(*SHAPE) * 10, d) for d in (0, -1)] + [sample(values.normal(*SHAPE), 1, keepdim=True)],
-         magnitude=lambda x, dim, keepdim=False: 1 + np.max(np.abs(x)), terms=_terms, large=lambda: (values.normal(301, 1003), 1),
-         specials=[sample(np.array([[-np.inf, -np.inf], [np.inf, 1], [1e3, 1e3]]), 1)], errors=[error(IndexError, "logsumexp.*2", f32(2, 3), 2)]),
-]  # fmt: skip
+    Case(
+        "std",
+        lambda x, **k: np.sqrt(_variance(x, **k)),
+        VARIANCE,
+        terms=_terms,
+        errors=_errors("std"),
+        large=_large(301, 1003),
+        magnitude=lambda x, **k: _spread(x, **k) / np.sqrt(_variance(x, **k)),
+    ),
+    Case(
+        "norm",
+        _norm,
+        [
+            sample(values.normal(*SHAPE), **k)
+            for k in (
+                {},
+                {"p": 1},
+                {"p": math.inf},
+                {"p": 3, "dim": 1},
+                {"p": 2, "dim": (0, 2), "keepdim": True},
+                {"p": -math.inf, "dim": 0},
+            )
+        ],
+        terms=lambda x, p=2, dim=None, keepdim=False: _terms(x, dim),
+        ulps=8,
+        large=_large(301_003),
+    ),
+    Case(
+        "cumsum",
+        lambda x, dim: np.cumsum(x, dim),
+        [sample(values.normal(*SHAPE), d) for d in (0, 1, -1)] + [sample(values.normal(0, 3), 0)],
+        terms=lambda x, dim: x.shape[dim],
+        magnitude=lambda x, dim: np.cumsum(np.abs(x), dim),
+        integers=INTS[:3],
+        errors=[error(IndexError, "cumsum.*5", f32(2, 3), 5)],
+        large=lambda: (values.normal(301, 1003), 1),
+    ),
+    Case(
+        "cumprod",
+        lambda x, dim: np.cumprod(x, dim),
+        [sample(values.uniform(0.5, 1.5, *SHAPE), d) for d in (0, 1, -1)],
+        terms=lambda x, dim: x.shape[dim] ** 2,
+        integers=("int64", "int32"),
+        errors=[error(IndexError, "cumprod.*5", f32(2, 3), 5)],
+    ),
+    Case(
+        "sort",
+        _sort,
+        [sample(values.distinct(*SHAPE), **k) for k in ({}, {"dim": 0}, {"dim": 1, "descending": True})],
+        exact=True,
+        integers=("int64", "int32"),
+        specials=[sample(SPECIAL[[1, 2, 3, 5, 6, 7, 8, 0]])],
+        errors=[error(IndexError, "sort.*5", f32(2, 3), dim=5)],
+        large=_large(211, 1009),
+    ),
+    Case(
+        "argsort",
+        lambda x, **k: _sort(x, **k)[1],
+        [sample(values.distinct(*SHAPE), **k) for k in ({}, {"dim": 0}, {"dim": 1, "descending": True})],
+        exact=True,
+        differentiable=False,
+        integers=("int64",),
+    ),
+    Case(
+        "topk",
+        _topk,
+        [sample(values.distinct(*SHAPE), 3), sample(values.distinct(*SHAPE), 2, dim=1, largest=False)],
+        exact=True,
+        errors=[error(ValueError, "topk.*9.*7|topk.*7.*9", f32(7), 9), error(ValueError, "topk.*-1", f32(7), -1)],
+    ),
+    Case(
+        "count_nonzero",
+        lambda x, dim=None: np.asarray(np.count_nonzero(x, _axes(dim))),
+        [sample(values.normal(*SHAPE) * values.bools(*SHAPE), **k) for k in ({}, {"dim": 1}, {"dim": (0, 2)})],
+        exact=True,
+        differentiable=False,
+        integers=INTS,
+    ),
+    Case(
+        "all",
+        _reduce(np.all),
+        _samples(lambda *s: values.uniform(0.3, 2, *s) * values.bools(*s), several=False),
+        exact=True,
+        differentiable=False,
+        integers=("int64", "int32", "bool"),
+        errors=_errors("all"),
+    ),
+    Case(
+        "any",
+        _reduce(np.any),
+        _samples(lambda *s: values.uniform(0.3, 2, *s) * (values.uniform(0, 1, *s) < 0.2), several=False),
+        exact=True,
+        differentiable=False,
+        integers=("int64", "int32", "bool"),
+        errors=_errors("any"),
+    ),
+    Case(
+        "logsumexp",
+        _logsumexp,
+        [sample(values.normal(*SHAPE) * 10, d) for d in (0, -1)] + [sample(values.normal(*SHAPE), 1, keepdim=True)],
+        magnitude=lambda x, dim, keepdim=False: 1 + np.max(np.abs(x)),
+        terms=_terms,
+        large=lambda: (values.normal(301, 1003), 1),
+        specials=[sample(np.array([[-np.inf, -np.inf], [np.inf, 1], [1e3, 1e3]]), 1)],
+        errors=[error(IndexError, "logsumexp.*2", f32(2, 3), 2)],
+    ),
+]

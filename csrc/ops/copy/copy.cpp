@@ -141,14 +141,15 @@ Tensor copy_(const Tensor& dst, const Tensor& src) {
       });
 }
 
+void fill_into(const Tensor& x, Scalar value) {
+  if (x.numel() == 0) return;
+  const Scalar stored = x.dtype() == DType::Bool ? Scalar(value.to_bool()) : value;
+  elementwise_unary(x.device(), elementwise_args(int32_t(UnaryOp::copy), compute_dtype(x.dtype()), x, {Operand(stored)}));
+}
+
 Tensor fill_(const Tensor& x, Scalar value) {
   check_inplace("fill_", x, {});
-  if (x.numel()) {
-    const DType compute = compute_dtype(x.dtype());
-    const bool to_bool = x.dtype() == DType::Bool;
-    elementwise_unary(x.device(), elementwise_args(int32_t(UnaryOp::copy), compute, x,
-                                                   {Operand(to_bool ? Scalar(value.to_bool()) : value)}));
-  }
+  fill_into(x, value);
   return record_inplace("fill_", x, {x}, [](Backward& b) { b.set(0, zeros_like(b.grad())); });
 }
 

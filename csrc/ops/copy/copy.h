@@ -29,6 +29,7 @@ Tensor to(const Tensor& x, DType dtype);                   // x itself when the 
 Tensor to(const Tensor& x, Device device);
 void copy_into(const Tensor& dst, const Tensor& src);      // broadcasts and converts; no autograd
 Tensor copy_(const Tensor& dst, const Tensor& src);        // the same, recorded
+void fill_into(const Tensor& x, Scalar value);             // no autograd, no version
 Tensor fill_(const Tensor& x, Scalar value);
 Scalar item(const Tensor& x);                              // the value of a one-element tensor
 

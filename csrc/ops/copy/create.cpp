@@ -9,11 +9,17 @@
 namespace fastnn {
 
 Tensor full(const Dims& shape, Scalar value, DType dtype, Device device) {
-  return fill_(empty(shape, dtype, device), value);
+  Tensor x = empty(shape, dtype, device);
+  fill_into(x, value);
+  return x;
 }
 Tensor zeros(const Dims& shape, DType dtype, Device device) { return full(shape, Scalar(0), dtype, device); }
 Tensor ones(const Dims& shape, DType dtype, Device device) { return full(shape, Scalar(1), dtype, device); }
-Tensor full_like(const Tensor& x, Scalar value) { return fill_(empty_like(x), value); }
+Tensor full_like(const Tensor& x, Scalar value) {
+  Tensor y = empty_like(x);
+  fill_into(y, value);
+  return y;
+}
 Tensor zeros_like(const Tensor& x) { return full_like(x, Scalar(0)); }
 Tensor ones_like(const Tensor& x) { return full_like(x, Scalar(1)); }
 Tensor scalar_tensor(Scalar value, DType dtype, Device device) { return full({}, value, dtype, device); }
@@ -62,7 +68,7 @@ Tensor linspace(double start, double end, int64_t steps, DType dtype, Device dev
 
 Tensor eye(int64_t rows, int64_t columns, DType dtype, Device device) {
   Tensor x = zeros({rows, columns}, dtype, device);
-  fill_(diagonal(x, 0, 0, 1), Scalar(1));
+  fill_into(diagonal(x, 0, 0, 1), Scalar(1));
   return x;
 }
 

@@ -386,9 +386,10 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
     case BinaryOp::remainder:
     case BinaryOp::fmod:
       set(0, sa, [&] { return dz; });
+      // The quotient comes from exact remainders: a rounded a / b may already be the next integer.
       set(1, sb, [&] {
-        const Tensor quotient = div(a, b);
-        return neg(mul(dz, op == BinaryOp::fmod ? trunc(quotient) : floor(quotient)));
+        const Tensor quotient = op == BinaryOp::fmod ? round(div(sub(a, fmod(a, b)), b)) : floor_divide(a, b);
+        return neg(mul(dz, quotient));
       });
       break;
     default:  // floor_divide: flat
@@ -397,15 +398,28 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
   }
 }
 
-bool needs_values(BinaryOp op) { return op != BinaryOp::add && op != BinaryOp::sub && op != BinaryOp::floor_divide; }
+// Which operands' values the gradients read: x * 2 need not keep x.
+struct NeededValues {
+  bool a, b;
+};
+NeededValues needed_values(BinaryOp op, bool grad_a, bool grad_b) {
+  switch (op) {
+    case BinaryOp::add:
+    case BinaryOp::sub:
+    case BinaryOp::floor_divide: return {false, false};
+    case BinaryOp::mul: return {grad_b, grad_a};
+    case BinaryOp::div: return {grad_b, true};
+    default: return {true, true};
+  }
+}
 
 Tensor differentiable_binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
   Tensor z = binary(name, op, a, b, result);
   if (!needs_grad({tensor_of(a), tensor_of(b)}) || !z.is_floating()) return z;
-  const bool values = needs_values(op);
+  const NeededValues values = needed_values(op, needs_grad({tensor_of(a)}), needs_grad({tensor_of(b)}));
   return record(
       name, z, {tensor_of(a), tensor_of(b)},
-      [op, sa = SavedOperand(a, values), sb = SavedOperand(b, values)](Backward& g) {
+      [op, sa = SavedOperand(a, values.a), sb = SavedOperand(b, values.b)](Backward& g) {
         binary_gradients(op, sa, sb, g);
       },
       Differentiable::Yes);
@@ -417,10 +431,11 @@ Tensor differentiable_inplace(const char* name, BinaryOp op, const Tensor& a, co
     bump_version(a);
     return a;
   }
-  // mul and div by a number need no values; else the operand that is about to change is saved as a copy.
-  const bool values = needs_values(op);
-  const Tensor before = values ? clone(detach(a)) : a;
-  const SavedOperand sa(before, values), sb(b.is_tensor() && b.tensor->is(a) ? Operand(before) : b, values);
+  // The operand that is about to change is saved as a copy.
+  const bool same = b.is_tensor() && b.tensor->is(a);
+  const NeededValues values = needed_values(op, needs_grad({a}), needs_grad({tensor_of(b)}));
+  const Tensor before = values.a || (same && values.b) ? clone(detach(a)) : a;
+  const SavedOperand sa(before, values.a), sb(same ? Operand(before) : b, values.b);
   binary_inplace(name, op, a, b, result);
   return record_inplace(name, a, {a, tensor_of(b)}, [op, sa, sb](Backward& g) { binary_gradients(op, sa, sb, g); });
 }
@@ -473,6 +488,12 @@ Tensor pow_(const Tensor& a, const Operand& b) {
   if (!b.is_tensor() && a.is_floating())
     return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
   return differentiable_inplace("pow_", BinaryOp::pow, a, b, Result::Promoted);
+}
+
+Tensor lerp(const Tensor& start, const Tensor& end, const Operand& weight) {
+  const DType type = start.dtype();
+  if (is_reduced_float(type)) return to(lerp(to(start, DType::Float32), to(end, DType::Float32), weight), type);
+  return add(start, mul(sub(end, start), weight));
 }
 
 // ---------------------------------------------------------------------------------------- where

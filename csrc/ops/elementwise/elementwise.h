@@ -82,6 +82,7 @@ FASTNN_BINARY_COMPARE(FASTNN_DECLARE)
 FASTNN_BINARY_BITS(FASTNN_DECLARE)
 #undef FASTNN_DECLARE
 
+Tensor lerp(const Tensor& start, const Tensor& end, const Operand& weight);  // start + weight (end - start)
 Tensor where(const Tensor& condition, const Operand& a, const Operand& b);
 
 }  // namespace fastnn

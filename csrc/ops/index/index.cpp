@@ -41,8 +41,8 @@ void IndexWalk::add_index(const char* op, const Tensor& index, int64_t dim, bool
   const Tensor values = contiguous(index);
   Tensor wrapped = empty(index.shape(), DType::Int64, index.device());
   int64_t first_bad = -1;
-  IndexWrapArgs args{values.raw(), values.dtype(), wrapped.data<int64_t>(), values.numel(),
-                     x_shape[dim], from_end, &first_bad};
+  IndexWrapArgs args{values.raw(), values.dtype(), wrapped.data<int64_t>(), values.numel(), x_shape[dim],
+                     from_end,     &first_bad};
   index_wrap(index.device(), args);
   if (first_bad >= 0) {
     const int64_t bad = item(select(flatten(values, 0, -1), 0, first_bad)).to_int();
@@ -137,8 +137,7 @@ Tensor zero_places(const IndexWalk& walk, const Tensor& dy) {
 Tensor read_places(const char* op, const IndexWalk& walk, const Tensor& x) {
   Tensor y = empty(walk.shape, x.dtype(), x.device());
   if (y.numel()) index_read(x.device(), walk_args(walk, x, y));
-  return record(
-      op, y, {x}, [walk, op](Backward& b) { b.set(0, add_places(op, walk, b.grad())); }, Differentiable::Yes);
+  return record(op, y, {x}, [walk, op](Backward& b) { b.set(0, add_places(op, walk, b.grad())); }, Differentiable::Yes);
 }
 
 Tensor add_places(const char* op, const IndexWalk& walk, const Tensor& dy) {
@@ -321,8 +320,7 @@ Tensor index_add_(const Tensor& x, int64_t axis, const Tensor& index, const Tens
   check(x.ndim() > 0, "index_add_: expected at least 1 dimension");
   check_same_dtype("index_add_", x, source);
   const IndexWalk walk = select_walk("index_add_", x, axis, index);
-  check(source.shape() == walk.shape, "index_add_: expected a source of shape ", walk.shape, ", got ",
-        source.shape());
+  check(source.shape() == walk.shape, "index_add_: expected a source of shape ", walk.shape, ", got ", source.shape());
   return write_places_("index_add_", x, walk, source, true);
 }
 Tensor index_add(const Tensor& x, int64_t axis, const Tensor& index, const Tensor& source) {

@@ -38,7 +38,7 @@ struct IndexWalkArgs {
   void* other;  // what is read into, or written from
   int ndim;
   int64_t shape[kMaxDims];
-  int64_t x_strides[kMaxDims];      // elements
+  int64_t x_strides[kMaxDims];  // elements
   int64_t other_strides[kMaxDims];
   int n_indices;
   const int64_t* index[kMaxDims];  // wrapped
@@ -51,14 +51,18 @@ struct IndexWalkArgs {
 extern Kernel<IndexWalkArgs> index_read;
 extern Kernel<IndexWalkArgs> index_write;
 
-// Positions of the set bytes of a contiguous bool mask. First call (positions null): counts[chunk] of
-// kNonzeroChunk elements each. Second call: counts holds each chunk's first place in `positions`.
+// Coordinates of the set elements of a contiguous mask. First call (coordinates null): counts[chunk] of
+// kNonzeroChunk elements each. Second call: counts holds each chunk's first place, and `coordinates` is
+// (ndim, total).
 constexpr int64_t kNonzeroChunk = 32768;
 struct NonzeroArgs {
   const bool* mask;
+  int ndim;  // at least 1
+  int64_t shape[kMaxDims];
   int64_t n;
   int64_t* counts;
-  int64_t* positions;
+  int64_t* coordinates;
+  int64_t total;
 };
 extern Kernel<NonzeroArgs> index_nonzero;
 
@@ -82,8 +86,8 @@ Tensor one_hot(const Tensor& ids, int64_t n_classes = -1);  // int64; -1: the la
 Tensor masked_fill(const Tensor& x, const Tensor& mask, const Scalar& value);
 Tensor masked_fill_(const Tensor& x, const Tensor& mask, const Scalar& value);
 Tensor masked_select(const Tensor& x, const Tensor& mask);
-Tensor nonzero(const Tensor& x);                           // (count, ndim) int64
-std::vector<Tensor> nonzero_as_tuple(const Tensor& x);     // ndim tensors of (count,)
+Tensor nonzero(const Tensor& x);                        // (count, ndim) int64
+std::vector<Tensor> nonzero_as_tuple(const Tensor& x);  // ndim tensors of (count,)
 
 // x[indices]: one entry per leading dim, an undefined one keeps its dim whole, a bool mask covers as
 // many dims as it has. Index tensors broadcast; the result has their shape where they stood, or first

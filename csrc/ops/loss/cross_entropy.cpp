@@ -70,8 +70,8 @@ Tensor check_labels(const char* op, const Tensor& input, const Tensor& target) {
   check_same_device(op, input, target);
   check<TypeError>(is_integral(target.dtype()), op, ": class labels must be integers, got ", target.dtype(),
                    " of shape ", target.shape(), " for an input of shape ", input.shape());
-  check<TypeError>(target.shape() != input.shape(), op, ": labels of type ", target.dtype(),
-                   " have the input's shape ", input.shape(),
+  check<TypeError>(target.shape() != input.shape(), op, ": labels of type ", target.dtype(), " have the input's shape ",
+                   input.shape(),
                    "; pass class numbers (`target.argmax(1)`), or probabilities as floats (`target.float()`)");
   check_label_shape(op, input.shape(), target.shape());
   return contiguous(to(target, DType::Int64));
@@ -79,7 +79,7 @@ Tensor check_labels(const char* op, const Tensor& input, const Tensor& target) {
 
 Tensor check_weight(const char* op, const Tensor& input, const Tensor& weight) {
   if (!weight.defined()) return weight;
-  no_backward(op, {weight});
+  check<RuntimeError>(!needs_grad({weight}), op, ": the weight has no gradient; pass weight.detach()");
   check_same_device(op, input, weight);
   const int64_t classes = input.size(class_axis(input.shape()));
   check(weight.shape() == Dims{classes}, op, ": expected one weight for each of ", classes, " classes, got shape ",
@@ -251,10 +251,20 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const Tensor& we
   check_input(op, input);
   check(label_smoothing >= 0 && label_smoothing <= 1, op, ": expected label_smoothing in [0, 1], got ",
         label_smoothing);
-  ClassLoss call{op, &cross_entropy_forward, &cross_entropy_backward, parse_reduction(op, reduction), ignore_index,
-                 label_smoothing, {}, {}, {}, {}};
-  if (target.is_floating()) call.probabilities = check_probabilities(op, input, target, ignore_index);
-  else call.labels = flatten(check_labels(op, input, target), 0, -1);
+  ClassLoss call{op,
+                 &cross_entropy_forward,
+                 &cross_entropy_backward,
+                 parse_reduction(op, reduction),
+                 ignore_index,
+                 label_smoothing,
+                 {},
+                 {},
+                 {},
+                 {}};
+  if (target.is_floating())
+    call.probabilities = check_probabilities(op, input, target, ignore_index);
+  else
+    call.labels = flatten(check_labels(op, input, target), 0, -1);
   call.weight = check_weight(op, input, weight);
   call.x = class_rows(input);
   return in_label_shape(run_class_loss(call, target), call, input);
@@ -264,8 +274,8 @@ Tensor nll_loss(const Tensor& input, const Tensor& target, const Tensor& weight,
                 const std::string& reduction) {
   constexpr auto op = "nll_loss";
   check_input(op, input);
-  ClassLoss call{op, &nll_loss_forward, &nll_loss_backward, parse_reduction(op, reduction), ignore_index, 0,
-                 {}, {}, {}, {}};
+  ClassLoss call{op, &nll_loss_forward, &nll_loss_backward, parse_reduction(op, reduction), ignore_index, 0, {}, {}, {},
+                 {}};
   call.labels = flatten(check_labels(op, input, target), 0, -1);
   call.weight = check_weight(op, input, weight);
   call.x = class_rows(input);

@@ -34,16 +34,20 @@ struct Rows {
     const int64_t n = args.classes, first = row * n;
     if (!buffer) return static_cast<const T*>(data) + first;
     T* to = buffer + slot * n;
-    FASTNN_LEVEL::load_row(to, static_cast<const char*>(data) + first * int64_t(item_size(args.dtype)), args.dtype, 1, n);
+    FASTNN_LEVEL::load_row(to, static_cast<const char*>(data) + first * int64_t(item_size(args.dtype)), args.dtype, 1,
+                           n);
     return to;
   }
   const T* x(int64_t row) const { return load(args.x, row, 0); }
   const T* probabilities(int64_t row) const { return load(args.probabilities, row, 1); }
-  T* dx(int64_t row) const { return buffer ? buffer + 2 * args.classes : static_cast<T*>(args.dx) + row * args.classes; }
+  T* dx(int64_t row) const {
+    return buffer ? buffer + 2 * args.classes : static_cast<T*>(args.dx) + row * args.classes;
+  }
   void store_dx(int64_t row, const T* from) const {
     if (!buffer) return;
     const int64_t n = args.classes;
-    FASTNN_LEVEL::store_row(static_cast<char*>(args.dx) + row * n * int64_t(item_size(args.dtype)), args.dtype, 1, from, n);
+    FASTNN_LEVEL::store_row(static_cast<char*>(args.dx) + row * n * int64_t(item_size(args.dtype)), args.dtype, 1, from,
+                            n);
   }
 };
 
@@ -104,15 +108,18 @@ T loss_of_row(const CrossEntropyArgs& args, const Rows<T>& rows, int64_t row, co
   if (args.probabilities) {
     const T* p = rows.probabilities(row);
     if (!args.weight)
-      return T(row_sum<T>(args.classes, [&](int64_t c) { return (smoothed.keep * p[c] + smoothed.spread) * surprise(c); }));
+      return T(
+          row_sum<T>(args.classes, [&](int64_t c) { return (smoothed.keep * p[c] + smoothed.spread) * surprise(c); }));
     const T* w = static_cast<const T*>(args.weight);
-    return T(row_sum<T>(args.classes, [&](int64_t c) { return w[c] * (smoothed.keep * p[c] + smoothed.spread) * surprise(c); }));
+    return T(row_sum<T>(args.classes,
+                        [&](int64_t c) { return w[c] * (smoothed.keep * p[c] + smoothed.spread) * surprise(c); }));
   }
   const int64_t label = args.labels[row];
   if (label == args.ignore_index) return T(0);
   const T loss = smoothed.keep * weight_of<T>(args, label) * surprise(label);
   if (args.label_smoothing == 0) return loss;
-  return loss + T(row_sum<T>(args.classes, [&](int64_t c) { return smoothed.spread * weight_of<T>(args, c) * surprise(c); }));
+  return loss +
+         T(row_sum<T>(args.classes, [&](int64_t c) { return smoothed.spread * weight_of<T>(args, c) * surprise(c); }));
 }
 
 template <class T>
@@ -138,16 +145,20 @@ void backward_row(const CrossEntropyArgs& args, const Rows<T>& rows, int64_t row
   const Smoothed<T> smoothed(args);
   const int64_t n = args.classes;
   const T* x = rows.x(row);
-  const T highest = static_cast<const T*>(args.stats)[2 * row], log_sum = static_cast<const T*>(args.stats)[2 * row + 1];
+  const T highest = static_cast<const T*>(args.stats)[2 * row],
+          log_sum = static_cast<const T*>(args.stats)[2 * row + 1];
   const T* p = args.probabilities ? rows.probabilities(row) : nullptr;
   T total = smoothed.spread * weight_sum;
-  if (p) total += smoothed.keep * T(row_sum<T>(n, [&](int64_t c) { return p[c] * weight_of<T>(args, c); }));
-  else total += smoothed.keep * weight_of<T>(args, args.labels[row]);
+  if (p)
+    total += smoothed.keep * T(row_sum<T>(n, [&](int64_t c) { return p[c] * weight_of<T>(args, c); }));
+  else
+    total += smoothed.keep * weight_of<T>(args, args.labels[row]);
   const T scale = total * gradient;
 #pragma GCC ivdep
   for (int64_t c = 0; c < n; ++c) dx[c] = exp_((x[c] - highest) - log_sum) * scale;
   if (p)
-    for (int64_t c = 0; c < n; ++c) dx[c] -= (smoothed.keep * p[c] + smoothed.spread) * weight_of<T>(args, c) * gradient;
+    for (int64_t c = 0; c < n; ++c)
+      dx[c] -= (smoothed.keep * p[c] + smoothed.spread) * weight_of<T>(args, c) * gradient;
   else if (args.label_smoothing > 0)
     for (int64_t c = 0; c < n; ++c) dx[c] -= smoothed.spread * weight_of<T>(args, c) * gradient;
   if (!p) dx[args.labels[row]] -= smoothed.keep * weight_of<T>(args, args.labels[row]) * gradient;

@@ -17,26 +17,26 @@ T sign_of(T d) {
 }
 
 // For losses of the difference x - t, whose two derivatives are opposite.
-#define FASTNN_DIFFERENCE_LOSS(value_of_d, slope_of_d)               \
-  template <class T>                                                 \
-  static T value(T x, T t, T a) {                                    \
-    const T d = x - t;                                               \
-    (void)a;                                                         \
-    return value_of_d;                                               \
-  }                                                                  \
-  template <class T>                                                 \
-  static T d_input(T x, T t, T a) {                                  \
-    const T d = x - t;                                               \
-    (void)a;                                                         \
-    return slope_of_d;                                               \
-  }                                                                  \
-  template <class T>                                                 \
-  static T d_target(T x, T t, T a) {                                 \
-    return -d_input(x, t, a);                                        \
+#define FASTNN_DIFFERENCE_LOSS(value_of_d, slope_of_d) \
+  template <class T>                                   \
+  static T value(T x, T t, T a) {                      \
+    const T d = x - t;                                 \
+    (void)a;                                           \
+    return value_of_d;                                 \
+  }                                                    \
+  template <class T>                                   \
+  static T d_input(T x, T t, T a) {                    \
+    const T d = x - t;                                 \
+    (void)a;                                           \
+    return slope_of_d;                                 \
+  }                                                    \
+  template <class T>                                   \
+  static T d_target(T x, T t, T a) {                   \
+    return -d_input(x, t, a);                          \
   }
 
 struct MseLoss {
-  FASTNN_DIFFERENCE_LOSS(d * d, T(2) * d)
+  FASTNN_DIFFERENCE_LOSS(d* d, T(2) * d)
 };
 struct L1Loss {
   FASTNN_DIFFERENCE_LOSS(fabs_(d), sign_of(d))
@@ -111,10 +111,10 @@ struct KlDivLogLoss {
 template <class T>
 using Loop = void (*)(const T* x, const T* t, const T* a, T* out, int64_t n);
 
-#define FASTNN_LOOP(name, function)                                                          \
-  template <class F, class T>                                                                \
+#define FASTNN_LOOP(name, function)                                                                              \
+  template <class F, class T>                                                                                    \
   void name(const T* __restrict x, const T* __restrict t, const T* __restrict a, T* __restrict out, int64_t n) { \
-    for (int64_t i = 0; i < n; ++i) out[i] = F::function(x[i], t[i], a[i]);                  \
+    for (int64_t i = 0; i < n; ++i) out[i] = F::function(x[i], t[i], a[i]);                                      \
   }
 FASTNN_LOOP(value_loop, value)
 FASTNN_LOOP(d_input_loop, d_input)
@@ -129,7 +129,8 @@ struct Loops {
 template <class T>
 Loops<T> loops_of(ElementLoss loss) {
 #define FASTNN_CASE(name, Functor) \
-  case ElementLoss::name: return {value_loop<Functor, T>, d_input_loop<Functor, T>, d_target_loop<Functor, T>};
+  case ElementLoss::name:          \
+    return {value_loop<Functor, T>, d_input_loop<Functor, T>, d_target_loop<Functor, T>};
   switch (loss) { FASTNN_ELEMENT_LOSSES(FASTNN_CASE) }
 #undef FASTNN_CASE
   __builtin_unreachable();
@@ -188,8 +189,10 @@ void forward_typed(const ElementLossArgs& args) {
   for_each_row<T>(args, [&](Row<T>& row, int64_t at, int64_t n) {
     value(row.x, row.t, row.a, row.out, n);
     row.scale(row.w, n);
-    if (args.values) row.store(args.values, args.dtype, at, n);
-    else args.partial_sums[at / kElementLossGrain] += row_sum<T>(n, [&](int64_t i) { return row.out[i]; });
+    if (args.values)
+      row.store(args.values, args.dtype, at, n);
+    else
+      args.partial_sums[at / kElementLossGrain] += row_sum<T>(n, [&](int64_t i) { return row.out[i]; });
   });
   if (!args.result) return;
   double total = 0;
@@ -210,8 +213,10 @@ void backward_typed(const ElementLossArgs& args) {
     auto write = [&](Loop<T> slope, void* to) {
       slope(row.x, row.t, row.a, row.out, n);
       row.scale(row.w, n);
-      if (gradients) row.scale(gradients, n);
-      else row.scale(gradient, n);
+      if (gradients)
+        row.scale(gradients, n);
+      else
+        row.scale(gradient, n);
       row.store(to, args.dtype, at, n);
     };
     if (args.d_input) write(loops.d_input, args.d_input);

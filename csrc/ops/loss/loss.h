@@ -57,9 +57,10 @@ Tensor nll_loss(const Tensor& input, const Tensor& target, const Tensor& weight,
 // ------------------------------------------------------------------------------ elementwise
 
 // X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see element_loss_cpu.cpp.
-#define FASTNN_ELEMENT_LOSSES(X)                                                                 \
-  X(mse, MseLoss) X(l1, L1Loss) X(smooth_l1, SmoothL1Loss) X(huber, HuberLoss) X(bce, BceLoss)  \
-  X(bce_with_logits, BceWithLogitsLoss) X(kl_div, KlDivLoss) X(kl_div_log, KlDivLogLoss)
+#define FASTNN_ELEMENT_LOSSES(X)                                                                                     \
+  X(mse, MseLoss)                                                                                                    \
+  X(l1, L1Loss) X(smooth_l1, SmoothL1Loss) X(huber, HuberLoss) X(bce, BceLoss) X(bce_with_logits, BceWithLogitsLoss) \
+      X(kl_div, KlDivLoss) X(kl_div_log, KlDivLogLoss)
 
 enum class ElementLoss : uint8_t {
 #define FASTNN_ENUM(name, Functor) name,
@@ -76,16 +77,16 @@ struct ElementLossArgs {
   int64_t n;
   const void* input;
   const void* target;
-  const void* weight;   // null means 1
-  const void* a;        // null means the number a_number
+  const void* weight;  // null means 1
+  const void* a;       // null means the number a_number
   double a_number;
-  double scale;         // 1 / divisor of the reduction
-  void* values;         // Reduction::None, else null
-  void* result;         // the reduced loss, else null
-  double* partial_sums; // ceil(n / kElementLossGrain) numbers of workspace
-  const void* dy;       // backward: one number per element (values), or one (result)
+  double scale;          // 1 / divisor of the reduction
+  void* values;          // Reduction::None, else null
+  void* result;          // the reduced loss, else null
+  double* partial_sums;  // ceil(n / kElementLossGrain) numbers of workspace
+  const void* dy;        // backward: one number per element (values), or one (result)
   bool dy_per_element;
-  void* d_input;        // backward; null when not wanted
+  void* d_input;  // backward; null when not wanted
   void* d_target;
 };
 extern Kernel<ElementLossArgs> element_loss_forward;

@@ -24,56 +24,49 @@ bool same_layout(const Tensor& a, const Tensor& b) {
 }
 
 void check_tensor(const char* op, size_t i, const Tensor& x) {
-  check<TypeError>(x.is_floating(), op, ": tensor ", i, " has type ", x.dtype(),
-                   "; expected a floating-point tensor");
+  check<TypeError>(x.is_floating(), op, ": tensor ", i, " has type ", x.dtype(), "; expected a floating-point tensor");
 }
 
-// What is written: dense, so that it can be walked as one row, and writable.
-void check_updated(const char* op, size_t i, const Tensor& x) {
-  check_tensor(op, i, x);
-  check_writable(op, x);
-  check(is_dense(x), op, ": tensor ", i, " of shape ", x.shape(), " and strides ", x.strides(),
-        " has gaps in memory; optimize a contiguous tensor");
-}
-
-// The chunks of all tensors, and the copies that stand in for gradients of another layout.
+// The tensors of one call, cut into chunks. A chunk is one run of memory in all its tensors, so a
+// tensor with gaps, or laid out unlike its parameter, is worked on as a copy; `finish` brings what
+// was written back.
 class ChunkTable {
  public:
-  ChunkTable(const char* op, const std::vector<Tensor>& params) : op_(op), params_(params) {}
+  enum class Access { Read, Write };
 
-  void check_params() const {
-    for (size_t i = 0; i < params_.size(); ++i) {
-      check_updated(op_, i, params_[i]);
-      check_same_device(op_, params_[0], params_[i]);
+  ChunkTable(const char* op, const std::vector<Tensor>& params, Access access) : op_(op) {
+    for (size_t i = 0; i < params.size(); ++i) {
+      check_tensor(op_, i, params[i]);
+      check_same_device(op_, params[0], params[i]);
+      if (access == Access::Write) check_writable(op_, params[i]);
+      params_.push_back(is_dense(params[i]) ? params[i] : copy_of(params[i], empty_like(params[i]), access));
+      written_.push_back(params[i]);
     }
   }
 
-  void add_gradients(const std::vector<Tensor>& grads) {
-    check_count(grads, "gradients");
-    for (size_t i = 0; i < grads.size(); ++i) {
-      check_tensor(op_, i, grads[i]);
-      check_like(i, grads[i], "gradient");
-      if (same_layout(grads[i], params_[i])) {
-        grads_.push_back(grads[i]);
-      } else {
-        grads_.push_back(empty_like(params_[i]));
-        copy_into(grads_.back(), grads[i]);
+  // One tensor of a kind for each parameter, or none.
+  std::vector<Tensor> add(const std::vector<Tensor>& tensors, const char* what, Access access) {
+    check(tensors.size() == params_.size(), op_, ": expected ", params_.size(), " ", what, ", one a parameter, got ",
+          tensors.size());
+    std::vector<Tensor> rows;
+    for (size_t i = 0; i < tensors.size(); ++i) {
+      const Tensor &x = tensors[i], &param = params_[i];
+      check(x.shape() == param.shape(), op_, ": ", what, "[", i, "] has shape ", x.shape(), ", but its parameter has ",
+            param.shape());
+      check<TypeError>(x.dtype() == param.dtype(), op_, ": ", what, "[", i, "] has type ", x.dtype(),
+                       ", but its parameter has ", param.dtype());
+      check_same_device(op_, param, x);
+      if (access == Access::Write) {
+        check_writable(op_, x);
+        written_.push_back(x);
       }
+      rows.push_back(same_layout(x, param) ? x : copy_of(x, empty_like(param), access));
     }
+    return rows;
   }
 
-  void check_states(const std::vector<Tensor>& states, const char* what) const {
-    check_count(states, what);
-    for (size_t i = 0; i < states.size(); ++i) {
-      check_like(i, states[i], what);
-      check_writable(op_, states[i]);
-      check(same_layout(states[i], params_[i]), op_, ": ", what, " ", i, " has strides ", states[i].strides(),
-            ", but its parameter has ", params_[i].strides(), "; make it with empty_like or zeros_like");
-    }
-  }
-
-  // states: up to three lists, empty where unused. Pointers stay valid while this table lives.
-  OptimTable build(const std::vector<const std::vector<Tensor>*>& states) {
+  // grads and up to three lists of states, empty where unused. Valid while the tensors and this live.
+  OptimTable build(const std::vector<Tensor>& grads, const std::vector<const std::vector<Tensor>*>& states = {}) {
     int64_t total = 0;
     for (size_t i = 0; i < params_.size(); ++i) {
       total += params_[i].numel();
@@ -82,7 +75,7 @@ class ChunkTable {
         auto at = [&](const Tensor& x) { return static_cast<char*>(x.raw()) + offset; };
         OptimChunk chunk{};
         chunk.param = at(params_[i]);
-        chunk.grad = grads_.empty() ? nullptr : at(grads_[i]);
+        chunk.grad = grads.empty() ? nullptr : at(grads[i]);
         for (size_t k = 0; k < states.size(); ++k)
           if (!states[k]->empty()) chunk.state[k] = at((*states[k])[i]);
         chunk.n = std::min(kOptimChunk, params_[i].numel() - begin);
@@ -96,33 +89,29 @@ class ChunkTable {
     return {chunks_.data(), n_chunks, grain};
   }
 
-  Device device() const { return params_.empty() ? Device{} : params_[0].device(); }
-
-  void bump_versions(const std::vector<const std::vector<Tensor>*>& lists) const {
-    for (const Tensor& x : params_) bump_version(x);
-    for (const std::vector<Tensor>* list : lists)
-      for (const Tensor& x : *list) bump_version(x);
+  void finish() const {
+    for (const auto& [x, copy] : copies_) copy_into(x, copy);
+    for (const Tensor& x : written_) bump_version(x);
   }
+
+  Device device() const { return params_.empty() ? Device{} : params_[0].device(); }
+  const std::vector<Tensor>& params() const { return params_; }
 
  private:
-  void check_count(const std::vector<Tensor>& tensors, const char* what) const {
-    check(tensors.size() == params_.size(), op_, ": expected one of the ", what, " for each of ", params_.size(),
-          " parameters, got ", tensors.size());
-  }
-
-  void check_like(size_t i, const Tensor& x, const char* what) const {
-    check(x.shape() == params_[i].shape(), op_, ": ", what, " ", i, " has shape ", x.shape(),
-          ", but its parameter has ", params_[i].shape());
-    check<TypeError>(x.dtype() == params_[i].dtype(), op_, ": ", what, " ", i, " has type ", x.dtype(),
-                     ", but its parameter has ", params_[i].dtype());
-    check_same_device(op_, params_[i], x);
+  Tensor copy_of(const Tensor& x, const Tensor& copy, Access access) {
+    copy_into(copy, x);
+    if (access == Access::Write) copies_.emplace_back(x, copy);
+    return copy;
   }
 
   const char* op_;
-  const std::vector<Tensor>& params_;
-  std::vector<Tensor> grads_;
+  std::vector<Tensor> params_;  // dense
+  std::vector<Tensor> written_;
+  std::vector<std::pair<Tensor, Tensor>> copies_;
   std::vector<OptimChunk> chunks_;
 };
+
+using Access = ChunkTable::Access;
 
 }  // namespace
 
@@ -131,32 +120,29 @@ void sgd_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grad
   GradMode off(false);
   const bool has_momentum = options.momentum != 0;
   check(!options.nesterov || (options.momentum > 0 && options.dampening == 0),
-        "sgd_step: nesterov needs a momentum > 0 and no dampening, got ", options.momentum, " and ",
-        options.dampening);
-  ChunkTable table("sgd_step", params);
-  table.check_params();
-  table.add_gradients(grads);
-  if (has_momentum) table.check_states(momentum_buffers, "momentum buffers");
-  const std::vector<Tensor> none;
-  const std::vector<Tensor>& buffers = has_momentum ? momentum_buffers : none;
-  optim_sgd(table.device(), {table.build({&buffers}), options.lr, options.momentum, options.dampening,
+        "sgd_step: nesterov needs a momentum > 0 and no dampening, got ", options.momentum, " and ", options.dampening);
+  ChunkTable table("sgd_step", params, Access::Write);
+  const std::vector<Tensor> gradients = table.add(grads, "grads", Access::Read);
+  std::vector<Tensor> buffers;
+  if (has_momentum) buffers = table.add(momentum_buffers, "momentum_buffers", Access::Write);
+  optim_sgd(table.device(), {table.build(gradients, {&buffers}), options.lr, options.momentum, options.dampening,
                              options.weight_decay, options.nesterov, options.maximize, options.first_step});
-  table.bump_versions({&buffers});
+  table.finish();
 }
 
-void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-               const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-               const std::vector<Tensor>& max_exp_avg_sqs, const AdamOptions& options) {
+void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& exp_avgs,
+               const std::vector<Tensor>& exp_avg_sqs, const std::vector<Tensor>& max_exp_avg_sqs,
+               const AdamOptions& options) {
   GradMode off(false);
   check(options.step >= 1, "adam_step: expected a step of at least 1, got ", options.step);
-  ChunkTable table("adam_step", params);
-  table.check_params();
-  table.add_gradients(grads);
-  table.check_states(exp_avgs, "exp_avgs");
-  table.check_states(exp_avg_sqs, "exp_avg_sqs");
-  if (!max_exp_avg_sqs.empty()) table.check_states(max_exp_avg_sqs, "max_exp_avg_sqs");
+  ChunkTable table("adam_step", params, Access::Write);
+  const std::vector<Tensor> gradients = table.add(grads, "grads", Access::Read);
+  const std::vector<Tensor> first = table.add(exp_avgs, "exp_avgs", Access::Write);
+  const std::vector<Tensor> second = table.add(exp_avg_sqs, "exp_avg_sqs", Access::Write);
+  std::vector<Tensor> largest;
+  if (!max_exp_avg_sqs.empty()) largest = table.add(max_exp_avg_sqs, "max_exp_avg_sqs", Access::Write);
   AdamArgs args{};
-  args.table = table.build({&exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs});
+  args.table = table.build(gradients, {&first, &second, &largest});
   args.lr = options.lr;
   args.beta1 = options.beta1;
   args.beta2 = options.beta2;
@@ -167,50 +153,57 @@ void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& gra
   args.decoupled = options.decoupled;
   args.maximize = options.maximize;
   optim_adam(table.device(), args);
-  table.bump_versions({&exp_avgs, &exp_avg_sqs, &max_exp_avg_sqs});
+  table.finish();
 }
 
-Tensor grad_norm(const std::vector<Tensor>& grads, double p) {
-  check(p > 0, "grad_norm: expected p > 0, got ", p);
+namespace {
+
+// The norm, not yet rounded to the gradients' type.
+struct Norm {
+  double value;
+  DType dtype;
+  Device device;
+  Tensor tensor() const { return scalar_tensor(Scalar(value), dtype, device); }
+};
+
+Norm norm_of(const char* op, const std::vector<Tensor>& grads, double p) {
+  check(p > 0, op, ": expected p > 0, got ", p);
   GradMode off(false);
-  std::vector<Tensor> dense;
+  ChunkTable table(op, grads, Access::Read);
   DType dtype = grads.empty() ? DType::Float32 : grads[0].dtype();
-  for (size_t i = 0; i < grads.size(); ++i) {
-    check_tensor("grad_norm", i, grads[i]);
-    check_same_device("grad_norm", grads[0], grads[i]);
-    dtype = promote(dtype, grads[i].dtype());
-    dense.push_back(is_dense(grads[i]) && !grads[i].overlaps_itself() ? grads[i] : contiguous(grads[i]));
-  }
-  ChunkTable table("grad_norm", dense);
-  table.add_gradients(dense);
-  const OptimTable chunks = table.build({});
+  for (const Tensor& x : grads) dtype = promote(dtype, x.dtype());
+  const OptimTable chunks = table.build(table.params());
   std::vector<double> partials(size_t(chunks.n_chunks), 0.0);
   optim_grad_norm(table.device(), {chunks, p, partials.data()});
   double total = 0;
   for (double partial : partials) {
-    if (p != INFINITY) total += partial;
-    else if (partial > total || partial != partial) total = partial;
+    if (p != INFINITY)
+      total += partial;
+    else if (partial > total || partial != partial)
+      total = partial;
   }
   if (p != INFINITY) total = p == 2 ? std::sqrt(total) : std::pow(total, 1 / p);
-  return scalar_tensor(Scalar(total), dtype, table.device());
+  return {total, dtype, table.device()};
 }
+
+}  // namespace
+
+Tensor grad_norm(const std::vector<Tensor>& grads, double p) { return norm_of("grad_norm", grads, p).tensor(); }
 
 void scale_(const std::vector<Tensor>& tensors, double factor) {
   GradMode off(false);
-  ChunkTable table("scale_", tensors);
-  table.check_params();
+  ChunkTable table("scale_", tensors, Access::Write);
   optim_scale(table.device(), {table.build({}), factor});
-  table.bump_versions({});
+  table.finish();
 }
 
 Tensor clip_grad_norm_(const std::vector<Tensor>& grads, double max_norm, double p, bool error_if_nonfinite) {
-  const Tensor norm = grad_norm(grads, p);
-  const double value = item(norm).to_double();
-  check<RuntimeError>(!error_if_nonfinite || std::isfinite(value), "clip_grad_norm_: the norm of the gradients is ",
-                      value, ", so they cannot be clipped");
-  const double factor = max_norm / (value + 1e-6);
+  const Norm norm = norm_of("clip_grad_norm_", grads, p);
+  check<RuntimeError>(!error_if_nonfinite || std::isfinite(norm.value),
+                      "clip_grad_norm_: the norm of the gradients is ", norm.value, ", so they cannot be clipped");
+  const double factor = max_norm / (norm.value + 1e-6);
   if (!(factor >= 1)) scale_(grads, factor);
-  return norm;
+  return norm.tensor();
 }
 
 }  // namespace fastnn

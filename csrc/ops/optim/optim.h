@@ -46,8 +46,8 @@ extern Kernel<SgdArgs> optim_sgd;
 struct AdamArgs {
   OptimTable table;
   double lr, beta1, beta2, eps, weight_decay;
-  double step_size;             // lr / (1 - beta1^step)
-  double bias_correction2_sqrt; // sqrt(1 - beta2^step)
+  double step_size;              // lr / (1 - beta1^step)
+  double bias_correction2_sqrt;  // sqrt(1 - beta2^step)
   bool decoupled, maximize;
 };
 extern Kernel<AdamArgs> optim_adam;
@@ -83,9 +83,9 @@ struct AdamOptions {
   bool maximize = false;
 };
 // max_exp_avg_sqs: empty unless amsgrad.
-void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-               const std::vector<Tensor>& exp_avgs, const std::vector<Tensor>& exp_avg_sqs,
-               const std::vector<Tensor>& max_exp_avg_sqs, const AdamOptions& options);
+void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& exp_avgs,
+               const std::vector<Tensor>& exp_avg_sqs, const std::vector<Tensor>& max_exp_avg_sqs,
+               const AdamOptions& options);
 
 // The p-norm of all gradients as one vector; a 0-d tensor of their type (float32 when there are none).
 Tensor grad_norm(const std::vector<Tensor>& grads, double p = 2);

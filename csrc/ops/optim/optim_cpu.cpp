@@ -41,8 +41,10 @@ void for_each_piece(const OptimTable& table, const Update& update) {
       const OptimChunk& chunk = table.chunks[c];
       for (int64_t begin = 0; begin < chunk.n; begin += kRowChunk) {
         const int64_t n = chunk.n - begin < kRowChunk ? chunk.n - begin : kRowChunk;
-        if (chunk.dtype == DType::Float64) update(twice, c, begin, n);
-        else update(single, c, begin, n);
+        if (chunk.dtype == DType::Float64)
+          update(twice, c, begin, n);
+        else
+          update(single, c, begin, n);
       }
     }
   });
@@ -112,8 +114,10 @@ void adam_chunk(const AdamArgs& args, Piece<T>& piece, const OptimChunk& chunk, 
   T* m = piece.load(2, chunk.state[0], dtype, begin, n);
   T* v = piece.load(3, chunk.state[1], dtype, begin, n);
   T* largest = chunk.state[2] ? piece.load(4, chunk.state[2], dtype, begin, n) : nullptr;
-  if (largest) adam_piece(args, p, grad, m, v, largest, n);
-  else adam_piece(args, p, grad, m, v, static_cast<T*>(nullptr), n);
+  if (largest)
+    adam_piece(args, p, grad, m, v, largest, n);
+  else
+    adam_piece(args, p, grad, m, v, static_cast<T*>(nullptr), n);
   piece.store(p, chunk.param, dtype, begin, n);
   piece.store(m, chunk.state[0], dtype, begin, n);
   piece.store(v, chunk.state[1], dtype, begin, n);

@@ -38,6 +38,11 @@ Pooling start_pooling(const char* op, const Tensor& x, int n_axes) {
   return pooling;
 }
 
+// One window over the whole axis.
+bool is_global(const PoolAxis& axis) {
+  return axis.out == 1 && axis.kernel == axis.in && axis.padding == 0 && axis.dilation == 1;
+}
+
 // Takes over the sizes along the pooled axes.
 void finish_pooling(Pooling& pooling, const PoolAxis* axes, int n_axes) {
   if (n_axes == 2) pooling.args.height = axes[0];
@@ -46,6 +51,10 @@ void finish_pooling(Pooling& pooling, const PoolAxis* axes, int n_axes) {
   int64_t plane = 0;
   check(!__builtin_mul_overflow(pooling.args.height.in, pooling.args.width.in, &plane) && plane <= INT32_MAX,
         pooling.op, ": planes of more than 2^31 - 1 elements are not supported, got shape ", pooling.in_shape);
+  if (is_global(pooling.args.height) && is_global(pooling.args.width)) {  // one row of contiguous values
+    pooling.args.height = kUnpooled;
+    pooling.args.width = {plane, 1, plane, plane, 0, 1};
+  }
 }
 
 // The i-th of one number for all axes or one per axis; `missing` when there is none.
@@ -67,16 +76,17 @@ PoolAxis pooled_axis(const char* op, const PoolOptions& options, int64_t in, int
   axis.stride = option(op, "stride", options.stride, i, n_axes, axis.kernel, 1);
   axis.padding = option(op, "padding", options.padding, i, n_axes, 0, 0);
   axis.dilation = option(op, "dilation", options.dilation, i, n_axes, 1, 1);
-  check(axis.padding <= axis.kernel / 2, op, ": padding must be at most half the kernel size, got padding=",
-        axis.padding, " and kernel_size=", axis.kernel);
+  check(axis.padding <= axis.kernel / 2, op,
+        ": padding must be at most half the kernel size, got padding=", axis.padding, " and kernel_size=", axis.kernel);
   const int64_t reach = axis.dilation * (axis.kernel - 1) + 1;
   const int64_t room = in + 2 * axis.padding - reach;
   const int64_t rounding = options.ceil_mode ? axis.stride - 1 : 0;
   axis.out = (room + rounding >= 0 ? room + rounding : room + rounding - axis.stride + 1) / axis.stride + 1;
   // The last window must start inside the input or its left padding.
   if (options.ceil_mode && (axis.out - 1) * axis.stride >= in + axis.padding) --axis.out;
-  check(axis.out > 0 && in > 0, op, ": the output size would be ", axis.out, " for an input of ", in, ", kernel_size=",
-        axis.kernel, ", stride=", axis.stride, ", padding=", axis.padding, ", dilation=", axis.dilation);
+  check(axis.out > 0 && in > 0, op, ": the output size would be ", axis.out, " for an input of ", in,
+        ", kernel_size=", axis.kernel, ", stride=", axis.stride, ", padding=", axis.padding,
+        ", dilation=", axis.dilation);
   return axis;
 }
 

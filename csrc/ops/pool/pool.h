@@ -6,7 +6,8 @@
 //   window that would start beyond the input and its left padding is dropped.
 // Adaptive window i of `out`: [floor(i n / out), ceil((i + 1) n / out)).
 // Maximum: padding never wins; NaN does; of equal values the first one gets the gradient. Minimum is
-// exactly -max_pool(-x). Indices are int64, flat in the input's plane (H * W).
+// exactly -max_pool(-x). Indices are int64, flat in the input's plane (H * W); a dilated window that finds
+// nothing but padding gives -inf, index -1 and no gradient.
 // Average: the divisor is the window's size clipped to the padded input (count_include_pad), to the input
 // (otherwise), or divisor_override.
 #pragma once

@@ -4,11 +4,12 @@
 //
 // One output row at a time: every input row of its window is folded into it. Along the row there are two
 // ways. Short fixed windows go tap by tap: tap t of all windows is one strided loop over the row, which
-// vectorises. Long or adaptive windows go window by window over contiguous values. 2x2 windows of stride 2
-// (LeNet's) take both rows and both taps in one loop.
+// vectorises. Long or adaptive windows go window by window over contiguous values. Maxima of 2x2 windows
+// of stride 2 have a loop of their own.
 //
 // Rows of 16-bit floats are converted to float32 as they are read. Forward runs over output rows, backward
 // over whole planes, so that overlapping windows add up without races and in a fixed order.
+#include "ops/pool/max_2x2_cpu.h"
 #include "ops/pool/window.h"
 #include "simd/convert.h"
 
@@ -93,14 +94,18 @@ template <class T, class Run>
 void for_each_output_row(const PoolArgs& args, Run run) {
   const int64_t height_taps = args.height.stride ? smaller(args.height.kernel, args.height.in)
                                                  : args.height.in / larger(args.height.out, 1) + 1;
-  const int64_t width_taps = args.width.stride ? smaller(args.width.kernel, args.width.in)
-                                               : args.width.in / larger(args.width.out, 1) + 1;
+  const int64_t width_taps =
+      args.width.stride ? smaller(args.width.kernel, args.width.in) : args.width.in / larger(args.width.out, 1) + 1;
   const int64_t work = larger(height_taps * width_taps * args.width.out, 1);
   const int64_t grain = larger(kGrain / work, 1);
   parallel_for(args.planes * args.height.out, grain, [&](int64_t begin, int64_t end) {
     const Buffers<T> buffers = buffers_of<T>(args);
     const Taps taps = taps_of(args.width);
-    for (int64_t row = begin; row < end; ++row) run(row / args.height.out, row % args.height.out, taps, buffers);
+    int64_t plane = begin / args.height.out, out_row = begin % args.height.out;
+    for (int64_t row = begin; row < end; ++row) {
+      run(plane, out_row, taps, buffers);
+      if (++out_row == args.height.out) out_row = 0, ++plane;
+    }
   });
 }
 
@@ -135,9 +140,12 @@ void max_fold_taps(const Taps& taps, const T* x, int64_t row_start, T* best, int
     int32_t* at = indexed ? indices + begin : nullptr;
     const int64_t n = end - begin, position = row_start + source;
     if (n <= 0) continue;
-    if (taps.stride == 1) max_tap<indexed, 1>(x + source, 1, n, position, best + begin, at);
-    else if (taps.stride == 2) max_tap<indexed, 2>(x + source, 2, n, position, best + begin, at);
-    else max_tap<indexed, 0>(x + source, taps.stride, n, position, best + begin, at);
+    if (taps.stride == 1)
+      max_tap<indexed, 1>(x + source, 1, n, position, best + begin, at);
+    else if (taps.stride == 2)
+      max_tap<indexed, 2>(x + source, 2, n, position, best + begin, at);
+    else
+      max_tap<indexed, 0>(x + source, taps.stride, n, position, best + begin, at);
   }
 }
 
@@ -155,22 +163,6 @@ void max_fold_windows(const PoolAxis& axis, const T* x, int64_t row_start, T* be
 }
 
 template <bool indexed, class T>
-void max_2x2(const T* __restrict top, const T* __restrict bottom, int64_t row_start, int64_t width, int64_t n,
-             T* __restrict best, int32_t* __restrict indices) {
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) {
-    const int32_t first = int32_t(row_start + 2 * i), below = first + int32_t(width);
-    T value = top[2 * i];
-    int32_t index = first;
-    take<indexed>(top[2 * i + 1], first + 1, value, index);
-    take<indexed>(bottom[2 * i], below, value, index);
-    take<indexed>(bottom[2 * i + 1], below + 1, value, index);
-    best[i] = value;
-    if constexpr (indexed) indices[i] = index;
-  }
-}
-
-template <bool indexed, class T>
 void max_row(const PoolArgs& args, const Taps& taps, const InputRows<T>& input, int64_t out_row, T* best,
              int32_t* indices) {
   const int64_t width = args.width.in;
@@ -181,30 +173,32 @@ void max_row(const PoolArgs& args, const Taps& taps, const InputRows<T>& input, 
   const Window rows = window_of(args.height, out_row, false);
   for (int64_t h = rows.begin; h < rows.end; h += args.height.dilation) {
     const T* x = input.row(h);
-    if (taps.count) max_fold_taps<indexed>(taps, x, h * width, best, indices);
-    else max_fold_windows<indexed>(args.width, x, h * width, best, indices);
+    if (taps.count)
+      max_fold_taps<indexed>(taps, x, h * width, best, indices);
+    else
+      max_fold_windows<indexed>(args.width, x, h * width, best, indices);
   }
 }
 
 template <bool indexed, class T>
 void max_forward_typed(const PoolArgs& args) {
   const bool direct = args.dtype == dtype_of<T>();
-  const bool pairs = direct && is_2x2(args.height) && is_2x2(args.width);
+  const bool pairs = args.dtype == DType::Float32 && is_2x2(args.height) && is_2x2(args.width) && args.width.out >= 2;
   const bool wide_indices = args.index_dtype == DType::Int64;
   for_each_output_row<T>(args, [&](int64_t plane, int64_t out_row, const Taps& taps, const Buffers<T>& buffers) {
     const int64_t width = args.width.in, n = args.width.out;
     const int64_t start = (plane * args.height.out + out_row) * n;
-    const InputRows<T> input =
-        input_rows<T>(args.x, args.dtype, width, args.height.in, plane, buffers.input);
+    const InputRows<T> input = input_rows<T>(args.x, args.dtype, width, args.height.in, plane, buffers.input);
     T* best = direct ? static_cast<T*>(args.y) + start : buffers.output;
     int32_t* indices = nullptr;
     if (indexed) indices = wide_indices ? buffers.indices : static_cast<int32_t*>(args.indices) + start;
-    if (pairs) {
-      const T* top = input.row(2 * out_row);
-      max_2x2<indexed>(top, top + width, 2 * out_row * width, width, n, best, indices);
-    } else {
-      max_row<indexed>(args, taps, input, out_row, best, indices);
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (pairs) {
+        const T* top = input.row(2 * out_row);
+        max_2x2_row<indexed>(top, top + width, int32_t(2 * out_row * width), int32_t(width), n, best, indices);
+      }
     }
+    if (!pairs) max_row<indexed>(args, taps, input, out_row, best, indices);
     if (indexed && wide_indices)
       for (int64_t o = 0; o < n; ++o) static_cast<int64_t*>(args.indices)[start + o] = indices[o];
     if (!direct)
@@ -318,9 +312,12 @@ void sum_fold(const PoolArgs& args, const Taps& taps, const T* x, T* sums) {
   }
   for (int64_t t = 0; t < taps.count; ++t) {
     const auto [begin, end, source] = taps.tap[t];
-    if (taps.stride == 1) add_tap<1>(x + source, 1, end - begin, sums + begin);
-    else if (taps.stride == 2) add_tap<2>(x + source, 2, end - begin, sums + begin);
-    else add_tap<0>(x + source, taps.stride, end - begin, sums + begin);
+    if (taps.stride == 1)
+      add_tap<1>(x + source, 1, end - begin, sums + begin);
+    else if (taps.stride == 2)
+      add_tap<2>(x + source, 2, end - begin, sums + begin);
+    else
+      add_tap<0>(x + source, taps.stride, end - begin, sums + begin);
   }
 }
 
@@ -338,8 +335,7 @@ void avg_forward_typed(const PoolArgs& args) {
   const bool direct = args.dtype == dtype_of<T>();
   for_each_output_row<T>(args, [&](int64_t plane, int64_t out_row, const Taps& taps, const Buffers<T>& buffers) {
     const int64_t n = args.width.out, start = (plane * args.height.out + out_row) * n;
-    const InputRows<T> input =
-        input_rows<T>(args.x, args.dtype, args.width.in, args.height.in, plane, buffers.input);
+    const InputRows<T> input = input_rows<T>(args.x, args.dtype, args.width.in, args.height.in, plane, buffers.input);
     T* sums = direct ? static_cast<T*>(args.y) + start : buffers.output;
     for (int64_t o = 0; o < n; ++o) sums[o] = T(0);
     const Window rows = window_of(args.height, out_row, args.count_include_pad);

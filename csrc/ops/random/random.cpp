@@ -59,8 +59,8 @@ void check_floating(const char* op, const Tensor& x) {
 
 // The largest integer n such that every integer of [0, n] is held by the type.
 int64_t integer_limit(DType dtype) {
-  constexpr int64_t limits[kDTypeCount] = {1,         255,  127,           32767,             INT32_MAX, INT64_MAX,
-                                           1LL << 11, 1 << 8, 1LL << 24, 1LL << 53};
+  constexpr int64_t limits[kDTypeCount] = {1,         255,       127,    32767,     INT32_MAX,
+                                           INT64_MAX, 1LL << 11, 1 << 8, 1LL << 24, 1LL << 53};
   return limits[int(dtype)];
 }
 
@@ -109,7 +109,7 @@ Tensor randperm(int64_t n, DType dtype, Device device, Generator* generator) {
   int64_t* values = order.data<int64_t>();
   uint32_t words[4];
   for (int64_t i = n - 1; i > 0; --i) {
-    philox_blocks<1>(stream.seed, stream.offset, uint64_t(i), words);
+    philox_blocks(stream.seed, stream.offset, uint64_t(i), 1, words);
     std::swap(values[i], values[bounded(join_words(words[0], words[1]), uint64_t(i) + 1)]);
   }
   return to(to(order, dtype), device);
@@ -128,8 +128,7 @@ Tensor bernoulli(const Tensor& p, Generator* generator) {
   args.p_dtype = from.dtype();
   Tensor y = empty(p.shape(), p.dtype(), p.device());
   draw(args, y);
-  return record(
-      "bernoulli", y, {p}, [](Backward& b) { b.set(0, zeros_like(b.grad())); }, Differentiable::Yes);
+  return record("bernoulli", y, {p}, [](Backward& b) { b.set(0, zeros_like(b.grad())); }, Differentiable::Yes);
 }
 
 Tensor bernoulli_(const Tensor& x, double p, Generator* generator) {

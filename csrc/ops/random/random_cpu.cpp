@@ -14,23 +14,18 @@
 namespace fastnn {
 namespace {
 
-constexpr int kLanes = 16;                         // Philox blocks computed side by side
-constexpr int64_t kWordsPerStep = 4 * kLanes;
 constexpr int64_t kGrain = 32 * kRowChunk;
 
-// Words [first, first + n) of the stream; first is a multiple of 4. Writes up to kWordsPerStep - 1 more.
+// Words [first, first + n) of the stream; first is a multiple of 4. Writes up to 3 more.
 void draw_words(RandomStream stream, int64_t first, int64_t n, uint32_t* words) {
-  for (int64_t at = 0; at < n; at += kWordsPerStep)
-    philox_blocks<kLanes>(stream.seed, stream.offset, uint64_t(first + at) / 4, words + at);
+  philox_blocks(stream.seed, stream.offset, uint64_t(first) / 4, (n + 3) / 4, words);
 }
 
-constexpr int mantissa_bits(DType dtype) {
-  return dtype == DType::BFloat16 ? 8 : dtype == DType::Float16 ? 11 : 24;
-}
+constexpr int mantissa_bits(DType dtype) { return dtype == DType::BFloat16 ? 8 : dtype == DType::Float16 ? 11 : 24; }
 
 // Values [first, first + n) of the tensor, n <= kRowChunk, in the type they are computed in.
 struct Row {
-  alignas(64) uint32_t words[2 * kRowChunk + kWordsPerStep];
+  alignas(64) uint32_t words[2 * kRowChunk + 4];
   alignas(64) double values[kRowChunk];
 };
 
@@ -107,7 +102,8 @@ void fill(const RandomArgs& args, void (*draw)(const RandomArgs&, int64_t, int64
     for (int64_t at = begin; at < end; at += kRowChunk) {
       const int64_t n = end - at < kRowChunk ? end - at : kRowChunk;
       draw(args, at, n, row, values);
-      FASTNN_LEVEL::store_row(static_cast<char*>(args.y) + at * int64_t(item_size(args.dtype)), args.dtype, 1, values, n);
+      FASTNN_LEVEL::store_row(static_cast<char*>(args.y) + at * int64_t(item_size(args.dtype)), args.dtype, 1, values,
+                              n);
     }
   });
 }
@@ -115,10 +111,14 @@ void fill(const RandomArgs& args, void (*draw)(const RandomArgs&, int64_t, int64
 void fill_any(const RandomArgs& args) {
   const bool wide = args.dtype == DType::Float64;
   switch (args.distribution) {
-    case Distribution::Uniform: return wide ? fill<double>(args, uniform_row) : fill<float>(args, uniform_row);
-    case Distribution::Normal: return wide ? fill<double>(args, normal_row) : fill<float>(args, normal_row);
-    case Distribution::Integer: return fill<int64_t>(args, integer_row);
-    case Distribution::Bernoulli: return fill<float>(args, bernoulli_row);
+    case Distribution::Uniform:
+      return wide ? fill<double>(args, uniform_row) : fill<float>(args, uniform_row);
+    case Distribution::Normal:
+      return wide ? fill<double>(args, normal_row) : fill<float>(args, normal_row);
+    case Distribution::Integer:
+      return fill<int64_t>(args, integer_row);
+    case Distribution::Bernoulli:
+      return fill<float>(args, bernoulli_row);
   }
 }
 
@@ -137,7 +137,7 @@ void dropout_typed(const DropoutArgs& args) {
   const bool direct = args.dtype == dtype_of<T>();
   const int64_t bytes = int64_t(item_size(args.dtype));
   parallel_for(args.n, kGrain, [&](int64_t begin, int64_t end) {
-    alignas(64) uint32_t words[kRowChunk + kWordsPerStep];
+    alignas(64) uint32_t words[kRowChunk];
     alignas(64) T values[kRowChunk];
     for (int64_t at = begin; at < end; at += kRowChunk) {
       const int64_t n = end - at < kRowChunk ? end - at : kRowChunk;

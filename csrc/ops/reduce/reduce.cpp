@@ -22,8 +22,8 @@ namespace {
 // Which axes go, and the result's shape with and without them.
 struct Reduction {
   bool reduced[kMaxDims] = {};
-  Dims kept_shape;  // reduced axes have size 1
-  Dims shape;       // of the result
+  Dims kept_shape;    // reduced axes have size 1
+  Dims shape;         // of the result
   int64_t count = 1;  // reduced positions
 };
 
@@ -58,8 +58,10 @@ int simplify(Axis* axes, int n) {
   for (int i = 1; i < kept; ++i) {
     const bool mergeable = axes[last].x_stride == axes[i].x_stride * axes[i].size &&
                            axes[last].y_stride == axes[i].y_stride * axes[i].size;
-    if (mergeable) axes[i].size *= axes[last].size;
-    else ++last;
+    if (mergeable)
+      axes[i].size *= axes[last].size;
+    else
+      ++last;
     axes[last] = axes[i];
   }
   return std::min(kept, last + 1);
@@ -100,8 +102,10 @@ ReduceArgs walk_of(const Tensor& x, const Reduction& r, const Tensor& y) {
   int n_kept = 0, n_reduced = 0;
   const Dims y_strides = contiguous_strides(r.kept_shape);
   for (int i = 0; i < x.ndim(); ++i) {
-    if (r.reduced[i]) reduced[n_reduced++] = {x.shape()[i], x.strides()[i], 0};
-    else kept[n_kept++] = {x.shape()[i], x.strides()[i], y_strides[i]};
+    if (r.reduced[i])
+      reduced[n_reduced++] = {x.shape()[i], x.strides()[i], 0};
+    else
+      kept[n_kept++] = {x.shape()[i], x.strides()[i], y_strides[i]};
   }
   args.n_kept_axes = simplify(kept, n_kept);
   args.n_reduced_axes = simplify(reduced, n_reduced);
@@ -191,8 +195,7 @@ Tensor mean(const Tensor& x, const Dims& axes, bool keepdim) {
   const double count = double(r.count);
   Tensor y = run(ReduceOp::Sum, x, r, x.dtype(), {count});
   return record(
-      "mean", y, {x},
-      [r, count, shape = x.shape()](Backward& b) { b.set(0, spread(div(b.grad(), count), r, shape)); },
+      "mean", y, {x}, [r, count, shape = x.shape()](Backward& b) { b.set(0, spread(div(b.grad(), count), r, shape)); },
       Differentiable::Yes);
 }
 

@@ -48,9 +48,9 @@ struct ReduceArgs {
   int64_t kept_shape[kMaxDims], kept_x_strides[kMaxDims], kept_y_strides[kMaxDims];
   int64_t reduced_shape[kMaxDims], reduced_x_strides[kMaxDims];
   int64_t n_kept, n_reduced;
-  bool by_rows;     // walk along the last reduced axis; else along the last kept axis
-  int64_t chunk;    // reduced positions of one partial result
-  void* partials;   // (chunks, n_kept) of float64 or int64; null when there is one chunk
+  bool by_rows;    // walk along the last reduced axis; else along the last kept axis
+  int64_t chunk;   // reduced positions of one partial result
+  void* partials;  // (chunks, n_kept) of float64 or int64; null when there is one chunk
   double power, divisor, root;
 };
 extern Kernel<ReduceArgs> reduce_values;
@@ -79,7 +79,7 @@ std::pair<Tensor, Tensor> min(const Tensor& x, int64_t axis, bool keepdim);
 Tensor argmax(const Tensor& x, std::optional<int64_t> axis = {}, bool keepdim = false);  // no axis: of the flattened x
 Tensor argmin(const Tensor& x, std::optional<int64_t> axis = {}, bool keepdim = false);
 
-// The sum of squared deviations over (n - correction), and its root; NaN where n <= correction.
+// The sum of squared deviations over max(n - correction, 0), and its root.
 Tensor var(const Tensor& x, const Dims& axes = {}, double correction = 1, bool keepdim = false);
 Tensor stddev(const Tensor& x, const Dims& axes = {}, double correction = 1, bool keepdim = false);
 // torch.linalg.vector_norm: p = 2, 1, infinity (largest |x|), -infinity (smallest), 0 (count), or any.

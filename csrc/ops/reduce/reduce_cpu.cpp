@@ -7,7 +7,7 @@
 // row, 64 rows at a time. The runs and the groups of rows are joined in float64 for float32, so the
 // error does not grow with the length. A range too long for one thread is cut into chunks; their
 // results wait in `partials` and are joined in order by a second pass.
-#include "ops/reduce/reduce.h"
+#include "ops/reduce/walk_cpu.h"
 #include "simd/convert.h"
 #include "simd/math.h"
 #include "simd/vec.h"
@@ -15,15 +15,19 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kRun = 2048;         // elements joined in the compute type
-constexpr int64_t kGroup = 64;         // rows joined in the compute type
-constexpr int64_t kGrain = 32768;      // elements of one parallel piece
+constexpr int64_t kRun = 2048;     // elements joined in the compute type
+constexpr int64_t kGroup = 64;     // rows joined in the compute type
+constexpr int64_t kGrain = 32768;  // elements of one parallel piece
 constexpr int64_t kColumns = kRowChunk;
 
 template <class T>
-struct WideOf { using type = T; };
+struct WideOf {
+  using type = T;
+};
 template <>
-struct WideOf<float> { using type = double; };
+struct WideOf<float> {
+  using type = double;
+};
 template <class T>
 using Wide = typename WideOf<T>::type;
 
@@ -33,32 +37,83 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 template <class V>
 inline V splat(double value) {
-  if constexpr (sizeof(V) == 8 || sizeof(V) == 4) return V(value);
-  else return decltype(V{}[0] + V{}[0])(value) - V{};
+  if constexpr (sizeof(V) == 8 || sizeof(V) == 4)
+    return V(value);
+  else
+    return decltype(V{}[0] + V{}[0])(value) - V{};
 }
 
-struct Plain { template <class V> static V map(V x, V) { return x; } };
-struct Magnitude { template <class V> static V map(V x, V) { return x > V{} ? x : V{} - x; } };
-struct SquareOf { template <class V> static V map(V x, V) { return x * x; } };
-struct IsSet { template <class V> static V map(V x, V) { return x != V{} ? splat<V>(1) : V{}; } };
-struct DeviationSquare { template <class V> static V map(V x, V center) { return (x - center) * (x - center); } };
+struct Plain {
+  template <class V>
+  static V map(V x, V) {
+    return x;
+  }
+};
+struct Magnitude {
+  template <class V>
+  static V map(V x, V) {
+    return x > V{} ? x : V{} - x;
+  }
+};
+struct SquareOf {
+  template <class V>
+  static V map(V x, V) {
+    return x * x;
+  }
+};
+struct IsSet {
+  template <class V>
+  static V map(V x, V) {
+    return x != V{} ? splat<V>(1) : V{};
+  }
+};
+struct DeviationSquare {
+  template <class V>
+  static V map(V x, V center) {
+    return (x - center) * (x - center);
+  }
+};
 
 struct Sum {
-  template <class V> static V join(V a, V b) { return a + b; }
-  template <class T> static T identity() { return T(0); }
+  template <class V>
+  static V join(V a, V b) {
+    return a + b;
+  }
+  template <class T>
+  static T identity() {
+    return T(0);
+  }
 };
 struct Product {
-  template <class V> static V join(V a, V b) { return a * b; }
-  template <class T> static T identity() { return T(1); }
+  template <class V>
+  static V join(V a, V b) {
+    return a * b;
+  }
+  template <class T>
+  static T identity() {
+    return T(1);
+  }
 };
 // NaN wins: it is not equal to itself, and nothing compares larger than it.
 struct Larger {
-  template <class V> static V join(V a, V b) { return ((b > a) | (b != b)) ? b : a; }
-  template <class T> static T identity() { return T(0.5) != T(0) ? T(-INFINITY) : T(INT64_MIN); }
+  template <class V>
+  static V join(V a, V b) {
+    return ((b > a) | (b != b)) ? b : a;
+  }
+  template <class T>
+  static T identity() {
+    return T(0.5) != T(0) ? T(-INFINITY) : T(INT64_MIN);
+  }
 };
 struct Smaller {
-  template <class V> static V join(V a, V b) { return ((b < a) | (b != b)) ? b : a; }
-  template <class T> static T identity() { return T(0.5) != T(0) ? T(INFINITY) : T(INT64_MAX); }
+  template <class V>
+  static V join(V a, V b) {
+    return ((b < a) | (b != b)) ? b : a;
+  }
+  template <class T>
+  static T identity() {
+    return T(0.5) != T(0) ? T(INFINITY) : T(INT64_MAX);
+  }
 };
 
 // A transcendental f is applied to the loaded row first.
@@ -72,16 +127,6 @@ struct Formula {
 };
 
 // ------------------------------------------------------------------------------------------- loading
-
-// The offset of a row-major position.
-inline int64_t offset_of(int64_t position, int n_axes, const int64_t* shape, const int64_t* strides) {
-  int64_t offset = 0;
-  for (int axis = n_axes - 1; axis > 0; --axis) {
-    offset += position % shape[axis] * strides[axis];
-    position /= shape[axis];
-  }
-  return n_axes > 0 ? offset + position * strides[0] : 0;
-}
 
 template <class T>
 bool is_direct(const ReduceArgs& args, int64_t stride, Prepare prepare) {
@@ -120,8 +165,10 @@ T finish(const ReduceArgs& args, Wide<T> joined, T center) {
   if constexpr (T(0.5) != T(0)) {
     if (F::prepare == Prepare::Exp) return static_cast<T>(log_(joined) + Wide<T>(center));
     if (args.divisor != 1) joined /= static_cast<Wide<T>>(args.divisor);
-    if (args.root == 2) joined = sqrt_(joined);
-    else if (args.root != 1) joined = pow_(joined, static_cast<Wide<T>>(1 / args.root));
+    if (args.root == 2)
+      joined = sqrt_(joined);
+    else if (args.root != 1)
+      joined = pow_(joined, static_cast<Wide<T>>(1 / args.root));
   }
   return static_cast<T>(joined);
 }
@@ -174,8 +221,8 @@ Wide<T> join_range(const ReduceArgs& args, int64_t kept, int64_t begin, int64_t 
   const int64_t base = offset_of(kept, args.n_kept_axes, args.kept_shape, args.kept_x_strides);
   T center = T(0);
   if (args.center)
-    center = static_cast<const T*>(
-        args.center)[offset_of(kept, args.n_kept_axes, args.kept_shape, args.kept_y_strides)];
+    center =
+        static_cast<const T*>(args.center)[offset_of(kept, args.n_kept_axes, args.kept_shape, args.kept_y_strides)];
   Wide<T> joined = F::Join::template identity<Wide<T>>();
   for (int64_t at = begin; at < end;) {
     const int64_t column = at % length;
@@ -198,8 +245,10 @@ void reduce_rows(const ReduceArgs& args, int64_t n_chunks) {
       const int64_t kept = work / n_chunks, chunk = work % n_chunks;
       const int64_t begin = chunk * args.chunk;
       const Wide<T> joined = join_range<F, T>(args, kept, begin, smaller(begin + args.chunk, args.n_reduced));
-      if (args.partials) static_cast<Wide<T>*>(args.partials)[chunk * args.n_kept + kept] = joined;
-      else store<F, T>(args, kept, joined);
+      if (args.partials)
+        static_cast<Wide<T>*>(args.partials)[chunk * args.n_kept + kept] = joined;
+      else
+        store<F, T>(args, kept, joined);
     }
   });
 }
@@ -293,32 +342,49 @@ void join_partials(const ReduceArgs& args, int64_t n_chunks) {
 template <class F, class T>
 void reduce_with(const ReduceArgs& args) {
   const int64_t n_chunks = args.partials ? (args.n_reduced + args.chunk - 1) / args.chunk : 1;
-  if (args.by_rows) reduce_rows<F, T>(args, n_chunks);
-  else reduce_columns<F, T>(args, n_chunks);
+  if (args.by_rows)
+    reduce_rows<F, T>(args, n_chunks);
+  else
+    reduce_columns<F, T>(args, n_chunks);
   if (args.partials) join_partials<F, T>(args, n_chunks);
 }
 
 template <class T>
 void reduce_typed(const ReduceArgs& args) {
   switch (args.op) {
-    case ReduceOp::Sum: return reduce_with<Formula<Plain, Sum>, T>(args);
-    case ReduceOp::Prod: return reduce_with<Formula<Plain, Product>, T>(args);
-    case ReduceOp::Max: return reduce_with<Formula<Plain, Larger>, T>(args);
-    case ReduceOp::Min: return reduce_with<Formula<Plain, Smaller>, T>(args);
-    case ReduceOp::Any: return reduce_with<Formula<IsSet, Larger>, T>(args);
-    case ReduceOp::All: return reduce_with<Formula<IsSet, Smaller>, T>(args);
-    default: break;
+    case ReduceOp::Sum:
+      return reduce_with<Formula<Plain, Sum>, T>(args);
+    case ReduceOp::Prod:
+      return reduce_with<Formula<Plain, Product>, T>(args);
+    case ReduceOp::Max:
+      return reduce_with<Formula<Plain, Larger>, T>(args);
+    case ReduceOp::Min:
+      return reduce_with<Formula<Plain, Smaller>, T>(args);
+    case ReduceOp::Any:
+      return reduce_with<Formula<IsSet, Larger>, T>(args);
+    case ReduceOp::All:
+      return reduce_with<Formula<IsSet, Smaller>, T>(args);
+    default:
+      break;
   }
   if constexpr (T(0.5) != T(0)) {
     switch (args.op) {
-      case ReduceOp::AbsSum: return reduce_with<Formula<Magnitude, Sum>, T>(args);
-      case ReduceOp::AbsMax: return reduce_with<Formula<Magnitude, Larger>, T>(args);
-      case ReduceOp::AbsMin: return reduce_with<Formula<Magnitude, Smaller>, T>(args);
-      case ReduceOp::SquareSum: return reduce_with<Formula<SquareOf, Sum>, T>(args);
-      case ReduceOp::PowSum: return reduce_with<Formula<Plain, Sum, Prepare::Pow>, T>(args);
-      case ReduceOp::DeviationSquareSum: return reduce_with<Formula<DeviationSquare, Sum>, T>(args);
-      case ReduceOp::ExpSum: return reduce_with<Formula<Plain, Sum, Prepare::Exp>, T>(args);
-      default: break;
+      case ReduceOp::AbsSum:
+        return reduce_with<Formula<Magnitude, Sum>, T>(args);
+      case ReduceOp::AbsMax:
+        return reduce_with<Formula<Magnitude, Larger>, T>(args);
+      case ReduceOp::AbsMin:
+        return reduce_with<Formula<Magnitude, Smaller>, T>(args);
+      case ReduceOp::SquareSum:
+        return reduce_with<Formula<SquareOf, Sum>, T>(args);
+      case ReduceOp::PowSum:
+        return reduce_with<Formula<Plain, Sum, Prepare::Pow>, T>(args);
+      case ReduceOp::DeviationSquareSum:
+        return reduce_with<Formula<DeviationSquare, Sum>, T>(args);
+      case ReduceOp::ExpSum:
+        return reduce_with<Formula<Plain, Sum, Prepare::Exp>, T>(args);
+      default:
+        break;
     }
   }
 }

@@ -4,7 +4,7 @@
 //
 // The values come from the reduction before, so this is a search: by rows it stops at the first block
 // that holds the value; by columns rows are visited from the last to the first, and the last hit stays.
-#include "ops/reduce/reduce.h"
+#include "ops/reduce/walk_cpu.h"
 #include "simd/convert.h"
 
 namespace fastnn {
@@ -15,15 +15,6 @@ constexpr int64_t kGrain = 32768;
 template <class T>
 inline bool same(T a, T b) {
   return (a == b) | ((a != a) & (b != b));
-}
-
-inline int64_t offset_of(int64_t position, int n_axes, const int64_t* shape, const int64_t* strides) {
-  int64_t offset = 0;
-  for (int axis = n_axes - 1; axis >= 0; --axis) {
-    offset += position % shape[axis] * strides[axis];
-    position /= shape[axis];
-  }
-  return offset;
 }
 
 template <class T>
@@ -91,8 +82,10 @@ void find_columns(const FindFirstArgs& args) {
 
 template <class T>
 void find_typed(const FindFirstArgs& args) {
-  if (args.walk.by_rows) find_rows<T>(args);
-  else find_columns<T>(args);
+  if (args.walk.by_rows)
+    find_rows<T>(args);
+  else
+    find_columns<T>(args);
 }
 
 void find_first(const FindFirstArgs& args) {

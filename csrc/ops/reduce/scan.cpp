@@ -17,8 +17,8 @@ Tensor run(const char* name, ScanOp op, const Tensor& x, int64_t axis, bool reve
   const Tensor from = contiguous(x);
   Tensor y = empty(x.shape(), x.is_floating() ? x.dtype() : DType::Int64, x.device());
   if (y.numel() == 0) return y;
-  ScanArgs args{op,       x.is_floating() ? DType::Float64 : DType::Int64, reverse, from.raw(), x.dtype(), y.raw(),
-                y.dtype(), 1, 1, 1};
+  ScanArgs args{
+      op, x.is_floating() ? DType::Float64 : DType::Int64, reverse, from.raw(), x.dtype(), y.raw(), y.dtype(), 1, 1, 1};
   for (int i = 0; i < x.ndim(); ++i) (i < axis ? args.outer : i == axis ? args.n : args.inner) *= x.shape()[i];
   scan_rows(x.device(), args);
   return y;

@@ -12,12 +12,24 @@ namespace {
 constexpr int64_t kGrain = 32768;
 
 struct Sum {
-  template <class T> static T join(T a, T b) { return T(a + b); }
-  template <class T> static T identity() { return T(0); }
+  template <class T>
+  static T join(T a, T b) {
+    return T(a + b);
+  }
+  template <class T>
+  static T identity() {
+    return T(0);
+  }
 };
 struct Product {
-  template <class T> static T join(T a, T b) { return T(a * b); }
-  template <class T> static T identity() { return T(1); }
+  template <class T>
+  static T join(T a, T b) {
+    return T(a * b);
+  }
+  template <class T>
+  static T identity() {
+    return T(1);
+  }
 };
 
 template <class T>
@@ -83,13 +95,17 @@ void scan_with(const ScanArgs& args) {
 
 template <class T>
 void scan_typed(const ScanArgs& args) {
-  if (args.op == ScanOp::Sum) scan_with<Sum, T>(args);
-  else scan_with<Product, T>(args);
+  if (args.op == ScanOp::Sum)
+    scan_with<Sum, T>(args);
+  else
+    scan_with<Product, T>(args);
 }
 
 void scan(const ScanArgs& args) {
-  if (args.compute == DType::Int64) scan_typed<int64_t>(args);
-  else scan_typed<double>(args);
+  if (args.compute == DType::Int64)
+    scan_typed<int64_t>(args);
+  else
+    scan_typed<double>(args);
 }
 
 }  // namespace

@@ -3,7 +3,8 @@
 // bytes: x once, y twice (it holds the exponentials until their sum is known); arithmetic: one exp, ~20
 // operations, an element. Along the last axis a row stays in L1/L2 for its three passes: maximum,
 // exponentials and their sum, scale. Along another axis, 32 columns advance together, row by row. 16-bit
-// floats pass through float32 buffers: a whole row, or the rows of a column block.
+// floats pass through float32 buffers: a whole row, or the rows of a column block. The maximum passes NaN
+// over: its exponential makes the sum, and with it the row, NaN.
 #include "ops/softmax/softmax.h"
 
 #include "simd/convert.h"
@@ -127,7 +128,7 @@ void forward_columns(const SoftmaxArgs& args) {
     };
     for (int64_t c = 0; c < kColumns; ++c) highest[c] = -static_cast<T>(INFINITY);
     for_each_row([&](int64_t, const T* x) {
-      for (int64_t c = 0; c < columns; ++c) highest[c] = (x[c] > highest[c]) | (x[c] != x[c]) ? x[c] : highest[c];
+      for (int64_t c = 0; c < columns; ++c) highest[c] = x[c] > highest[c] ? x[c] : highest[c];
     });
     for_each_row([&](int64_t, const T* x) {
       for (int64_t c = 0; c < columns; ++c) sums[c] += exp_(x[c] - highest[c]);

@@ -22,7 +22,8 @@ class Parameter(Tensor):
     """A tensor that a Module lists among its parameters. It shares memory with ``data``."""
 
     def __new__(cls, data: Tensor | None = None, requires_grad: bool = True) -> Self:
-        return Tensor._make_subclass(cls, _C.empty((0,)) if data is None else data, requires_grad)
+        parameter: Self = Tensor._make_subclass(cls, _C.empty((0,)) if data is None else data, requires_grad)
+        return parameter
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parameter":
         return Parameter(self.detach().clone(), self.requires_grad)
@@ -355,11 +356,9 @@ class Module:
 
 def clear_grad(parameter: Tensor, set_to_none: bool) -> None:
     """Drops a gradient, or keeps its memory and fills it with zeros."""
-    if parameter.grad is None:
-        return
     if set_to_none:
         parameter.grad = None
-    else:
+    elif parameter.grad is not None:
         parameter.grad = parameter.grad.detach().zero_()
 
 

@@ -7,9 +7,10 @@ from fastnn._C import Tensor
 from fastnn.autograd import no_grad
 
 
-def _gradients(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+def gradients_of(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
+    """The gradients that are there."""
     tensors = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-    return [p.grad for p in tensors if p.grad is not None]
+    return [grad for p in tensors if (grad := p.grad) is not None]
 
 
 def clip_grad_norm_(
@@ -19,13 +20,13 @@ def clip_grad_norm_(
 
     Pascanu et al. 2013. RuntimeError for a norm that is not finite, with ``error_if_nonfinite``.
     """
-    return _C.clip_grad_norm_(_gradients(parameters), max_norm, norm_type, error_if_nonfinite)
+    return _C.clip_grad_norm_(gradients_of(parameters), max_norm, norm_type, error_if_nonfinite)
 
 
 @no_grad()
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
     """Clips every gradient element to [-clip_value, clip_value]."""
-    for gradient in _gradients(parameters):
+    for gradient in gradients_of(parameters):
         gradient.clamp_(-clip_value, clip_value)
 
 

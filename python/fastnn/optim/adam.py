@@ -4,6 +4,7 @@ from typing import Any
 
 from fastnn import _C
 from fastnn._C import Tensor
+from fastnn.nn.utils import gradients_of
 from fastnn.optim.optimizer import Optimizer, Params
 
 
@@ -61,15 +62,17 @@ class Adam(Optimizer):
 
     def _update(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
         states = [self.state[p] for p in params]
+        beta1, beta2 = group["betas"]
         _C.adam_step(
             params,
-            [p.grad for p in params],
+            gradients_of(params),
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
             step,
             group["lr"],
-            *group["betas"],
+            beta1,
+            beta2,
             group["eps"],
             group["weight_decay"],
             self.decoupled,

@@ -4,6 +4,7 @@ from typing import Any
 
 from fastnn import _C
 from fastnn._C import Tensor
+from fastnn.nn.utils import gradients_of
 from fastnn.optim.optimizer import Optimizer, Params
 
 
@@ -54,7 +55,7 @@ class SGD(Optimizer):
     def _update(group: dict[str, Any], params: list[Tensor], buffers: list[Tensor] | None, first_step: bool) -> None:
         _C.sgd_step(
             params,
-            [p.grad for p in params],
+            gradients_of(params),
             buffers,
             group["lr"],
             group["momentum"],

@@ -123,7 +123,8 @@ def random_split(dataset: Any, lengths: Sequence[int | float], generator: Genera
 
 
 def _permutation(n: int, generator: Generator | None) -> list[int]:
-    return _C.randperm(n, generator=generator).tolist()
+    order: list[int] = _C.randperm(n, generator=generator).tolist()
+    return order
 
 
 def default_collate(samples: Sequence[Any]) -> Any:
