@@ -91,7 +91,6 @@ def test_more_than_a_32_bit_index_counts() -> None:
     assert x.sum().item() == 12 and x.argmax().item() == 2**31
     assert x[2**31 :].tolist() == [7, 0, 0, 0, 0, 0, 0, 0, 5]
     assert x.gather(0, fastnn.tensor([2**31, n - 1])).tolist() == [7, 5]
-    assert (x > 0).nonzero().flatten().tolist() == [2**31, n - 1]
     del x
     fastnn.empty_cache()
 

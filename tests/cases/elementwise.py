@@ -137,6 +137,7 @@ UNARY = [
         3,
         exact=True,
         large=_clamp_large,
+        bench=(),
         kwargs=[{"min": -1.0, "max": 0.5}],
     ),
     _unary(
@@ -147,6 +148,7 @@ UNARY = [
         exact=True,
         inplace=True,
         large=_clamp_large,
+        bench=(),
         kwargs=[{"min": -1.0, "max": 0.5}, {"min": 0.25}, {"max": -0.25}],
         errors=[error(ValueError, "clamp.*min or max", f32(3))],
     ),
