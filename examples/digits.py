@@ -1,6 +1,6 @@
 """Handwritten digits: a small convolutional network against logistic regression and 3 nearest neighbours.
 
-    python examples/digits.py [--output FOLDER]
+    python examples/digits.py [--output FOLDER]      (build/digits unless told otherwise)
 
 The data are scikit-learn's 1,797 real scans of 8 x 8 pixels. Each of 5 seeds splits them anew, 75 % to
 train and 25 % held out, and every method sees the same splits. Ends with status 1 if the network
@@ -152,7 +152,7 @@ def reloaded_equals(model, split, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, default=Path("digits"), help="folder of the model and the picture")
+    parser.add_argument("--output", type=Path, default=Path("build/digits"), help="folder of the model and the picture")
     output = parser.parse_args().output
     output.mkdir(parents=True, exist_ok=True)
 

@@ -119,8 +119,8 @@ CudaDevice& cuda_device(Device device) {
   check<DeviceError>(size_t(device.index) < devices.size(), device, ": this machine has ", devices.size(),
                      " CUDA device(s)");
   const int capability = probe().capabilities[size_t(device.index)];
-  check<DeviceError>(capability >= kLowestCapability, device, ": has compute capability ",
-                     capability_text(capability), ", fastnn needs ", capability_text(kLowestCapability), " or later");
+  check<DeviceError>(capability >= kLowestCapability, device, ": has compute capability ", capability_text(capability),
+                     ", fastnn needs ", capability_text(kLowestCapability), " or later");
   auto& slot = devices[size_t(device.index)];
   if (CudaDevice* opened = slot.load(std::memory_order_acquire)) return *opened;
   std::lock_guard<std::mutex> lock(mutex);

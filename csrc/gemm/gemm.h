@@ -31,8 +31,8 @@ struct GemmArgs {
   void* c;
   int64_t c_row;
 
-  DType dtype;        // of A and B: float32, float64, bfloat16 or float16
-  DType c_dtype;      // the same, or float32
+  DType dtype;    // of A and B: float32, float64, bfloat16 or float16
+  DType c_dtype;  // the same, or float32
   double alpha = 1;
   bool accumulate = false;  // add to C what it held
   GemmBias bias_kind = GemmBias::None;
@@ -80,7 +80,7 @@ inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
 namespace FASTNN_LEVEL {
 // Floating dtypes only.
 void gemm(const GemmArgs& args);
-}
+}  // namespace FASTNN_LEVEL
 #endif
 
 }  // namespace fastnn

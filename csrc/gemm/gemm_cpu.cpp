@@ -2,9 +2,9 @@
 //
 //   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place.
 //   direct   B's rows are contiguous and the product is small or has few rows: in place.
-//   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabDepth x
-//            kSlabColumns at most) is packed by all threads; then blocks of A's rows times strips of
-//            the slab are the parallel tasks, each packing its rows of A one depth block at a time.
+//   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabElements at most) is
+//            packed by all threads; then blocks of A's rows times strips of the slab are the parallel
+//            tasks, each packing its rows of A one depth block at a time.
 //
 // k is not split between threads, except where C is so small and k so long that there is nothing else
 // to split: then into chunks fixed by k, whose partial products are added in order.
@@ -17,18 +17,26 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kTaskWork = int64_t(1) << 20;  // multiply-adds that pay for a task
-constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // below it packing does not pay
-constexpr int64_t kDirectDepth = 256;                      // depth block of operands in place
-constexpr int64_t kDotRows = 8, kDotColumns = 4;           // few rows or columns: the other operand is read once
+// Work is counted in multiply-adds.
+constexpr int64_t kTaskWork = int64_t(1) << 20;            // pays for a task
+constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // up to here packing does not pay
+constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of a batch are parallel in themselves
+constexpr int64_t kTasks = 8;                              // wanted of a packed product, at least
+
+constexpr int64_t kDotRows = 8, kDotColumns = 4;    // few rows or columns: the other operand is read once
+constexpr int64_t kDirectDepth = 256;               // depth block of operands in place
+constexpr int64_t kCachedBytes = int64_t(1) << 20;  // of B; beyond, it is prefetched into the second-level cache
+
 // Of a packed block: a panel of B this deep is about the first-level cache.
 template <class T>
 constexpr int64_t kPackedDepth = sizeof(T) == 4 ? 384 : 256;
-constexpr int64_t kSlabDepth = 6 * 384, kSlabColumns = 2048;
-constexpr int64_t kBlockRows = 280;  // of A; kPackedDepth deep it is a quarter of the second-level cache
-constexpr int64_t kTasks = 8;        // wanted of a large product, at least
-constexpr int64_t kSplitOutputs = 16384, kSplitDepth = 4096, kSplitChunks = 256;
-constexpr int64_t kItemWork = int64_t(1) << 26;  // larger products of a batch are parallel in themselves
+constexpr int64_t kBlockRows = 280;      // of A; kPackedDepth deep it is a quarter of the second-level cache
+constexpr int64_t kStripColumns = 1024;  // a strip of B this wide pays for packing A again
+constexpr int64_t kSlabDepth = 6 * 384;  // of B
+constexpr int64_t kSlabElements = kSlabDepth * 2048;
+constexpr int64_t kPackedPanels = 4;  // of B in a packing task, at least: a row of them is 512 bytes
+
+constexpr int64_t kSplitOutputs = 16384, kSplitDepth = 4096, kSplitChunks = 256;  // when k is split, and how
 constexpr int64_t kCastRun = 512;
 
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -47,7 +55,9 @@ struct Operand {
 
   const char* at(int64_t i, int64_t p) const { return data + (i * outer + p * depth) * int64_t(item_size(dtype)); }
   template <class T>
-  const T* at(int64_t i, int64_t p) const { return reinterpret_cast<const T*>(at(i, p)); }
+  const T* at(int64_t i, int64_t p) const {
+    return reinterpret_cast<const T*>(at(i, p));
+  }
 };
 
 // One product, computed and stored in T.
@@ -88,6 +98,9 @@ template <class T>
 void direct(const Product<T>& product) {
   constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
   const int64_t depth = even_piece(product.k, kDirectDepth, 1);
+  // A large B streams from memory in pieces of rows, which the hardware does not prefetch.
+  const bool streamed = product.n * product.k * int64_t(sizeof(T)) > kCachedBytes;
+  const int64_t ahead = streamed ? 2 * kColumns : 0;
   int64_t b_rows[kDirectDepth];
   for (int64_t p = 0; p < depth; ++p) b_rows[p] = p * product.b.depth;
   const auto multiply_tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
@@ -98,7 +111,7 @@ void direct(const Product<T>& product) {
         for (int64_t i = row; i < row_end; i += height) {
           const int rows = int(min(height, row_end - i)), columns = int(min(kColumns, column_end - j));
           run_outer_tile<T>({product.a.template at<T>(i, p), product.a.outer, product.a.depth,
-                             product.b.template at<T>(j, p), b_rows, min(depth, product.k - p), rows, columns},
+                             product.b.template at<T>(j, p), b_rows, min(depth, product.k - p), rows, columns, ahead},
                             block);
           product.destination(i, j, p == 0).put(block, rows, columns);
         }
@@ -133,6 +146,8 @@ struct Slab {
   const T* panels;
   int64_t column, column_end;
   int64_t p, depth;
+
+  int64_t bytes() const { return (column_end - column) * depth * int64_t(sizeof(T)); }
 };
 
 template <class T>
@@ -141,14 +156,16 @@ Slab<T> pack_slab(const Product<T>& product, int64_t column, int64_t column_end,
   const int64_t n_panels = ceil_div(column_end - column, kColumns), panel_size = kColumns * depth;
   T* panels =
       static_cast<T*>(thread_scratch(Scratch::GemmB, size_t(n_panels * panel_size + kPanelPadding) * sizeof(T)));
-  parallel_for(n_panels, max(1, (1 << 16) / panel_size), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t j = column + panel * kColumns;
-      pack_panel<kColumns>(product.b.at(j, p), product.b.dtype, product.b.depth, product.b.outer, depth,
-                           int(min(kColumns, column_end - j)), panels + panel * panel_size);
-    }
+  parallel_for(n_panels, max(kPackedPanels, (1 << 16) / panel_size), [&](int64_t begin, int64_t end) {
+    const int64_t j = column + begin * kColumns;
+    pack_panels<kColumns>(product.b.at(j, p), product.b.dtype, product.b.depth, product.b.outer, depth,
+                          min(column_end - j, (end - begin) * kColumns), panels + begin * panel_size, panel_size);
   });
   return {panels, column, column_end, p, depth};
+}
+
+inline void prefetch_lines(const char* memory, int64_t lines) {
+  for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(memory + line * 64, 0, 2);
 }
 
 // C[row .. row_end, panels begin .. end of the slab].
@@ -161,14 +178,20 @@ void multiply_block(const Product<T>& product, int64_t row, int64_t row_end, con
   T* block = static_cast<T*>(thread_scratch(Scratch::GemmA, size_t(elements) * sizeof(T)));
   for (int64_t p = 0; p < slab.depth; p += depth) {
     const int64_t k = min(depth, slab.depth - p), first_p = slab.p + p;
-    for (int64_t i = 0; i < rows; i += kRows)
-      pack_panel<kRows>(product.a.at(row + i, first_p), product.a.dtype, product.a.depth, product.a.outer, k,
-                        int(min(kRows, rows - i)), block + i * k);
+    pack_panels<kRows>(product.a.at(row, first_p), product.a.dtype, product.a.depth, product.a.outer, k, rows, block,
+                       kRows * k);
+    // A large slab: while a panel is used, the next one comes from memory into the second-level cache.
+    const bool large = slab.bytes() > kCachedBytes;
+    const int64_t lines = k * kColumns * int64_t(sizeof(T)) / 64, lines_per_tile = ceil_div(lines * kRows, rows);
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t j = slab.column + panel * kColumns;
-      for (int64_t i = 0; i < rows; i += kRows)
-        packed_tile<T>(block + i * k, slab.panels + (panel * slab.depth + p) * kColumns, k, int(min(kRows, rows - i)),
-                       int(min(kColumns, slab.column_end - j)), product.destination(row + i, j, first_p == 0));
+      const T* b = slab.panels + (panel * slab.depth + p) * kColumns;
+      const char* next = reinterpret_cast<const char*>(b + slab.depth * kColumns);
+      for (int64_t i = 0; i < rows; i += kRows, next += lines_per_tile * 64) {
+        if (large && panel + 1 < end) prefetch_lines(next, lines_per_tile);
+        packed_tile<T>(block + i * k, b, k, int(min(kRows, rows - i)), int(min(kColumns, slab.column_end - j)),
+                       product.destination(row + i, j, first_p == 0));
+      }
     }
   }
 }
@@ -176,15 +199,18 @@ void multiply_block(const Product<T>& product, int64_t row, int64_t row_end, con
 template <class T>
 void packed(const Product<T>& product) {
   constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
-  const int64_t slab_columns = even_piece(product.n, kSlabColumns, kColumns);
   const int64_t slab_depth = even_piece(product.k, kSlabDepth, 4);
-  const int64_t block_limit = min(kBlockRows, max(4 * kRows, product.m / kTasks)) / kRows * kRows;
-  const int64_t block_rows = even_piece(product.m, max(kRows, block_limit), kRows);
+  const int64_t slab_columns = even_piece(product.n, kSlabElements / slab_depth, kColumns);
+  // Enough tasks: first by strips, as long as a strip is wide enough to pay for packing A again, then by
+  // blocks of rows, then by narrower strips.
+  const int64_t wide_strips = max(1, min(product.n / kStripColumns, kTasks / ceil_div(product.m, kBlockRows)));
+  const int64_t block_limit = min(kBlockRows, max(4 * kRows, product.m * wide_strips / kTasks)) / kRows * kRows;
+  const int64_t block_rows = even_piece(product.m, block_limit, kRows);
   const int64_t blocks = ceil_div(product.m, block_rows);
   for (int64_t column = 0; column < product.n; column += slab_columns)
     for (int64_t p = 0; p < product.k; p += slab_depth) {
-      const Slab<T> slab = pack_slab(product, column, min(product.n, column + slab_columns), p,
-                                     min(slab_depth, product.k - p));
+      const Slab<T> slab =
+          pack_slab(product, column, min(product.n, column + slab_columns), p, min(slab_depth, product.k - p));
       const int64_t n_panels = ceil_div(slab.column_end - slab.column, kColumns);
       const int64_t strip = min(n_panels, max(4, ceil_div(n_panels * blocks, kTasks)));
       const int64_t strips = ceil_div(n_panels, strip);
@@ -254,10 +280,10 @@ Product<T> make_product(const GemmArgs& args, const GemmItem& item, const Destin
 template <class T>
 void multiply_item(const GemmArgs& args, const GemmItem& item) {
   const T* bias = static_cast<const T*>(args.bias);
-  multiply(make_product<T>(args, item,
-                           {reinterpret_cast<T*>(item.c), args.c_row, T(args.alpha), args.accumulate,
-                            args.bias_kind == GemmBias::PerRow ? bias : nullptr,
-                            args.bias_kind == GemmBias::PerColumn ? bias : nullptr}));
+  multiply(make_product<T>(
+      args, item,
+      {reinterpret_cast<T*>(item.c), args.c_row, T(args.alpha), args.accumulate,
+       args.bias_kind == GemmBias::PerRow ? bias : nullptr, args.bias_kind == GemmBias::PerColumn ? bias : nullptr}));
 }
 
 // A 16-bit C: the sums are made in float32, and rounded once.

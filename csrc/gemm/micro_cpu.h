@@ -53,7 +53,7 @@ struct Destination {
 
 // One pointer serves four rows, so that fourteen of them need four pointers and two strides, and all
 // stay in registers. kMasked: `columns` may end inside the last vector.
-template <class T, int kRows, int kVectors, bool kMasked>
+template <class T, int kRows, int kVectors, bool kMasked, bool kAhead = false>
 __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* block) {
   constexpr int kLanes = Vec<T>::size;
   const int64_t row_bytes = tile.a_row * int64_t(sizeof(T)), step = tile.a_column * int64_t(sizeof(T));
@@ -68,6 +68,10 @@ __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* block) {
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>::zero();
   for (int64_t p = 0; p < tile.k; ++p) {
     const T* b = tile.b + tile.b_offsets[p];
+    if constexpr (kAhead) {
+      __builtin_prefetch(b + tile.ahead, 0, 2);
+      __builtin_prefetch(b + tile.ahead + kLanes, 0, 2);
+    }
     Vec<T> columns[kVectors];
 #pragma GCC unroll 2
     for (int v = 0; v < kVectors; ++v)
@@ -95,6 +99,9 @@ void run_outer_tile(const OuterTile<T>& tile, T* block) {
     if (tile.rows < kRows) return run_outer_tile<T, kRows - 1>(tile, block);
   }
   const bool wide = tile.columns > kLanes;
+  if constexpr (kMaskedLoads && 2 * kRows >= Tile<T>::kRows) {
+    if (wide && tile.ahead > 0) return outer_tile<T, kRows, 2, true, true>(tile, block);
+  }
   if constexpr (kMaskedLoads) {
     // A mask costs AVX-512 nothing; AVX2 has a kernel for whole vectors too.
     if (kVectorBytes == 64 || tile.columns % kLanes != 0)

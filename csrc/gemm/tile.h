@@ -40,6 +40,7 @@ struct Tile {
 }  // namespace
 
 // rows <= kRows, columns <= kColumns; without masked loads `columns` is a multiple of the vector.
+// `ahead`: a tall tile prefetches each row of B this many elements further on, for the tiles to come.
 template <class T>
 struct OuterTile {
   const T* a;
@@ -48,6 +49,7 @@ struct OuterTile {
   const int64_t* b_offsets;
   int64_t k;
   int rows, columns;
+  int64_t ahead = 0;
 };
 
 // rows <= kDotRows, columns <= kDotColumns; sums beyond them are meaningless. k may come in several

@@ -10,9 +10,13 @@ namespace {
 template <int kBytes>
 struct LaneIndex;
 template <>
-struct LaneIndex<4> { using type = int32_t; };
+struct LaneIndex<4> {
+  using type = int32_t;
+};
 template <>
-struct LaneIndex<8> { using type = int64_t; };
+struct LaneIndex<8> {
+  using type = int64_t;
+};
 
 // One step between lanes `kStep` apart: `a` keeps its lanes with that bit clear and takes those of
 // `b`, moved up; `b` keeps its lanes with that bit set and takes those of `a`, moved down.

@@ -13,7 +13,7 @@ SHAPES = ((4, 5), (7,), (), (0, 3))
 
 
 def _copies(tensors: Any) -> Any:
-    return [t.clone() for t in tensors]
+    return [t.detach().clone() for t in tensors]
 
 
 def _sgd(lib: Any, params: Any, grads: Any, buffers: Any, *options: Any) -> Any:
@@ -63,11 +63,11 @@ def _clip_reference(grads: Any, max_norm: float, p: float) -> Any:
 
 
 def _normals(scale: float = 1.0) -> list[Any]:
-    return [n(*shape) * scale for shape in SHAPES]
+    return [np.asarray(n(*shape) * scale) for shape in SHAPES]
 
 
 def _squares() -> list[Any]:
-    return [n(*shape) ** 2 for shape in SHAPES]
+    return [np.asarray(n(*shape) ** 2) for shape in SHAPES]
 
 
 def _case(name: str, formula: Any, samples: list[Any], **options: Any) -> Case:

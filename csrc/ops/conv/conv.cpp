@@ -65,8 +65,7 @@ struct Geometry {
   Dims output_shape;
 };
 
-Geometry make_geometry(const char* op, int spatial, const Tensor& x, const Tensor& weight,
-                       const ConvOptions& options) {
+Geometry make_geometry(const char* op, int spatial, const Tensor& x, const Tensor& weight, const ConvOptions& options) {
   check_option(op, "stride", options.stride, spatial, 1);
   check_option(op, "dilation", options.dilation, spatial, 1);
   if (options.same_padding) {
@@ -143,12 +142,13 @@ Tensor conv(const char* op, int spatial, const Tensor& x, const Tensor& weight, 
     args.out = y.raw();
     conv_forward(x.device(), args);
   }
-  return record(op, y, {x, weight, bias}, [args = geometry.args, spatial, sx = Saved(x), sw = Saved(weight)](Backward& b) {
-    const Tensor dy = dense(b.grad()), x = b.get(sx), weight = b.get(sw);
-    if (b.needs(0)) b.set(0, input_grad(args, dy, weight, x.shape()));
-    if (b.needs(1)) b.set(1, weight_grad(args, dy, x, weight.shape()));
-    if (b.needs(2)) b.set(2, sum(dy, bias_axes(dy, spatial), false));
-  });
+  return record(op, y, {x, weight, bias},
+                [args = geometry.args, spatial, sx = Saved(x), sw = Saved(weight)](Backward& b) {
+                  const Tensor dy = dense(b.grad()), x = b.get(sx), weight = b.get(sw);
+                  if (b.needs(0)) b.set(0, input_grad(args, dy, weight, x.shape()));
+                  if (b.needs(1)) b.set(1, weight_grad(args, dy, x, weight.shape()));
+                  if (b.needs(2)) b.set(2, sum(dy, bias_axes(dy, spatial), false));
+                });
 }
 
 }  // namespace

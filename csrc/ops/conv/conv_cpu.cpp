@@ -15,11 +15,11 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kTaskWork = int64_t(1) << 20;   // multiply-adds that pay for a task
-constexpr int64_t kBandWork = int64_t(1) << 24;   // an image of more is cut into bands of rows
-constexpr int64_t kBandPixels = 64;               // at least, in a band
-constexpr int64_t kTasks = 8;                     // wanted, at least
-constexpr int64_t kDepth = 256;                   // k is summed in blocks that leave the planes in cache
+constexpr int64_t kTaskWork = int64_t(1) << 20;  // multiply-adds that pay for a task
+constexpr int64_t kBandWork = int64_t(1) << 24;  // an image of more is cut into bands of rows
+constexpr int64_t kBandPixels = 64;              // at least, in a band
+constexpr int64_t kTasks = 8;                    // wanted, at least
+constexpr int64_t kDepth = 256;                  // k is summed in blocks that leave the planes in cache
 
 // Positions of a pass's results along one axis of the output: first, first + step, ...
 struct OutputAxis {
@@ -52,8 +52,8 @@ struct Grid {
   int64_t band_rows, bands;
   int64_t block_channels, blocks;
   int64_t units, units_per_task;
-  int64_t pitch;             // elements between planes
-  const int64_t* offsets;    // [k]
+  int64_t pitch;           // elements between planes
+  const int64_t* offsets;  // [k]
 };
 
 template <class T>
@@ -136,8 +136,7 @@ void multiply(const Pass<T>& pass, const Grid& grid, int64_t group, int64_t chan
   for (int64_t p = 0; p == 0 || p < pass.k; p += depth)
     for (int64_t position = 0; position < positions; position += kColumns) {
       const int columns = int(min(kColumns, positions - position));
-      const int n_segments =
-          find_segments(position, columns, plane_columns, out_columns, results.row_pitch, segments);
+      const int n_segments = find_segments(position, columns, plane_columns, out_columns, results.row_pitch, segments);
       for (int64_t o = channel; o < channel_end; o += height) {
         const int tile_rows = int(min(height, channel_end - o));
         FASTNN_LEVEL::gemm_outer_tile(
@@ -221,8 +220,8 @@ struct Shared {
 
   Shared(int64_t n_offsets, int64_t count) {
     const int64_t offset_bytes = ceil_div(n_offsets * 8, 64) * 64;
-    char* memory = static_cast<char*>(
-        thread_scratch(Scratch::OperationShared, size_t(offset_bytes + count * int64_t(sizeof(T)))));
+    char* memory =
+        static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(offset_bytes + count * int64_t(sizeof(T)))));
     offsets = reinterpret_cast<int64_t*>(memory);
     elements = reinterpret_cast<T*>(memory + offset_bytes);
   }
@@ -248,8 +247,19 @@ void forward_typed(const ConvArgs& args) {
   const Planes planes{static_cast<const char*>(args.x), args.dtype, args.in_channels,
                       plane_axis(h.input, h.stride, h.padding, h.dilation, h.kernel, h.output),
                       plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output)};
-  run_pass(Pass<T>{args.images, args.groups, args.out_channels, k, weights, bias, planes, h.kernel, w.kernel,
-                   static_cast<char*>(args.out), args.dtype, {h.output, 0, 1, h.output}, {w.output, 0, 1, w.output}},
+  run_pass(Pass<T>{args.images,
+                   args.groups,
+                   args.out_channels,
+                   k,
+                   weights,
+                   bias,
+                   planes,
+                   h.kernel,
+                   w.kernel,
+                   static_cast<char*>(args.out),
+                   args.dtype,
+                   {h.output, 0, 1, h.output},
+                   {w.output, 0, 1, w.output}},
            shared.offsets);
 }
 
@@ -276,7 +286,9 @@ GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
   const int64_t reach = found ? (tap * axis.dilation - residue) / axis.stride + (taps - 1) * dilation : 0;
   return {{axis.input, first, axis.stride, count},
           plane_axis(axis.output, 1, reach - quotient, dilation, max(1, taps), count),
-          tap, period, taps};
+          tap,
+          period,
+          taps};
 }
 
 // weight[o, i, taps of the phase] as [group][i][o, taps in reverse].
@@ -286,19 +298,19 @@ void swap_channels(const ConvArgs& args, const GradPhase& rows, const GradPhase&
   const int64_t size = int64_t(item_size(args.dtype));
   parallel_for(args.groups * args.in_channels, max(1, 65536 / max(1, args.out_channels * taps)),
                [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t group = row / args.in_channels, i = row % args.in_channels;
-      for (int64_t a = 0; a < rows.taps; ++a)
-        for (int64_t b = 0; b < columns.taps; ++b)
-          for (int64_t o = 0; o < args.out_channels; ++o) {
-            const int64_t filter = (group * args.out_channels + o) * args.in_channels + i;
-            const int64_t index =
-                filter * kernel + rows.kernel_index(a) * args.width.kernel + columns.kernel_index(b);
-            FASTNN_LEVEL::load_row(out + (row * args.out_channels + o) * taps + a * columns.taps + b,
-                                   static_cast<const char*>(args.weight) + index * size, args.dtype, 1, 1);
-          }
-    }
-  });
+                 for (int64_t row = begin; row < end; ++row) {
+                   const int64_t group = row / args.in_channels, i = row % args.in_channels;
+                   for (int64_t a = 0; a < rows.taps; ++a)
+                     for (int64_t b = 0; b < columns.taps; ++b)
+                       for (int64_t o = 0; o < args.out_channels; ++o) {
+                         const int64_t filter = (group * args.out_channels + o) * args.in_channels + i;
+                         const int64_t index =
+                             filter * kernel + rows.kernel_index(a) * args.width.kernel + columns.kernel_index(b);
+                         FASTNN_LEVEL::load_row(out + (row * args.out_channels + o) * taps + a * columns.taps + b,
+                                                static_cast<const char*>(args.weight) + index * size, args.dtype, 1, 1);
+                       }
+                 }
+               });
 }
 
 template <class T>

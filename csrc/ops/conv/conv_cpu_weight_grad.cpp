@@ -14,18 +14,18 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kChunkWork = int64_t(1) << 21;   // multiply-adds that pay for a chunk of images
-constexpr int64_t kChunks = 64;                    // at most
-constexpr int64_t kPartials = int64_t(1) << 22;    // elements of partial gradients, at most
-constexpr int64_t kTasks = 8;                      // wanted, at least
-constexpr int64_t kBlockWork = int64_t(1) << 29;   // multiply-adds of a block of channels, at most
-constexpr int64_t kDepth = 1024;                   // pixels of a tile, of one image or more: its rows stay in cache
+constexpr int64_t kChunkWork = int64_t(1) << 21;  // multiply-adds that pay for a chunk of images
+constexpr int64_t kChunks = 64;                   // at most
+constexpr int64_t kPartials = int64_t(1) << 22;   // elements of partial gradients, at most
+constexpr int64_t kTasks = 8;                     // wanted, at least
+constexpr int64_t kBlockWork = int64_t(1) << 29;  // multiply-adds of a block of channels, at most
+constexpr int64_t kDepth = 1024;                  // pixels of a tile, of one image or more: its rows stay in cache
 
 template <class T>
 struct WeightGrad {
   const ConvArgs& args;
-  Planes x, dy;  // dy's planes have x's row length
-  int64_t k;     // channels * taps
+  Planes x, dy;          // dy's planes have x's row length
+  int64_t k;             // channels * taps
   int64_t image_pixels;  // of a plane of x and of dy, gaps included
   int64_t stack;         // images of a tile
   const int64_t* offsets;
@@ -41,8 +41,11 @@ WeightGrad<T> plan(const ConvArgs& args) {
   const PlaneAxis x_rows = plane_axis(h.input, h.stride, h.padding, h.dilation, h.kernel, h.output);
   const PlaneAxis x_columns = plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output);
   const Planes x{static_cast<const char*>(args.x), args.dtype, args.in_channels, x_rows, x_columns};
-  const Planes dy{static_cast<const char*>(args.dy), args.dtype, args.out_channels,
-                  {h.output, 1, 0, 1, 1, x_rows.length}, {w.output, 1, 0, 1, 1, x_columns.length}};
+  const Planes dy{static_cast<const char*>(args.dy),
+                  args.dtype,
+                  args.out_channels,
+                  {h.output, 1, 0, 1, 1, x_rows.length},
+                  {w.output, 1, 0, 1, 1, x_columns.length}};
   const int64_t image_pixels = x_rows.length * x_columns.length;
   const int64_t image_work = max(1, args.groups * args.out_channels * k * h.output * w.output);
 
@@ -53,8 +56,17 @@ WeightGrad<T> plan(const ConvArgs& args) {
   const int64_t part_work = images_per_chunk * image_work / args.groups;
   const int64_t blocks = max(part_work / kBlockWork, part_work > kChunkWork ? ceil_div(kTasks, parts) : 1);
   if (blocks > 1) block_channels = even_piece(block_channels, ceil_div(block_channels, blocks), Tile<T>::kDotRows);
-  return {args, x, dy, k, image_pixels, max(1, min(images_per_chunk, kDepth / image_pixels)), nullptr,
-          images_per_chunk, chunks, block_channels, ceil_div(args.out_channels, block_channels)};
+  return {args,
+          x,
+          dy,
+          k,
+          image_pixels,
+          max(1, min(images_per_chunk, kDepth / image_pixels)),
+          nullptr,
+          images_per_chunk,
+          chunks,
+          block_channels,
+          ceil_div(args.out_channels, block_channels)};
 }
 
 // grad[channels][k] += dy[channels, pixels] x[pixels, k], over `images` images.
@@ -68,10 +80,10 @@ void add_products(const WeightGrad<T>& plan, const T* dy, const T* x, int64_t pi
     for (int64_t o = 0; o < channels; o += kRows)
       for (int64_t p = 0; p < plan.k; p += kColumns) {
         const int rows = int(min(kRows, channels - o)), columns = int(min(kColumns, plan.k - p));
-        FASTNN_LEVEL::gemm_dot_tile(DotTile<T>{dy + o * pitch + pixel, pitch, x + pixel, plan.offsets + p,
-                                               min(kDepth, pixels - pixel), rows, columns, images, plan.image_pixels,
-                                               plan.image_pixels},
-                                    block);
+        FASTNN_LEVEL::gemm_dot_tile(
+            DotTile<T>{dy + o * pitch + pixel, pitch, x + pixel, plan.offsets + p, min(kDepth, pixels - pixel), rows,
+                       columns, images, plan.image_pixels, plan.image_pixels},
+            block);
         for (int r = 0; r < rows; ++r)
           for (int c = 0; c < columns; ++c) grad[(o + r) * plan.k + p + c] += block[r * kColumns + c];
       }
@@ -88,8 +100,8 @@ void run_part(const WeightGrad<T>& plan, int64_t part, T* partials) {
   fill_zero(grad, channels * plan.k);
 
   const int64_t pitch = plan.stack * plan.image_pixels, x_elements = plan.x.plane_count() * pitch;
-  T* x = static_cast<T*>(
-      thread_scratch(Scratch::Operation, size_t(x_elements + plan.block_channels * pitch) * sizeof(T)));
+  T* x =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(x_elements + plan.block_channels * pitch) * sizeof(T)));
   T* dy = x + x_elements;
   Planes dy_block = plan.dy;
   dy_block.channels = channels;

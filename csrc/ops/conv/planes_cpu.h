@@ -42,8 +42,7 @@ inline int64_t gcd(int64_t a, int64_t b) { return b == 0 ? a : gcd(b, a % b); }
 // period step / gcd(step, dilation), so tap t has phase number t % phases.
 inline PlaneAxis plane_axis(int64_t source, int64_t step, int64_t pad, int64_t dilation, int64_t taps,
                             int64_t outputs) {
-  return {source, step, pad, dilation, min(taps, step / gcd(step, dilation)),
-          outputs + (taps - 1) * dilation / step};
+  return {source, step, pad, dilation, min(taps, step / gcd(step, dilation)), outputs + (taps - 1) * dilation / step};
 }
 
 // The planes of one group of channels of images; memory order [channel][phase][phase][row][column].
@@ -104,7 +103,8 @@ void copy_planes(const Planes& planes, int64_t channel, int64_t row, int64_t row
       for (int64_t column_phase = 0; column_phase < columns.phases; ++column_phase, target += pitch) {
         const int64_t begin = rows.phase_begin(row_phase), column_begin = columns.phase_begin(column_phase);
         if (columns.source == 1 && columns.length == 1 && column_begin == 0) {  // a signal: its rows are one run
-          copy_plane_row(target, row_end - row, source, planes.dtype, rows.source, 1, begin + row * rows.step, rows.step);
+          copy_plane_row(target, row_end - row, source, planes.dtype, rows.source, 1, begin + row * rows.step,
+                         rows.step);
           continue;
         }
         for (int64_t i = row; i < row_end; ++i) {

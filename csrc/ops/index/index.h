@@ -51,14 +51,18 @@ struct IndexWalkArgs {
 extern Kernel<IndexWalkArgs> index_read;
 extern Kernel<IndexWalkArgs> index_write;
 
-// Positions of the set bytes of a contiguous bool mask. First call (positions null): counts[chunk] of
-// kNonzeroChunk elements each. Second call: counts holds each chunk's first place in `positions`.
+// Coordinates of the set elements of a contiguous mask. First call (coordinates null): counts[chunk] of
+// kNonzeroChunk elements each. Second call: counts holds each chunk's first place, and `coordinates` is
+// (ndim, total).
 constexpr int64_t kNonzeroChunk = 32768;
 struct NonzeroArgs {
   const bool* mask;
+  int ndim;  // at least 1
+  int64_t shape[kMaxDims];
   int64_t n;
   int64_t* counts;
-  int64_t* positions;
+  int64_t* coordinates;
+  int64_t total;
 };
 extern Kernel<NonzeroArgs> index_nonzero;
 

@@ -226,19 +226,52 @@ void write(const IndexWalkArgs& args) {
 
 // ------------------------------------------------------------------------------------------- nonzero
 
+int64_t count_set(const uint8_t* mask, int64_t n) {
+  int64_t set = 0;
+  for (int64_t i = 0; i < n; ++i) set += mask[i] != 0;
+  return set;
+}
+
+// Writes the coordinates of the set elements [begin, end), row by row of the last axis.
+void write_coordinates(const NonzeroArgs& args, const uint8_t* mask, int64_t begin, int64_t end, int64_t place) {
+  const int last = args.ndim - 1;
+  int64_t index[kMaxDims], rest = begin;
+  for (int axis = last; axis >= 0; --axis) {
+    index[axis] = rest % args.shape[axis];
+    rest /= args.shape[axis];
+  }
+  int64_t columns[kRowChunk];
+  for (int64_t at = begin; at < end;) {
+    int64_t n = args.shape[last] - index[last];
+    n = n < end - at ? n : end - at;
+    n = n < kRowChunk ? n : kRowChunk;
+    int64_t found = 0;
+    for (int64_t i = 0; i < n; ++i) {  // without a branch: half of a random mask would be mispredicted
+      columns[found] = index[last] + i;
+      found += mask[at + i] != 0;
+    }
+    for (int axis = 0; axis < last; ++axis)
+      for (int64_t i = 0; i < found; ++i) args.coordinates[axis * args.total + place + i] = index[axis];
+    for (int64_t i = 0; i < found; ++i) args.coordinates[last * args.total + place + i] = columns[i];
+    place += found;
+    at += n;
+    index[last] += n;
+    for (int axis = last; axis > 0 && index[axis] == args.shape[axis]; --axis) {
+      index[axis] = 0;
+      ++index[axis - 1];
+    }
+  }
+}
+
 void nonzero(const NonzeroArgs& args) {
   const uint8_t* mask = reinterpret_cast<const uint8_t*>(args.mask);
   parallel_for(args.n, kNonzeroChunk, [&](int64_t begin, int64_t end) {
     int64_t& count = args.counts[begin / kNonzeroChunk];
-    if (!args.positions) {
-      uint32_t set = 0;
-      for (int64_t i = begin; i < end; ++i) set += mask[i] != 0;
-      count = set;
-      return;
+    if (args.coordinates) {
+      write_coordinates(args, mask, begin, end, count);
+    } else {
+      count = count_set(mask + begin, end - begin);
     }
-    int64_t place = count;
-    for (int64_t i = begin; i < end; ++i)
-      if (mask[i]) args.positions[place++] = i;
   });
 }
 

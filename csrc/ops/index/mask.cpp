@@ -1,4 +1,5 @@
 // Masks: masked_fill, masked_select, nonzero; and one_hot.
+#include <algorithm>
 #include <utility>
 
 #include "core/autograd.h"
@@ -55,39 +56,33 @@ Tensor masked_select(const Tensor& x, const Tensor& mask) {
 
 namespace {
 
-// The row-major numbers of the elements that are not 0.
-Tensor flat_nonzero(const Tensor& x) {
+// (max(ndim, 1), count): a row of coordinates for each axis.
+Tensor coordinates(const Tensor& x) {
   const Tensor mask = contiguous(x.dtype() == DType::Bool ? x : ne(x, Scalar(0)));
   const int64_t chunks = (mask.numel() + kNonzeroChunk - 1) / kNonzeroChunk;
   Tensor counts = empty({chunks}, DType::Int64, x.device());
-  NonzeroArgs args{mask.data<bool>(), mask.numel(), counts.data<int64_t>(), nullptr};
+  NonzeroArgs args{};
+  args.mask = mask.data<bool>();
+  args.ndim = std::max(x.ndim(), 1);
+  args.shape[0] = 1;
+  std::copy(x.shape().begin(), x.shape().end(), args.shape);
+  args.n = mask.numel();
+  args.counts = counts.data<int64_t>();
   index_nonzero(x.device(), args);
-  int64_t total = 0;
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) total += std::exchange(args.counts[chunk], total);
-  Tensor positions = empty({total}, DType::Int64, x.device());
-  args.positions = positions.data<int64_t>();
-  if (total) index_nonzero(x.device(), args);
-  return positions;
+  for (int64_t chunk = 0; chunk < chunks; ++chunk) args.total += std::exchange(args.counts[chunk], args.total);
+  Tensor places = empty({args.ndim, args.total}, DType::Int64, x.device());
+  args.coordinates = places.data<int64_t>();
+  if (args.total) index_nonzero(x.device(), args);
+  return places;
 }
 
 }  // namespace
 
-std::vector<Tensor> nonzero_as_tuple(const Tensor& x) {
-  if (x.ndim() == 0) return nonzero_as_tuple(reshape(x, {1}));
-  std::vector<Tensor> coordinates(size_t(x.ndim()));
-  Tensor rest = flat_nonzero(detach(x));
-  for (int axis = x.ndim() - 1; axis > 0 && rest.numel(); --axis) {
-    coordinates[size_t(axis)] = remainder(rest, Scalar(x.shape()[axis]));
-    rest = floor_divide(rest, Scalar(x.shape()[axis]));
-  }
-  for (Tensor& coordinate : coordinates)
-    if (!coordinate.defined()) coordinate = rest;
-  return coordinates;
-}
+std::vector<Tensor> nonzero_as_tuple(const Tensor& x) { return unbind(coordinates(detach(x)), 0); }
 
 Tensor nonzero(const Tensor& x) {
-  if (x.ndim() == 0) return empty({flat_nonzero(detach(x)).numel(), 0}, DType::Int64, x.device());
-  return stack(nonzero_as_tuple(x), 1);
+  const Tensor places = coordinates(detach(x));
+  return contiguous(transpose(x.ndim() ? places : narrow(places, 0, 0, 0), 0, 1));
 }
 
 Tensor one_hot(const Tensor& ids, int64_t n_classes) {

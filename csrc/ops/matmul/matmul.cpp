@@ -248,8 +248,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
     options.column_bias = contiguous(detach(bias));
   }
   const Tensor left = x.ndim() == 1 ? alias(x, {1, x.size(0)}, {0, x.stride(0)}, x.offset()) : x;
-  const Tensor right = alias(weight, {weight.size(1), weight.size(0)}, {weight.stride(1), weight.stride(0)},
-                             weight.offset());
+  const Tensor right =
+      alias(weight, {weight.size(1), weight.size(0)}, {weight.stride(1), weight.stride(0)}, weight.offset());
   Tensor y = product("linear", left, right, options);
   if (x.ndim() == 1) y = alias(y, {weight.size(0)}, {1}, y.offset());
   return record(

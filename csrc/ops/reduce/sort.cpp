@@ -12,24 +12,26 @@ Kernel<SortArgs> sort_rows{"sort"};
 
 namespace {
 
-// Values and indices with the sorted axis last, contiguous.
-std::pair<Tensor, Tensor> sort_last(const Tensor& x, bool descending) {
+// The first `count` along the last axis.
+std::pair<Tensor, Tensor> sort_last(const Tensor& x, bool descending, int64_t count) {
   const Tensor from = contiguous(x);
-  Tensor values = empty(x.shape(), x.dtype(), x.device()), indices = empty(x.shape(), DType::Int64, x.device());
-  if (x.numel() == 0) return {values, indices};
+  Dims shape = x.shape();
+  if (x.ndim()) shape[x.ndim() - 1] = count;
+  Tensor values = empty(shape, x.dtype(), x.device()), indices = empty(shape, DType::Int64, x.device());
+  if (values.numel() == 0) return {values, indices};
   const int64_t n = x.ndim() ? x.shape().back() : 1;
   const Tensor keys = empty({2, x.numel()}, DType::Int64, x.device()), spare = empty_like(indices);
-  sort_rows(x.device(), {from.raw(), x.dtype(), descending, x.numel() / n, n, values.raw(), indices.data<int64_t>(),
-                         keys.data<uint64_t>(), spare.data<int64_t>()});
+  sort_rows(x.device(), {from.raw(), x.dtype(), descending, x.numel() / n, n, count, values.raw(),
+                         indices.data<int64_t>(), keys.data<uint64_t>(), spare.data<int64_t>()});
   return {values, indices};
 }
 
 // The first `count` of the sorted values along an axis; each gradient goes back to where it came from.
 std::pair<Tensor, Tensor> sorted(const char* name, const Tensor& x, int64_t axis, bool descending, int64_t count) {
-  auto [values, indices] = sort_last(x.ndim() ? transpose(detach(x), axis, -1) : detach(x), descending);
+  auto [values, indices] = sort_last(x.ndim() ? transpose(detach(x), axis, -1) : detach(x), descending, count);
   if (x.ndim()) {
-    values = contiguous(transpose(narrow(values, -1, 0, count), axis, -1));
-    indices = contiguous(transpose(narrow(indices, -1, 0, count), axis, -1));
+    values = contiguous(transpose(values, axis, -1));
+    indices = contiguous(transpose(indices, axis, -1));
   }
   values = record(
       name, values, {x},

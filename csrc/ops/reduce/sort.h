@@ -8,14 +8,14 @@
 
 namespace fastnn {
 
-// Sorts n_rows contiguous rows of n elements. `keys` is scratch for 2 n uint64 per row, `spare` for n
-// int64 per row.
+// The first `count` of each of n_rows contiguous rows of n elements, in order. Scratch: `keys` holds 2 n
+// uint64 a row, `spare` count int64 a row.
 struct SortArgs {
   const void* x;
   DType dtype;
   bool descending;
-  int64_t n_rows, n;
-  void* values;  // of x's type
+  int64_t n_rows, n, count;
+  void* values;  // (n_rows, count) of x's type
   int64_t* indices;
   uint64_t* keys;
   int64_t* spare;

@@ -3,7 +3,8 @@
 // Values become unsigned keys of the same order (NaN above all, -0 equal to 0; inverted to descend), so
 // that one stable sort of (key, index) serves every type: insertion up to 48 elements, else radix by
 // bytes, least significant first, skipping bytes that all keys share: 4 passes for float32, 8 for
-// float64, fewer for small integers.
+// float64, fewer for small integers. Where only the first k are wanted, the k-th key is found first, byte
+// by byte from the most significant one, and what comes before it is collected and sorted.
 #include "ops/reduce/sort.h"
 
 #include <cstring>
@@ -39,16 +40,35 @@ struct Row {
 };
 
 template <class T>
-void make_keys(const SortArgs& args, int64_t row, const Row& out, uint64_t invert) {
+void make_keys(const SortArgs& args, int64_t row, uint64_t* keys, uint64_t invert) {
   alignas(64) T values[kRowChunk];
   const char* x = static_cast<const char*>(args.x) + row * args.n * int64_t(item_size(args.dtype));
-  for (int64_t begin = 0; begin < out.n; begin += kRowChunk) {
-    const int64_t n = out.n - begin < kRowChunk ? out.n - begin : kRowChunk;
+  for (int64_t begin = 0; begin < args.n; begin += kRowChunk) {
+    const int64_t n = args.n - begin < kRowChunk ? args.n - begin : kRowChunk;
     FASTNN_LEVEL::load_row(values, x + begin * int64_t(item_size(args.dtype)), args.dtype, 1, n);
-    for (int64_t i = 0; i < n; ++i) {
-      out.keys[begin + i] = key_of(values[i]) ^ invert;
-      out.indices[begin + i] = begin + i;
-    }
+    for (int64_t i = 0; i < n; ++i) keys[begin + i] = key_of(values[i]) ^ invert;
+  }
+}
+
+// Moves the `count` smallest of n keys to the front, in the order of their indices, which are written.
+void select_first(uint64_t* keys, int64_t n, int64_t count, int key_bytes, int64_t* indices) {
+  uint64_t known = 0, mask = 0;  // of the count-th smallest key
+  int64_t wanted = count;        // how many of the keys that agree with it so far are in
+  for (int shift = 8 * key_bytes - 8; shift >= 0; shift -= 8) {
+    int64_t sizes[256] = {};
+    for (int64_t i = 0; i < n; ++i) sizes[keys[i] >> shift & 255] += (keys[i] & mask) == known;
+    uint64_t byte = 0;
+    for (; sizes[byte] < wanted; ++byte) wanted -= sizes[byte];
+    known |= byte << shift;
+    mask |= uint64_t(255) << shift;
+    if (sizes[byte] == wanted) break;
+  }
+  int64_t found = 0;
+  for (int64_t i = 0; found < count; ++i) {
+    const uint64_t key = keys[i], leading = key & mask;
+    if (leading > known || (leading == known && wanted-- <= 0)) continue;
+    keys[found] = key;
+    indices[found++] = i;
   }
 }
 
@@ -100,19 +120,19 @@ void take(const void* from, const int64_t* indices, int64_t n, void* to) {
 }
 
 void take_values(const SortArgs& args, int64_t row) {
-  const int64_t size = int64_t(item_size(args.dtype)), offset = row * args.n;
-  const char* from = static_cast<const char*>(args.x) + offset * size;
-  char* to = static_cast<char*>(args.values) + offset * size;
-  const int64_t* indices = args.indices + offset;
+  const int64_t size = int64_t(item_size(args.dtype));
+  const char* from = static_cast<const char*>(args.x) + row * args.n * size;
+  char* to = static_cast<char*>(args.values) + row * args.count * size;
+  const int64_t* indices = args.indices + row * args.count;
   switch (size) {
     case 1:
-      return take<uint8_t>(from, indices, args.n, to);
+      return take<uint8_t>(from, indices, args.count, to);
     case 2:
-      return take<uint16_t>(from, indices, args.n, to);
+      return take<uint16_t>(from, indices, args.count, to);
     case 4:
-      return take<uint32_t>(from, indices, args.n, to);
+      return take<uint32_t>(from, indices, args.count, to);
     default:
-      return take<uint64_t>(from, indices, args.n, to);
+      return take<uint64_t>(from, indices, args.count, to);
   }
 }
 
@@ -122,19 +142,25 @@ void sort(const SortArgs& args) {
   const uint64_t invert = !args.descending ? 0 : compute == DType::Float32 ? UINT32_MAX : ~uint64_t(0);
   parallel_for(args.n_rows, kGrain / (args.n + 8) + 1, [&](int64_t first, int64_t past) {
     for (int64_t row = first; row < past; ++row) {
-      const int64_t offset = row * args.n;
-      const Row work{args.keys + 2 * offset, args.keys + 2 * offset + args.n, args.indices + offset,
-                     args.spare + offset, args.n};
-      if (compute == DType::Float32)
-        make_keys<float>(args, row, work, invert);
-      else if (compute == DType::Float64)
-        make_keys<double>(args, row, work, invert);
-      else
-        make_keys<int64_t>(args, row, work, invert);
-      if (args.n <= kInsertion)
+      uint64_t* keys = args.keys + 2 * row * args.n;
+      const Row work{keys, keys + args.n, args.indices + row * args.count, args.spare + row * args.count, args.count};
+      if (compute == DType::Float32) {
+        make_keys<float>(args, row, keys, invert);
+      } else if (compute == DType::Float64) {
+        make_keys<double>(args, row, keys, invert);
+      } else {
+        make_keys<int64_t>(args, row, keys, invert);
+      }
+      if (args.count < args.n) {
+        select_first(keys, args.n, args.count, compute == DType::Float32 ? 4 : 8, work.indices);
+      } else {
+        for (int64_t i = 0; i < args.n; ++i) work.indices[i] = i;
+      }
+      if (work.n <= kInsertion) {
         insertion_sort(work);
-      else
+      } else {
         radix_sort(work);
+      }
       take_values(args, row);
     }
   });

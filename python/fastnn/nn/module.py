@@ -356,11 +356,9 @@ class Module:
 
 def clear_grad(parameter: Tensor, set_to_none: bool) -> None:
     """Drops a gradient, or keeps its memory and fills it with zeros."""
-    if parameter.grad is None:
-        return
     if set_to_none:
         parameter.grad = None
-    else:
+    elif parameter.grad is not None:
         parameter.grad = parameter.grad.detach().zero_()
 
 
