@@ -63,19 +63,17 @@ def test_view(name: str) -> None:
         assert view._version == x._version > 0
 
 
-@pytest.mark.parametrize("first, second", list(itertools.product(VIEWS, repeat=2)))
-def test_views_of_views(first: str, second: str) -> None:
+@pytest.mark.parametrize("first", VIEWS)
+def test_views_of_views(first: str) -> None:
     array = np.arange(120, dtype=np.float32).reshape(4, 5, 6)
-    try:
-        expected = VIEWS[second][1](VIEWS[first][1](array))
-    except (ValueError, IndexError):
-        pytest.skip("numpy refuses this pair")
-    try:
-        actual = VIEWS[second][0](VIEWS[first][0](fastnn.tensor(array)))
-    except (ValueError, IndexError, RuntimeError):
-        return  # a stricter rule than numpy's (strides, sizes): an error is an answer
-    if tuple(actual.shape) == expected.shape:  # -1 and chunk cut other shapes than (4, 5, 6) differently
-        np.testing.assert_array_equal(actual.numpy(), expected)
+    for second in VIEWS:
+        try:
+            expected = VIEWS[second][1](VIEWS[first][1](array))
+            actual = VIEWS[second][0](VIEWS[first][0](fastnn.tensor(array)))
+        except (ValueError, IndexError, RuntimeError):
+            continue  # numpy refuses the pair, or fastnn has a stricter rule for its strides: an error is an answer
+        if tuple(actual.shape) == expected.shape:  # -1 and chunk cut other shapes than (4, 5, 6) differently
+            np.testing.assert_array_equal(actual.numpy(), expected, err_msg=f"{first}, {second}")
 
 
 def test_strides_and_layout() -> None:

@@ -137,6 +137,7 @@ UNARY = [
         3,
         exact=True,
         large=_clamp_large,
+        bench=(),
         kwargs=[{"min": -1.0, "max": 0.5}],
     ),
     _unary(
@@ -147,6 +148,7 @@ UNARY = [
         exact=True,
         inplace=True,
         large=_clamp_large,
+        bench=(),
         kwargs=[{"min": -1.0, "max": 0.5}, {"min": 0.25}, {"max": -0.25}],
         errors=[error(ValueError, "clamp.*min or max", f32(3))],
     ),
@@ -193,6 +195,11 @@ def _race(formula: Any) -> dict[str, Any]:
     return {"numpy": formula, "bench": [BenchRow("1M", make, bytes=12 * MEGA)]}
 
 
+def _of_tensors(name: str) -> Any:
+    """torch's function takes no numbers: they go in as tensors."""
+    return lambda torch, x, y: getattr(torch, name)(x, torch.as_tensor(y))
+
+
 def _compare(name: str, formula: Any, **options: Any) -> Case:
     return _binary(
         name, formula, (-1.4, 1.4, -1.4, 1.4), differentiable=False, exact=True, integers=(*INTS, "bool"), **options
@@ -217,8 +224,8 @@ BINARY = [
     ),
     _binary("mul", np.multiply, (-3, 3, -3, 3), integers=INTS, inplace=True, **_race(np.multiply)),
     _binary("div", np.divide, inplace=True, **_race(np.divide)),
-    _binary("maximum", np.maximum, (-3, 3, -3, 3), integers=INTS, exact=True, number=None),
-    _binary("minimum", np.minimum, (-3, 3, -3, 3), integers=INTS, exact=True, number=None),
+    _binary("maximum", np.maximum, (-3, 3, -3, 3), integers=INTS, exact=True, torch=_of_tensors("maximum")),
+    _binary("minimum", np.minimum, (-3, 3, -3, 3), integers=INTS, exact=True, torch=_of_tensors("minimum")),
     _binary(
         "floor_divide",
         np.floor_divide,
@@ -254,16 +261,16 @@ BINARY = [
         errors=[error(RuntimeError, "fmod.*zero", np.array([3]), np.array([0]))],
     ),
     _binary("pow", np.power, (0.2, 3, -2, 2), magnitude=_pow_magnitude, number=2.5, inplace=True),
-    _binary("atan2", np.arctan2, (-3, 3, -3, 3), number=None),
+    _binary("atan2", np.arctan2, (-3, 3, -3, 3), torch=_of_tensors("atan2")),
     _compare("eq", np.equal),
     _compare("ne", np.not_equal),
     _compare("lt", np.less),
     _compare("le", np.less_equal),
     _compare("gt", np.greater),
     _compare("ge", np.greater_equal),
-    _compare("logical_and", np.logical_and, number=None),
-    _compare("logical_or", np.logical_or, number=None),
-    _compare("logical_xor", np.logical_xor, number=None),
+    _compare("logical_and", np.logical_and, torch=_of_tensors("logical_and")),
+    _compare("logical_or", np.logical_or, torch=_of_tensors("logical_or")),
+    _compare("logical_xor", np.logical_xor, torch=_of_tensors("logical_xor")),
     *[
         _binary(
             name,

@@ -25,11 +25,16 @@ def _linear(x: Any, w: Any, b: Any = None) -> Any:
     return x @ w.T + (0 if b is None else b)
 
 
+def _row(label: str, flops: float, *shapes: tuple[int, ...]) -> BenchRow:
+    def make() -> tuple[Any, ...]:
+        rng = np.random.default_rng(0)
+        return tuple(rng.standard_normal(shape) for shape in shapes)
+
+    return BenchRow(label, make, flops)
+
+
 def _square(size: int) -> BenchRow:
-    rng = np.random.default_rng(0)
-    return BenchRow(
-        str(size), lambda: (rng.standard_normal((size, size)), rng.standard_normal((size, size))), flops=2.0 * size**3
-    )
+    return _row(str(size), 2.0 * size**3, (size, size), (size, size))
 
 
 def _product(name: str, formula: Any, shapes: list[Any], terms: Any, **options: Any) -> Case:
@@ -156,6 +161,6 @@ CASES = [
             error(TypeError, r"linear.*float32.*float64", f32(5, 7), np.ones((3, 7))),
         ],
         numpy=_linear,
-        bench=[BenchRow("64x400x120", lambda: (n(64, 400), n(120, 400), n(120)), flops=2.0 * 64 * 400 * 120)],
+        bench=[_row("64x400x120", 2.0 * 64 * 400 * 120, (64, 400), (120, 400), (120,))],
     ),
 ]

@@ -367,7 +367,9 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
       });
       break;
     case BinaryOp::atan2: {
-      const Tensor norm = add(mul(a, a), mul(b, b));
+      const double number = (sa.is_tensor ? sb : sa).number.to_double();
+      const Tensor norm = sa.is_tensor && sb.is_tensor ? add(mul(a, a), mul(b, b))
+                                                       : add(sa.is_tensor ? mul(a, a) : mul(b, b), number * number);
       set(0, sa, [&] { return mul(dz, div(b, norm)); });
       set(1, sb, [&] { return neg(mul(dz, div(a, norm))); });
       break;
