@@ -397,8 +397,9 @@ struct IntPow {  // by squaring; a negative exponent gives 1 / a^n rounded to ze
   X(sqrt, Sqrt)                                                                                                   \
   X(rsqrt, Rsqrt)                                                                                                 \
   X(reciprocal, Reciprocal)                                                                                       \
-  X(exp, Exp) X(exp2, Exp2) X(expm1, Expm1) X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) \
-      X(cos, Cos) X(tan, Tan) X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh) \
+  X(exp, Exp)                                                                                                     \
+  X(exp2, Exp2) X(expm1, Expm1) X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) \
+      X(tan, Tan) X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh)             \
           X(sigmoid, Sigmoid) X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish)                 \
               X(softsign, Softsign) X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
 
