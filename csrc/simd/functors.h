@@ -393,15 +393,16 @@ struct IntPow {  // by squaring; a negative exponent gives 1 / a^n rounded to ze
 #define FASTNN_UNARY_BOTH(X) /* floats and integers */ \
   X(neg, Neg) X(abs, Abs) X(sign, Sign) X(square, Square) X(relu, Relu)
 
-#define FASTNN_UNARY_FLOAT(X) /* integers are promoted to float32 first */                                        \
-  X(sqrt, Sqrt)                                                                                                   \
-  X(rsqrt, Rsqrt)                                                                                                 \
-  X(reciprocal, Reciprocal)                                                                                       \
-  X(exp, Exp)                                                                                                     \
-  X(exp2, Exp2) X(expm1, Expm1) X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) \
-      X(tan, Tan) X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh)             \
-          X(sigmoid, Sigmoid) X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish)                 \
-              X(softsign, Softsign) X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
+#define FASTNN_UNARY_FLOAT(X) /* integers are promoted to float32 first */                                      \
+  X(sqrt, Sqrt)                                                                                                 \
+  X(rsqrt, Rsqrt)                                                                                               \
+  X(reciprocal, Reciprocal)                                                                                     \
+  X(exp, Exp)                                                                                                   \
+  X(exp2, Exp2)                                                                                                 \
+  X(expm1, Expm1) X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) X(tan, Tan) \
+      X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh) X(sigmoid, Sigmoid)   \
+          X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish) X(softsign, Softsign)             \
+              X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
 
 #define FASTNN_UNARY_ROUND(X) /* identity on integers */ X(floor, Floor) X(ceil, Ceil) X(trunc, Trunc) X(round, Round)
 
