@@ -130,25 +130,39 @@ void bind_elementwise(Binder& b) {
       arg("input"), arg("min") = py::none(), arg("max") = py::none());
 
 #define FASTNN_BIND(name) \
-  b.both(                 \
-      #name, [](const OperandArg& x, const OperandArg& y) { return fastnn::name(x, y); }, arg("input"), arg("other"));
+  b.both(#name, [](const OperandArg& x, const OperandArg& y) { return fastnn::name(x, y); }, arg("input"), arg("other"))
 #define FASTNN_BIND_INPLACE(name)                                                                          \
   b.both(                                                                                                  \
       #name "_", [](const Tensor& x, const OperandArg& y) { return fastnn::name##_(x, y); }, arg("input"), \
-      arg("other"));
-  FASTNN_BIND(mul)
-  FASTNN_BIND_INPLACE(mul)
-  FASTNN_BIND(maximum)
-  FASTNN_BIND(minimum)
-  FASTNN_BIND(floor_divide)
-  FASTNN_BIND_INPLACE(floor_divide) FASTNN_BIND(remainder) FASTNN_BIND_INPLACE(remainder) FASTNN_BIND(fmod)
-      FASTNN_BIND_INPLACE(fmod) FASTNN_BIND(atan2) FASTNN_BIND(eq) FASTNN_BIND(ne) FASTNN_BIND(lt) FASTNN_BIND(le)
-          FASTNN_BIND(gt) FASTNN_BIND(ge) FASTNN_BIND(logical_and) FASTNN_BIND(logical_or) FASTNN_BIND(logical_xor)
-              FASTNN_BIND(bitwise_and) FASTNN_BIND(bitwise_or) FASTNN_BIND(bitwise_xor) FASTNN_BIND_INPLACE(div)
-                  FASTNN_BIND_INPLACE(pow)
+      arg("other"))
+  FASTNN_BIND(mul);
+  FASTNN_BIND(maximum);
+  FASTNN_BIND(minimum);
+  FASTNN_BIND(floor_divide);
+  FASTNN_BIND(remainder);
+  FASTNN_BIND(fmod);
+  FASTNN_BIND(atan2);
+  FASTNN_BIND(eq);
+  FASTNN_BIND(ne);
+  FASTNN_BIND(lt);
+  FASTNN_BIND(le);
+  FASTNN_BIND(gt);
+  FASTNN_BIND(ge);
+  FASTNN_BIND(logical_and);
+  FASTNN_BIND(logical_or);
+  FASTNN_BIND(logical_xor);
+  FASTNN_BIND(bitwise_and);
+  FASTNN_BIND(bitwise_or);
+  FASTNN_BIND(bitwise_xor);
+  FASTNN_BIND_INPLACE(mul);
+  FASTNN_BIND_INPLACE(floor_divide);
+  FASTNN_BIND_INPLACE(remainder);
+  FASTNN_BIND_INPLACE(fmod);
+  FASTNN_BIND_INPLACE(div);
+  FASTNN_BIND_INPLACE(pow);
 #undef FASTNN_BIND
 #undef FASTNN_BIND_INPLACE
-                      b.both("add", with_alpha<add>, arg("input"), arg("other"), arg("alpha") = 1);
+  b.both("add", with_alpha<add>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("sub", with_alpha<sub>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("add_", with_alpha_<add_>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("sub_", with_alpha_<sub_>, arg("input"), arg("other"), arg("alpha") = 1);

@@ -390,42 +390,39 @@ struct IntPow {  // by squaring; a negative exponent gives 1 / a^n rounded to ze
 
 // The lists: X(python name, functor). From them come the enums, kernels, functions and bindings.
 
+// clang-format off
 #define FASTNN_UNARY_BOTH(X) /* floats and integers */ \
   X(neg, Neg) X(abs, Abs) X(sign, Sign) X(square, Square) X(relu, Relu)
 
-#define FASTNN_UNARY_FLOAT(X) /* integers are promoted to float32 first */                                      \
-  X(sqrt, Sqrt)                                                                                                 \
-  X(rsqrt, Rsqrt)                                                                                               \
-  X(reciprocal, Reciprocal)                                                                                     \
-  X(exp, Exp)                                                                                                   \
-  X(exp2, Exp2)                                                                                                 \
-  X(expm1, Expm1) X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) X(tan, Tan) \
-      X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh) X(sigmoid, Sigmoid)   \
-          X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish) X(softsign, Softsign)             \
-              X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
+#define FASTNN_UNARY_FLOAT(X) /* integers are promoted to float32 first */ \
+  X(sqrt, Sqrt) X(rsqrt, Rsqrt) X(reciprocal, Reciprocal) X(exp, Exp) X(exp2, Exp2) X(expm1, Expm1) \
+  X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) X(tan, Tan) \
+  X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh) X(sigmoid, Sigmoid) \
+  X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish) X(softsign, Softsign) \
+  X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
 
-#define FASTNN_UNARY_ROUND(X) /* identity on integers */ X(floor, Floor) X(ceil, Ceil) X(trunc, Trunc) X(round, Round)
+#define FASTNN_UNARY_ROUND(X) /* identity on integers */ \
+  X(floor, Floor) X(ceil, Ceil) X(trunc, Trunc) X(round, Round)
 
 #define FASTNN_UNARY_TEST(X) /* give bool */ \
   X(isnan, IsNan) X(isinf, IsInf) X(isfinite, IsFinite) X(logical_not, LogicalNot)
 
 #define FASTNN_UNARY_PARAMS(X) /* take numbers; written out in elementwise.cpp */ \
-  X(leaky_relu, LeakyRelu)                                                        \
-  X(elu, Elu) X(celu, Celu) X(gelu, Gelu) X(gelu_tanh, GeluTanh) X(softplus, Softplus) X(pow_scalar, PowScalar)
+  X(leaky_relu, LeakyRelu) X(elu, Elu) X(celu, Celu) X(gelu, Gelu) X(gelu_tanh, GeluTanh) \
+  X(softplus, Softplus) X(pow_scalar, PowScalar)
 
 #define FASTNN_BINARY_BOTH(X) /* floats and integers */ \
-  X(add, Add)                                           \
-  X(sub, Sub)                                           \
-  X(mul, Mul) X(maximum, Maximum) X(minimum, Minimum) X(floor_divide, FloorDivide) X(remainder, Remainder) X(fmod, Fmod)
+  X(add, Add) X(sub, Sub) X(mul, Mul) X(maximum, Maximum) X(minimum, Minimum) \
+  X(floor_divide, FloorDivide) X(remainder, Remainder) X(fmod, Fmod)
 
 #define FASTNN_BINARY_FLOAT(X) X(div, Div) X(atan2, Atan2) X(pow, Pow)
 
 #define FASTNN_BINARY_COMPARE(X) /* give bool */ \
-  X(eq, Eq)                                      \
-  X(ne, Ne)                                      \
-  X(lt, Lt) X(le, Le) X(gt, Gt) X(ge, Ge) X(logical_and, LogicalAnd) X(logical_or, LogicalOr) X(logical_xor, LogicalXor)
+  X(eq, Eq) X(ne, Ne) X(lt, Lt) X(le, Le) X(gt, Gt) X(ge, Ge) \
+  X(logical_and, LogicalAnd) X(logical_or, LogicalOr) X(logical_xor, LogicalXor)
 
 #define FASTNN_BINARY_BITS(X) /* bool and integers only */ \
   X(bitwise_and, BitwiseAnd) X(bitwise_or, BitwiseOr) X(bitwise_xor, BitwiseXor)
+// clang-format on
 
 }  // namespace fastnn
