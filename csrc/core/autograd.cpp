@@ -90,7 +90,6 @@ bool is_leaf(const Tensor& x) { return !x.impl()->autograd || !x.impl()->autogra
 
 namespace {
 
-
 // A copy of `values` with the strides given, in memory of its own: windows of the original are then
 // windows of the copy, at the same offsets from its first element.
 Tensor copy_with_strides(const Tensor& values, const Dims& strides) {
@@ -122,7 +121,8 @@ void refresh_view(const Tensor& x) {
     for (int axis = 0; axis < once.size(); ++axis)
       if (strides[axis] == 0) once[axis] = std::min<int64_t>(once[axis], 1);
     const Tensor window = alias(dx, once, strides, dx.offset() + offset);
-    check<RuntimeError>(!window.overlaps_itself(), "a view with overlapping windows was used after its base was "
+    check<RuntimeError>(!window.overlaps_itself(),
+                        "a view with overlapping windows was used after its base was "
                         "changed in place; make the view again");
     copy_into(window, sum_to(dy, once));
     b.set(0, dx);
@@ -295,8 +295,7 @@ void remove_hook(const Tensor& x, int64_t id) {
 
 // ----------------------------------------------------------------------------- saved and Backward
 
-SavedOutput::SavedOutput(const Tensor& y, uint32_t index)
-    : tensor_(detach(y)), version_(y.version()), index_(index) {}
+SavedOutput::SavedOutput(const Tensor& y, uint32_t index) : tensor_(detach(y)), version_(y.version()), index_(index) {}
 
 Backward::Backward(Node* node, std::vector<Tensor>& grads, bool create_graph)
     : node_(node), grads_(grads), results_(node->inputs.size()), create_graph_(create_graph) {}

@@ -77,14 +77,14 @@ struct Hook {
 
 // What a tensor carries once autograd has touched it.
 struct AutogradMeta {
-  NodePtr node;         // the operation that made this tensor; null on leaves
-  uint32_t index = 0;   // which of the node's outputs
+  NodePtr node;                      // the operation that made this tensor; null on leaves
+  uint32_t index = 0;                // which of the node's outputs
   Tensor grad;                       // of leaves
   std::shared_ptr<Tensor> retained;  // of results, after retain_grad(): the node fills it
   std::vector<Hook> hooks;           // of leaves; results keep theirs on the node
-  Tensor base;                 // a differentiable view's base
-  uint32_t base_rewrites = 0;  // the base's `rewrites` when this view's node was made
-  uint32_t rewrites = 0;       // how often an in-place operation replaced the node
+  Tensor base;                       // a differentiable view's base
+  uint32_t base_rewrites = 0;        // the base's `rewrites` when this view's node was made
+  uint32_t rewrites = 0;             // how often an in-place operation replaced the node
 };
 
 // A saved input: the tensor with its history, and its version at the time.
@@ -219,8 +219,7 @@ void connect(NodePtr node, TensorRefs inputs, const Tensor* outputs, size_t n_ou
 template <class F>
 Tensor record(const char* name, Tensor y, TensorRefs inputs, F backward,
               Differentiable differentiable = Differentiable::No) {
-  if (needs_grad(inputs))
-    connect(NodePtr(new LambdaNode<F>(name, differentiable, std::move(backward))), inputs, &y, 1);
+  if (needs_grad(inputs)) connect(NodePtr(new LambdaNode<F>(name, differentiable, std::move(backward))), inputs, &y, 1);
   return y;
 }
 
@@ -261,7 +260,7 @@ Tensor record_inplace(const char* name, const Tensor& x, TensorRefs inputs, F ba
 }
 
 AutogradMeta& autograd_meta(const Tensor& x);  // makes it when absent
-bool tracks_grad(const Tensor& x);  // requires_grad, brought up to date when x is a view
+bool tracks_grad(const Tensor& x);             // requires_grad, brought up to date when x is a view
 bool is_leaf(const Tensor& x);
 NodePtr grad_node(const Tensor& x);  // refreshed when x is a view whose base changed in place
 Tensor grad_of(const Tensor& x);

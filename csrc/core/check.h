@@ -23,14 +23,30 @@ class Error : public std::exception {
   std::string message_;
 };
 
-struct ValueError : Error { using Error::Error; };
-struct TypeError : Error { using Error::Error; };
-struct IndexError : Error { using Error::Error; };
-struct RuntimeError : Error { using Error::Error; };
-struct MemoryError : Error { using Error::Error; };
-struct BufferError : Error { using Error::Error; };
-struct NotImplementedError : Error { using Error::Error; };
-struct DeviceError : RuntimeError { using RuntimeError::RuntimeError; };
+struct ValueError : Error {
+  using Error::Error;
+};
+struct TypeError : Error {
+  using Error::Error;
+};
+struct IndexError : Error {
+  using Error::Error;
+};
+struct RuntimeError : Error {
+  using Error::Error;
+};
+struct MemoryError : Error {
+  using Error::Error;
+};
+struct BufferError : Error {
+  using Error::Error;
+};
+struct NotImplementedError : Error {
+  using Error::Error;
+};
+struct DeviceError : RuntimeError {
+  using RuntimeError::RuntimeError;
+};
 
 // A Python exception is already set on the calling thread (an interrupt, a failed callback).
 struct PythonError : Error {

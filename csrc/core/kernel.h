@@ -83,11 +83,11 @@ void load_kernels();
 #define FASTNN_JOIN_(a, b) a##b
 #define FASTNN_JOIN(a, b) FASTNN_JOIN_(a, b)
 // The section holds pointers to the entries: pointers stand side by side, while structs may be padded.
-#define FASTNN_REGISTER_KERNEL(kernel, slot, function)                                                       \
-  namespace {                                                                                                \
-  constexpr auto FASTNN_JOIN(kernel, _entry) = ::fastnn::make_kernel_entry(&kernel, slot, function);         \
-  __attribute__((section("fastnn_kernels"), used)) constexpr const void* FASTNN_JOIN(kernel, _entry_pointer) = \
-      &FASTNN_JOIN(kernel, _entry);                                                                          \
+#define FASTNN_REGISTER_KERNEL(kernel, slot, function)                                                            \
+  namespace {                                                                                                     \
+  constexpr auto FASTNN_JOIN(kernel, _entry) = ::fastnn::make_kernel_entry(&kernel, slot, function);              \
+  __attribute__((section("fastnn_kernels"),                                                                       \
+                 used)) constexpr const void* FASTNN_JOIN(kernel, _entry_pointer) = &FASTNN_JOIN(kernel, _entry); \
   }
 #define FASTNN_CUDA_KERNEL(kernel, function) FASTNN_REGISTER_KERNEL(kernel, ::fastnn::kCudaSlot, function)
 

@@ -118,7 +118,7 @@ void free_storage(Storage* storage) {
 #ifdef FASTNN_WITH_CUDA
 #define FASTNN_ON_DEVICE(device, cuda_call, cpu_call) return (device).is_cuda() ? cuda_call : cpu_call
 #else
-#define FASTNN_ON_DEVICE(device, cuda_call, cpu_call) \
+#define FASTNN_ON_DEVICE(device, cuda_call, cpu_call)                                 \
   check<DeviceError>(!(device).is_cuda(), device, ": fastnn was built without CUDA"); \
   return cpu_call
 #endif
@@ -145,7 +145,8 @@ void* thread_scratch(Scratch slot, size_t bytes) {
     std::free(scratch.blocks[i]);
     scratch.sizes[i] = 0;
     const size_t rounded = size_class(bytes + (bytes >> 2));
-    scratch.blocks[i] = page_allocate(rounded >= kHugePage ? (rounded + kHugePage - 1) / kHugePage * kHugePage : rounded);
+    scratch.blocks[i] =
+        page_allocate(rounded >= kHugePage ? (rounded + kHugePage - 1) / kHugePage * kHugePage : rounded);
     if (!scratch.blocks[i]) fail<MemoryError>("cannot allocate ", bytes, " bytes of scratch");
     scratch.sizes[i] = rounded;
   }

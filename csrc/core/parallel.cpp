@@ -124,14 +124,22 @@ constexpr uint64_t kFlushBits = 0;
 class Region {
  public:
   Region(int64_t n, int64_t grain, ParallelBody body, void* context, int threads)
-      : n_(n), grain_(grain), chunks_((n + grain - 1) / grain), body_(body), context_(context), threads_(threads),
-        mode_(float_mode()), cursors_(static_cast<size_t>(threads)) {}
+      : n_(n),
+        grain_(grain),
+        chunks_((n + grain - 1) / grain),
+        body_(body),
+        context_(context),
+        threads_(threads),
+        mode_(float_mode()),
+        cursors_(static_cast<size_t>(threads)) {}
 
   void run_all() {
 #ifdef FASTNN_OPENMP
     if (threads_ > 1) {
 #pragma omp parallel num_threads(threads_)
-      { run(omp_get_thread_num()); }
+      {
+        run(omp_get_thread_num());
+      }
     } else {
       run(0);
     }
@@ -143,7 +151,9 @@ class Region {
   }
 
  private:
-  struct alignas(64) Cursor { std::atomic<int64_t> next{0}; };
+  struct alignas(64) Cursor {
+    std::atomic<int64_t> next{0};
+  };
 
   int64_t run_begin(int thread) const { return chunks_ * thread / threads_; }
 

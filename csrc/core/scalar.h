@@ -18,9 +18,7 @@ struct Scalar {
   double to_double() const { return kind == Kind::Float ? real : double(integer); }
   int64_t to_int() const { return kind == Kind::Float ? int64_t(real) : integer; }
   bool to_bool() const { return kind == Kind::Float ? real != 0 : integer != 0; }
-  DType dtype() const {
-    return kind == Kind::Bool ? DType::Bool : kind == Kind::Int ? DType::Int64 : DType::Float32;
-  }
+  DType dtype() const { return kind == Kind::Bool ? DType::Bool : kind == Kind::Int ? DType::Int64 : DType::Float32; }
 
   Kind kind;
   union {

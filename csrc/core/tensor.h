@@ -99,7 +99,7 @@ class Tensor {
   const Dims& strides() const { return impl_->strides; }
   int ndim() const { return impl_->shape.size(); }
   int64_t numel() const { return impl_->numel; }
-  int64_t size(int64_t axis) const;    // negative axes count from the end
+  int64_t size(int64_t axis) const;  // negative axes count from the end
   int64_t stride(int64_t axis) const;
   int64_t offset() const { return impl_->offset; }
   DType dtype() const { return impl_->dtype; }
@@ -108,8 +108,8 @@ class Tensor {
   bool is_floating() const { return fastnn::is_floating(impl_->dtype); }
   size_t item_size() const { return fastnn::item_size(impl_->dtype); }
   bool is_contiguous() const;
-  bool is_channels_last() const;         // 4-D with NHWC strides
-  bool overlaps_itself() const;          // some element is reachable by two indices (expanded views)
+  bool is_channels_last() const;  // 4-D with NHWC strides
+  bool overlaps_itself() const;   // some element is reachable by two indices (expanded views)
   uint32_t version() const { return impl_->storage->version.load(std::memory_order_relaxed); }
 
   // The first element. `raw` is untyped; `data<T>` trusts that T is the dtype.
@@ -117,7 +117,9 @@ class Tensor {
     return static_cast<char*>(impl_->storage->data) + impl_->offset * int64_t(fastnn::item_size(impl_->dtype));
   }
   template <class T>
-  T* data() const { return static_cast<T*>(raw()); }
+  T* data() const {
+    return static_cast<T*>(raw());
+  }
 
   bool requires_grad() const { return impl_->requires_grad; }
 

@@ -55,7 +55,9 @@ struct HookHandle {
 class FunctionNode final : public Node {
  public:
   FunctionNode(std::string name, py::object function, py::object context)
-      : Node("function", Differentiable::Yes), name_(std::move(name)), function_(std::move(function)),
+      : Node("function", Differentiable::Yes),
+        name_(std::move(name)),
+        function_(std::move(function)),
         context_(std::move(context)) {}
 
   const char* name() const override { return name_.c_str(); }
@@ -123,11 +125,12 @@ class FunctionNode final : public Node {
 };
 
 std::vector<Tensor> forward_results(const std::string& name, py::handle result, const py::tuple& args) {
-  const py::tuple list = PyTuple_Check(result.ptr()) ? py::reinterpret_borrow<py::tuple>(result)
-                                                     : py::make_tuple(result);
+  const py::tuple list =
+      PyTuple_Check(result.ptr()) ? py::reinterpret_borrow<py::tuple>(result) : py::make_tuple(result);
   std::vector<Tensor> results;
   for (py::handle entry : list) {
-    check<TypeError>(is_tensor(entry.ptr()), name, ": forward must return tensors, got ", Py_TYPE(entry.ptr())->tp_name);
+    check<TypeError>(is_tensor(entry.ptr()), name, ": forward must return tensors, got ",
+                     Py_TYPE(entry.ptr())->tp_name);
     Tensor y = unwrap(entry.ptr());
     for (py::handle argument : args)
       if (argument.is(entry)) y = detach(y);  // an argument passed through is a result of its own
@@ -184,12 +187,13 @@ void bind_autograd(py::module_& m) {
   anomaly_tracer = python_stack;
   py::class_<NodePtr>(m, "Node", "A recorded operation.")
       .def("name", [](const NodePtr& self) { return std::string(self->name()); })
-      .def_property_readonly("next_functions", [](const NodePtr& self) {
-        py::list next;
-        for (const Edge& edge : self->inputs)
-          next.append(edge.node ? py::cast(edge.node) : py::object(py::none()));
-        return py::tuple(next);
-      })
+      .def_property_readonly("next_functions",
+                             [](const NodePtr& self) {
+                               py::list next;
+                               for (const Edge& edge : self->inputs)
+                                 next.append(edge.node ? py::cast(edge.node) : py::object(py::none()));
+                               return py::tuple(next);
+                             })
       .def("__repr__", [](const NodePtr& self) { return str("<backward of ", self->name(), ">"); });
   py::class_<HookHandle>(m, "RemovableHandle", "Takes a hook off again.").def("remove", &HookHandle::remove);
 
@@ -207,26 +211,38 @@ void bind_autograd(py::module_& m) {
   });
   m.def("apply_function", apply_function);
 
-  b.method("backward", [](const Tensor& x, const MaybeTensor& gradient, std::optional<bool> retain_graph,
-                          bool create_graph) {
-    backward({x}, {gradient.tensor}, {retain_graph ? *retain_graph : create_graph, create_graph});
-  }, arg("self"), arg("gradient") = py::none(), arg("retain_graph") = py::none(), arg("create_graph") = false);
-  b.method("requires_grad_", [](const Tensor& x, bool requires_grad) {
-    set_requires_grad(x, requires_grad);
-    return x;
-  }, arg("self"), arg("requires_grad") = true);
-  b.method("detach_", [](const Tensor& x) {
-    AutogradMeta& meta = autograd_meta(x);
-    check<RuntimeError>(!meta.base.defined(), "detach_: a view cannot be detached in place; use detach()");
-    meta.node = NodePtr();
-    x.impl()->requires_grad = false;
-    return x;
-  }, arg("self"));
+  b.method(
+      "backward",
+      [](const Tensor& x, const MaybeTensor& gradient, std::optional<bool> retain_graph, bool create_graph) {
+        backward({x}, {gradient.tensor}, {retain_graph ? *retain_graph : create_graph, create_graph});
+      },
+      arg("self"), arg("gradient") = py::none(), arg("retain_graph") = py::none(), arg("create_graph") = false);
+  b.method(
+      "requires_grad_",
+      [](const Tensor& x, bool requires_grad) {
+        set_requires_grad(x, requires_grad);
+        return x;
+      },
+      arg("self"), arg("requires_grad") = true);
+  b.method(
+      "detach_",
+      [](const Tensor& x) {
+        AutogradMeta& meta = autograd_meta(x);
+        check<RuntimeError>(!meta.base.defined(), "detach_: a view cannot be detached in place; use detach()");
+        meta.node = NodePtr();
+        x.impl()->requires_grad = false;
+        return x;
+      },
+      arg("self"));
   b.method("retain_grad", retain_grad, arg("self"));
-  b.method("register_hook", [](const Tensor& x, py::object hook) {
-    check<TypeError>(PyCallable_Check(hook.ptr()), "register_hook: expected a callable, got ", Py_TYPE(hook.ptr())->tp_name);
-    return HookHandle{x, add_hook(x, std::make_shared<PythonHook>(hook))};
-  }, arg("self"), arg("hook"));
+  b.method(
+      "register_hook",
+      [](const Tensor& x, py::object hook) {
+        check<TypeError>(PyCallable_Check(hook.ptr()), "register_hook: expected a callable, got ",
+                         Py_TYPE(hook.ptr())->tp_name);
+        return HookHandle{x, add_hook(x, std::make_shared<PythonHook>(hook))};
+      },
+      arg("self"), arg("hook"));
 }
 
 }  // namespace fastnn::python

@@ -11,8 +11,7 @@ namespace fastnn::python {
 // Defining a name again adds an overload, tried after the earlier ones.
 class Binder {
  public:
-  explicit Binder(pybind11::module_& module)
-      : module_(module), type_(reinterpret_cast<PyObject*>(tensor_type)) {}
+  explicit Binder(pybind11::module_& module) : module_(module), type_(reinterpret_cast<PyObject*>(tensor_type)) {}
 
   template <class F, class... Extra>
   void function(const char* name, F&& f, const Extra&... extra) {
@@ -46,8 +45,8 @@ class Binder {
 };
 
 void bind_ops(pybind11::module_& module);
-void bind_tensors(pybind11::module_& module);   // creation, conversion, exchange
+void bind_tensors(pybind11::module_& module);  // creation, conversion, exchange
 void bind_autograd(pybind11::module_& module);
-void bind_runtime(pybind11::module_& module);   // devices, threads, memory, random state, configuration
+void bind_runtime(pybind11::module_& module);  // devices, threads, memory, random state, configuration
 
 }  // namespace fastnn::python

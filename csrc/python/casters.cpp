@@ -34,9 +34,8 @@ void define_dtypes(py::module_& module) {
       .def_property_readonly("name", [](const DTypeObject& self) { return dtype_name(self.dtype); })
       .def_property_readonly("itemsize", [](const DTypeObject& self) { return item_size(self.dtype); })
       .def_property_readonly("is_floating_point", [](const DTypeObject& self) { return is_floating(self.dtype); })
-      .def_property_readonly("is_signed", [](const DTypeObject& self) {
-        return self.dtype != DType::Bool && self.dtype != DType::UInt8;
-      })
+      .def_property_readonly(
+          "is_signed", [](const DTypeObject& self) { return self.dtype != DType::Bool && self.dtype != DType::UInt8; })
       .def("__repr__", [](const DTypeObject& self) { return std::string("fastnn.") + dtype_name(self.dtype); })
       // copy and pickle give the one object back.
       .def("__reduce__", [](const DTypeObject& self) {

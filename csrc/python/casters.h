@@ -33,11 +33,11 @@ struct DeviceArg {
   Device value;
 };
 
-PyObject* dtype_object(DType dtype);                 // borrowed: one object per dtype
+PyObject* dtype_object(DType dtype);  // borrowed: one object per dtype
 bool as_dtype(PyObject* object, DType& dtype);
 void define_dtypes(pybind11::module_& module);
-bool as_dims(PyObject* object, Dims& dims);          // an int, or a sequence of ints
-Dims dims_from_args(const pybind11::args& args);     // f(2, 3) or f((2, 3))
+bool as_dims(PyObject* object, Dims& dims);       // an int, or a sequence of ints
+Dims dims_from_args(const pybind11::args& args);  // f(2, 3) or f((2, 3))
 PyObject* tuple_from_dims(const Dims& dims);
 
 }  // namespace fastnn::python
@@ -154,8 +154,7 @@ struct type_caster<std::vector<fastnn::Tensor>> {
   }
   static handle cast(const std::vector<fastnn::Tensor>& xs, return_value_policy, handle) {
     PyObject* tuple = PyTuple_New(Py_ssize_t(xs.size()));
-    for (size_t i = 0; tuple && i < xs.size(); ++i)
-      PyTuple_SET_ITEM(tuple, Py_ssize_t(i), fastnn::python::wrap(xs[i]));
+    for (size_t i = 0; tuple && i < xs.size(); ++i) PyTuple_SET_ITEM(tuple, Py_ssize_t(i), fastnn::python::wrap(xs[i]));
     return tuple;
   }
 };

@@ -56,8 +56,8 @@ int64_t slice_bound(PyObject* bound, int64_t missing) {
 }
 
 Indexed apply(const Tensor& x, PyObject* index) {
-  py::object entries = PyTuple_Check(index) ? py::reinterpret_borrow<py::object>(index)
-                                            : py::object(py::make_tuple(py::handle(index)));
+  py::object entries =
+      PyTuple_Check(index) ? py::reinterpret_borrow<py::object>(index) : py::object(py::make_tuple(py::handle(index)));
   const Py_ssize_t n = PyTuple_GET_SIZE(entries.ptr());
   int consumed = 0;
   for (Py_ssize_t i = 0; i < n; ++i) consumed += axes_of(PyTuple_GET_ITEM(entries.ptr(), i));
@@ -87,8 +87,8 @@ Indexed apply(const Tensor& x, PyObject* index) {
     } else if (is_index_array(entry)) {
       result.has_advanced = true;
       if (PyBool_Check(entry)) result.view = unsqueeze(result.view, axis);
-      const Tensor array = PyBool_Check(entry) ? reshape(index_array(entry, x.device()), {1})
-                                               : index_array(entry, x.device());
+      const Tensor array =
+          PyBool_Check(entry) ? reshape(index_array(entry, x.device()), {1}) : index_array(entry, x.device());
       result.advanced.push_back(array);
       axis += array.dtype() == DType::Bool ? array.ndim() : 1;
     } else {

@@ -59,8 +59,8 @@ ArrayInfo check_array(py::handle array) {
   check<TypeError>(!py::hasattr(array, "mask"), "from_numpy: a masked array's mask would be lost; fill it first");
   const py::dtype type = py::reinterpret_borrow<py::dtype>(array.attr("dtype"));
   ArrayInfo info;
-  check<TypeError>(dtype_of_kind(type.kind(), type.itemsize(), info.dtype),
-                   "from_numpy: arrays of type ", py::str(type).cast<std::string>(),
+  check<TypeError>(dtype_of_kind(type.kind(), type.itemsize(), info.dtype), "from_numpy: arrays of type ",
+                   py::str(type).cast<std::string>(),
                    " are not supported; expected bool, uint8, int8 to int64 or float16 to float64");
   const auto untyped = py::reinterpret_borrow<py::array>(array);
   check(type.byteorder() == '=' || type.byteorder() == '|',
@@ -90,8 +90,8 @@ void release_python_owner(void* owner) {
 
 Tensor share(const ArrayInfo& info, py::handle owner) {
   const size_t bytes = size_t(checked_numel(info.shape)) * item_size(info.dtype);
-  Storage* storage = wrap_storage(info.data, bytes, Device(), !info.writable, release_python_owner,
-                                  py::handle(owner).inc_ref().ptr());
+  Storage* storage =
+      wrap_storage(info.data, bytes, Device(), !info.writable, release_python_owner, py::handle(owner).inc_ref().ptr());
   return from_storage(storage, info.shape, info.strides, info.dtype);
 }
 
@@ -107,7 +107,8 @@ Tensor tensor_from_array(PyObject* array, bool copy) {
   if (!copy) return share(check_array(source), source);
   // Byte order and alignment can be mended in a copy; types cannot.
   const auto type = py::reinterpret_borrow<py::dtype>(source.attr("dtype"));
-  if (type.byteorder() != '=' && type.byteorder() != '|') source = source.attr("astype")(type.attr("newbyteorder")("="));
+  if (type.byteorder() != '=' && type.byteorder() != '|')
+    source = source.attr("astype")(type.attr("newbyteorder")("="));
   if (!source.attr("flags").attr("aligned").cast<bool>()) source = source.attr("copy")();
   return contiguous(clone(share(check_array(source), source)));
 }
@@ -118,9 +119,9 @@ Tensor tensor_from_data(PyObject* data) {
   if (is_numpy_array(data)) return tensor_from_array(data, /*copy=*/true);
   if (PyObject_HasAttrString(data, "dtype") && as_scalar(data, number))  // a numpy scalar keeps its type
     return tensor_from_array(numpy().attr("asarray")(py::handle(data)).ptr(), true);
-  check<TypeError>(data != Py_None && !PyUnicode_Check(data) && !PyBytes_Check(data) && !PyDict_Check(data) &&
-                       !PyAnySet_Check(data),
-                   "tensor: expected numbers, sequences of numbers or an array, got ", Py_TYPE(data)->tp_name);
+  check<TypeError>(
+      data != Py_None && !PyUnicode_Check(data) && !PyBytes_Check(data) && !PyDict_Check(data) && !PyAnySet_Check(data),
+      "tensor: expected numbers, sequences of numbers or an array, got ", Py_TYPE(data)->tp_name);
   const bool foreign = PyObject_HasAttrString(data, "__dlpack__") && !PyList_Check(data) && !PyTuple_Check(data);
   if (foreign) return contiguous(clone(from_dlpack(py::reinterpret_borrow<py::object>(data))));
   const bool typed = PyObject_HasAttrString(data, "__array__") || PyObject_CheckBuffer(data);
@@ -242,8 +243,8 @@ py::object export_capsule(const Tensor& x, const char* name) {
 template <class Managed>
 Tensor import_managed(Managed* managed, bool read_only) {
   const DLTensor& in = managed->dl_tensor;
-  check<BufferError>(in.device.device_type == kDLCPU, "from_dlpack: memory on device type ",
-                     int(in.device.device_type), " is not supported; expected the CPU (1)");
+  check<BufferError>(in.device.device_type == kDLCPU, "from_dlpack: memory on device type ", int(in.device.device_type),
+                     " is not supported; expected the CPU (1)");
   check<BufferError>(in.ndim >= 0 && in.ndim <= kMaxDims, "from_dlpack: at most ", kMaxDims, " dimensions, got ",
                      in.ndim);
   const DType dtype = check_dlpack_type(in.dtype);
@@ -293,7 +294,8 @@ py::object to_dlpack(const Tensor& x, py::object max_version, py::object dl_devi
   }
   const bool copies = !copy.is_none() && copy.cast<bool>();
   const Tensor source = copies ? clone(x) : x;
-  const bool versioned = !max_version.is_none() && max_version.cast<std::pair<uint32_t, uint32_t>>().first >= kDLPackMajor;
+  const bool versioned =
+      !max_version.is_none() && max_version.cast<std::pair<uint32_t, uint32_t>>().first >= kDLPackMajor;
   if (!versioned) {
     check<BufferError>(!source.storage()->read_only,
                        "__dlpack__: read-only memory needs a consumer of DLPack 1.0 (max_version=(1, 0))");

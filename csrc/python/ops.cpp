@@ -89,7 +89,7 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const MaybeTensor& bia
 // ---------------------------------------------------------------------------------------- lists
 
 void bind_elementwise(Binder& b) {
-#define FASTNN_BIND(name, Functor)        \
+#define FASTNN_BIND(name, Functor)           \
   b.both(#name, fastnn::name, arg("input")); \
   b.both(#name "_", fastnn::name##_, arg("input"));
   FASTNN_UNARY_BOTH(FASTNN_BIND)
@@ -105,49 +105,62 @@ void bind_elementwise(Binder& b) {
   b.function("celu", celu, arg("input"), arg("alpha") = 1.0);
   b.function("gelu", gelu, arg("input"), arg("approximate") = "none");
   b.function("softplus", softplus, arg("input"), arg("beta") = 1.0, arg("threshold") = 20.0);
-  b.function("relu6", [](const Tensor& x) {
-    const Scalar low(0), high(6);
-    return clamp(x, &low, &high);
-  }, arg("input"));
-  b.function("hardtanh", [](const Tensor& x, Scalar low, Scalar high) { return clamp(x, &low, &high); }, arg("input"),
-             arg("min_val") = -1.0, arg("max_val") = 1.0);
+  b.function(
+      "relu6",
+      [](const Tensor& x) {
+        const Scalar low(0), high(6);
+        return clamp(x, &low, &high);
+      },
+      arg("input"));
+  b.function(
+      "hardtanh", [](const Tensor& x, Scalar low, Scalar high) { return clamp(x, &low, &high); }, arg("input"),
+      arg("min_val") = -1.0, arg("max_val") = 1.0);
   for (const char* name : {"clamp", "clip"})
-    b.both(name, [](const Tensor& x, std::optional<Scalar> low, std::optional<Scalar> high) {
-      return clamp(x, pointer(low), pointer(high));
-    }, arg("input"), arg("min") = py::none(), arg("max") = py::none());
-  b.both("clamp_", [](const Tensor& x, std::optional<Scalar> low, std::optional<Scalar> high) {
-    return clamp_(x, pointer(low), pointer(high));
-  }, arg("input"), arg("min") = py::none(), arg("max") = py::none());
+    b.both(
+        name,
+        [](const Tensor& x, std::optional<Scalar> low, std::optional<Scalar> high) {
+          return clamp(x, pointer(low), pointer(high));
+        },
+        arg("input"), arg("min") = py::none(), arg("max") = py::none());
+  b.both(
+      "clamp_",
+      [](const Tensor& x, std::optional<Scalar> low, std::optional<Scalar> high) {
+        return clamp_(x, pointer(low), pointer(high));
+      },
+      arg("input"), arg("min") = py::none(), arg("max") = py::none());
 
-#define FASTNN_BIND(name)                                                                                      \
-  b.both(#name, [](const OperandArg& x, const OperandArg& y) { return fastnn::name(x, y); }, arg("input"), arg("other"));
-#define FASTNN_BIND_INPLACE(name) \
-  b.both(#name "_", [](const Tensor& x, const OperandArg& y) { return fastnn::name##_(x, y); }, arg("input"), arg("other"));
-  FASTNN_BIND(mul) FASTNN_BIND_INPLACE(mul)
-  FASTNN_BIND(maximum) FASTNN_BIND(minimum)
-  FASTNN_BIND(floor_divide) FASTNN_BIND_INPLACE(floor_divide)
-  FASTNN_BIND(remainder) FASTNN_BIND_INPLACE(remainder)
-  FASTNN_BIND(fmod) FASTNN_BIND_INPLACE(fmod)
-  FASTNN_BIND(atan2)
-  FASTNN_BIND(eq) FASTNN_BIND(ne) FASTNN_BIND(lt) FASTNN_BIND(le) FASTNN_BIND(gt) FASTNN_BIND(ge)
-  FASTNN_BIND(logical_and) FASTNN_BIND(logical_or) FASTNN_BIND(logical_xor)
-  FASTNN_BIND(bitwise_and) FASTNN_BIND(bitwise_or) FASTNN_BIND(bitwise_xor)
-  FASTNN_BIND_INPLACE(div) FASTNN_BIND_INPLACE(pow)
+#define FASTNN_BIND(name) \
+  b.both(                 \
+      #name, [](const OperandArg& x, const OperandArg& y) { return fastnn::name(x, y); }, arg("input"), arg("other"));
+#define FASTNN_BIND_INPLACE(name)                                                                          \
+  b.both(                                                                                                  \
+      #name "_", [](const Tensor& x, const OperandArg& y) { return fastnn::name##_(x, y); }, arg("input"), \
+      arg("other"));
+  FASTNN_BIND(mul)
+  FASTNN_BIND_INPLACE(mul)
+  FASTNN_BIND(maximum)
+  FASTNN_BIND(minimum)
+  FASTNN_BIND(floor_divide)
+  FASTNN_BIND_INPLACE(floor_divide) FASTNN_BIND(remainder) FASTNN_BIND_INPLACE(remainder) FASTNN_BIND(fmod)
+      FASTNN_BIND_INPLACE(fmod) FASTNN_BIND(atan2) FASTNN_BIND(eq) FASTNN_BIND(ne) FASTNN_BIND(lt) FASTNN_BIND(le)
+          FASTNN_BIND(gt) FASTNN_BIND(ge) FASTNN_BIND(logical_and) FASTNN_BIND(logical_or) FASTNN_BIND(logical_xor)
+              FASTNN_BIND(bitwise_and) FASTNN_BIND(bitwise_or) FASTNN_BIND(bitwise_xor) FASTNN_BIND_INPLACE(div)
+                  FASTNN_BIND_INPLACE(pow)
 #undef FASTNN_BIND
 #undef FASTNN_BIND_INPLACE
-  b.both("add", with_alpha<add>, arg("input"), arg("other"), arg("alpha") = 1);
+                      b.both("add", with_alpha<add>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("sub", with_alpha<sub>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("add_", with_alpha_<add_>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("sub_", with_alpha_<sub_>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("div", divide, arg("input"), arg("other"), arg("rounding_mode") = py::none());
   b.both("pow", [](const OperandArg& x, const OperandArg& y) { return pow(x, y); }, arg("input"), arg("exponent"));
-  b.function("where", [](const Tensor& condition, const OperandArg& x, const OperandArg& y) {
-    return where(condition, x, y);
-  }, arg("condition"), arg("input"), arg("other"));
+  b.function(
+      "where", [](const Tensor& condition, const OperandArg& x, const OperandArg& y) { return where(condition, x, y); },
+      arg("condition"), arg("input"), arg("other"));
   b.function("where", nonzero_as_tuple, arg("condition"));
-  b.both("lerp", [](const Tensor& x, const Tensor& y, const OperandArg& weight) {
-    return lerp(x, y, weight);
-  }, arg("input"), arg("end"), arg("weight"));
+  b.both(
+      "lerp", [](const Tensor& x, const Tensor& y, const OperandArg& weight) { return lerp(x, y, weight); },
+      arg("input"), arg("end"), arg("weight"));
 }
 
 void bind_copy(Binder& b) {
@@ -163,8 +176,9 @@ void bind_copy(Binder& b) {
   b.function("stack", stack, arg("tensors"), arg("dim") = 0);
   b.function("pad", pad, arg("input"), arg("pad"), arg("mode") = "constant", arg("value") = 0.0);
   b.both("flip", flip, arg("input"), arg("dims"));
-  b.both("roll", [](const Tensor& x, const Dims& shifts, const Axes& axes) { return roll(x, shifts, all_or(axes)); },
-         arg("input"), arg("shifts"), arg("dims") = py::none());
+  b.both(
+      "roll", [](const Tensor& x, const Dims& shifts, const Axes& axes) { return roll(x, shifts, all_or(axes)); },
+      arg("input"), arg("shifts"), arg("dims") = py::none());
   b.both("tril", tril, arg("input"), arg("diagonal") = 0);
   b.both("triu", triu, arg("input"), arg("diagonal") = 0);
   b.both("repeat_interleave", repeat_interleave, arg("input"), arg("repeats"), arg("dim"));
@@ -180,18 +194,23 @@ void bind_views(Binder& b) {
   b.method("permute", [](const Tensor& x, const py::args& axes) { return permute(x, dims_from_args(axes)); });
   b.function("permute", permute, arg("input"), arg("dims"));
   b.method("expand", [](const Tensor& x, const py::args& shape) { return expand(x, dims_from_args(shape)); });
-  b.method("expand_as", [](const Tensor& x, const Tensor& y) { return expand(x, y.shape()); }, arg("input"), arg("other"));
+  b.method(
+      "expand_as", [](const Tensor& x, const Tensor& y) { return expand(x, y.shape()); }, arg("input"), arg("other"));
   b.function("broadcast_to", expand, arg("input"), arg("shape"));
   b.both("transpose", transpose, arg("input"), arg("dim0"), arg("dim1"));
-  b.both("t", [](const Tensor& x) {
-    check(x.ndim() <= 2, "t: expected at most 2 dimensions, got shape ", x.shape());
-    return x.ndim() == 2 ? transpose(x, 0, 1) : x;
-  }, arg("input"));
+  b.both(
+      "t",
+      [](const Tensor& x) {
+        check(x.ndim() <= 2, "t: expected at most 2 dimensions, got shape ", x.shape());
+        return x.ndim() == 2 ? transpose(x, 0, 1) : x;
+      },
+      arg("input"));
   b.both("movedim", movedim, arg("input"), arg("source"), arg("destination"));
   b.both("flatten", flatten, arg("input"), arg("start_dim") = 0, arg("end_dim") = -1);
   b.both("unflatten", unflatten, arg("input"), arg("dim"), arg("sizes"));
-  b.both("squeeze", [](const Tensor& x, const Axes& axes) { return axes ? squeeze(x, *axes) : squeeze(x); },
-         arg("input"), arg("dim") = py::none());
+  b.both(
+      "squeeze", [](const Tensor& x, const Axes& axes) { return axes ? squeeze(x, *axes) : squeeze(x); }, arg("input"),
+      arg("dim") = py::none());
   b.both("unsqueeze", unsqueeze, arg("input"), arg("dim"));
   b.both("narrow", narrow, arg("input"), arg("dim"), arg("start"), arg("length"));
   b.both("select", select, arg("input"), arg("dim"), arg("index"));
@@ -206,52 +225,67 @@ void bind_views(Binder& b) {
 void bind_reduce(Binder& b) {
   using Reduce = Tensor (*)(const Tensor&, const Dims&, bool);
   const auto bind = [&b](const char* name, Reduce f) {
-    b.both(name, [f](const Tensor& x, const Axes& axes, bool keepdim, const MaybeDType& dtype) {
-      return f(converted(x, dtype), all_or(axes), keepdim);
-    }, arg("input"), arg("dim") = py::none(), arg("keepdim") = false, arg("dtype") = py::none());
+    b.both(
+        name,
+        [f](const Tensor& x, const Axes& axes, bool keepdim, const MaybeDType& dtype) {
+          return f(converted(x, dtype), all_or(axes), keepdim);
+        },
+        arg("input"), arg("dim") = py::none(), arg("keepdim") = false, arg("dtype") = py::none());
   };
   bind("sum", sum);
   bind("mean", mean);
   bind("prod", prod);
   const auto bind_plain = [&b](const char* name, Reduce f) {
-    b.both(name, [f](const Tensor& x, const Axes& axes, bool keepdim) { return f(x, all_or(axes), keepdim); },
-           arg("input"), arg("dim") = py::none(), arg("keepdim") = false);
+    b.both(
+        name, [f](const Tensor& x, const Axes& axes, bool keepdim) { return f(x, all_or(axes), keepdim); },
+        arg("input"), arg("dim") = py::none(), arg("keepdim") = false);
   };
   bind_plain("amax", amax);
   bind_plain("amin", amin);
   bind_plain("all", all);
   bind_plain("any", any);
   bind_plain("logsumexp", logsumexp);
-  b.both("count_nonzero", [](const Tensor& x, const Axes& axes) { return count_nonzero(x, all_or(axes)); },
-         arg("input"), arg("dim") = py::none());
+  b.both(
+      "count_nonzero", [](const Tensor& x, const Axes& axes) { return count_nonzero(x, all_or(axes)); }, arg("input"),
+      arg("dim") = py::none());
   b.both("argmax", argmax, arg("input"), arg("dim") = py::none(), arg("keepdim") = false);
   b.both("argmin", argmin, arg("input"), arg("dim") = py::none(), arg("keepdim") = false);
   const auto bind_spread = [&b](const char* name, Tensor (*f)(const Tensor&, const Dims&, double, bool)) {
-    b.both(name, [f](const Tensor& x, const Axes& axes, bool unbiased, bool keepdim, std::optional<double> correction) {
-      return f(x, all_or(axes), correction ? *correction : double(unbiased), keepdim);
-    }, arg("input"), arg("dim") = py::none(), arg("unbiased") = true, arg("keepdim") = false, py::kw_only(),
-           arg("correction") = py::none());
+    b.both(
+        name,
+        [f](const Tensor& x, const Axes& axes, bool unbiased, bool keepdim, std::optional<double> correction) {
+          return f(x, all_or(axes), correction ? *correction : double(unbiased), keepdim);
+        },
+        arg("input"), arg("dim") = py::none(), arg("unbiased") = true, arg("keepdim") = false, py::kw_only(),
+        arg("correction") = py::none());
   };
   bind_spread("var", var);
   bind_spread("std", stddev);
-  b.both("norm", [](const Tensor& x, double p, const Axes& axes, bool keepdim) { return norm(x, p, all_or(axes), keepdim); },
-         arg("input"), arg("p") = 2.0, arg("dim") = py::none(), arg("keepdim") = false);
+  b.both(
+      "norm",
+      [](const Tensor& x, double p, const Axes& axes, bool keepdim) { return norm(x, p, all_or(axes), keepdim); },
+      arg("input"), arg("p") = 2.0, arg("dim") = py::none(), arg("keepdim") = false);
   // max(x), max(x, dim) and max(x, y), as in PyTorch.
   b.both("max", [](const Tensor& x) { return max(x); }, arg("input"));
   b.both("max", [](const Tensor& x, const Tensor& y) { return maximum(x, y); }, arg("input"), arg("other"));
-  b.both("max", [](const Tensor& x, int64_t axis, bool keepdim) { return named_pair(max(x, axis, keepdim)); },
-         arg("input"), arg("dim"), arg("keepdim") = false);
+  b.both(
+      "max", [](const Tensor& x, int64_t axis, bool keepdim) { return named_pair(max(x, axis, keepdim)); },
+      arg("input"), arg("dim"), arg("keepdim") = false);
   b.both("min", [](const Tensor& x) { return min(x); }, arg("input"));
   b.both("min", [](const Tensor& x, const Tensor& y) { return minimum(x, y); }, arg("input"), arg("other"));
-  b.both("min", [](const Tensor& x, int64_t axis, bool keepdim) { return named_pair(min(x, axis, keepdim)); },
-         arg("input"), arg("dim"), arg("keepdim") = false);
+  b.both(
+      "min", [](const Tensor& x, int64_t axis, bool keepdim) { return named_pair(min(x, axis, keepdim)); },
+      arg("input"), arg("dim"), arg("keepdim") = false);
   b.both("cumsum", cumsum, arg("input"), arg("dim"));
   b.both("cumprod", cumprod, arg("input"), arg("dim"));
-  b.both("sort", [](const Tensor& x, int64_t axis, bool descending) { return named_pair(sort(x, axis, descending)); },
-         arg("input"), arg("dim") = -1, arg("descending") = false);
+  b.both(
+      "sort", [](const Tensor& x, int64_t axis, bool descending) { return named_pair(sort(x, axis, descending)); },
+      arg("input"), arg("dim") = -1, arg("descending") = false);
   b.both("argsort", argsort, arg("input"), arg("dim") = -1, arg("descending") = false);
-  b.both("topk", [](const Tensor& x, int64_t k, int64_t axis, bool largest) { return named_pair(topk(x, k, axis, largest)); },
-         arg("input"), arg("k"), arg("dim") = -1, arg("largest") = true);
+  b.both(
+      "topk",
+      [](const Tensor& x, int64_t k, int64_t axis, bool largest) { return named_pair(topk(x, k, axis, largest)); },
+      arg("input"), arg("k"), arg("dim") = -1, arg("largest") = true);
 }
 
 void bind_matmul(Binder& b) {
@@ -261,10 +295,12 @@ void bind_matmul(Binder& b) {
   b.both("mv", mv, arg("input"), arg("vec"));
   b.both("dot", dot, arg("input"), arg("other"));
   b.both("addmm", addmm, arg("input"), arg("mat1"), arg("mat2"), py::kw_only(), arg("beta") = 1.0, arg("alpha") = 1.0);
-  b.both("baddbmm", baddbmm, arg("input"), arg("batch1"), arg("batch2"), py::kw_only(), arg("beta") = 1.0, arg("alpha") = 1.0);
-  b.function("linear", [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias) {
-    return linear(x, weight, bias.tensor);
-  }, arg("input"), arg("weight"), arg("bias") = py::none());
+  b.both("baddbmm", baddbmm, arg("input"), arg("batch1"), arg("batch2"), py::kw_only(), arg("beta") = 1.0,
+         arg("alpha") = 1.0);
+  b.function(
+      "linear",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias) { return linear(x, weight, bias.tensor); },
+      arg("input"), arg("weight"), arg("bias") = py::none());
 }
 
 void bind_conv(Binder& b) {
@@ -276,7 +312,8 @@ void bind_conv(Binder& b) {
 
 void bind_pool(Binder& b) {
   const auto bind = [&b](const char* name, auto f) {
-    b.function(name, f, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"), arg("dilation"), arg("ceil_mode"));
+    b.function(name, f, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"), arg("dilation"),
+               arg("ceil_mode"));
   };
   bind("max_pool1d", pool<max_pool1d>);
   bind("max_pool2d", pool<max_pool2d>);
@@ -297,48 +334,71 @@ void bind_pool(Binder& b) {
 }
 
 void bind_softmax_and_loss(Binder& b) {
-  b.both("softmax", [](const Tensor& x, int64_t axis, const MaybeDType& dtype) { return softmax(converted(x, dtype), axis); },
-         arg("input"), arg("dim"), arg("dtype") = py::none());
-  b.both("log_softmax", [](const Tensor& x, int64_t axis, const MaybeDType& dtype) {
-    return log_softmax(converted(x, dtype), axis);
-  }, arg("input"), arg("dim"), arg("dtype") = py::none());
-  b.function("cross_entropy", [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
-                                 const std::string& reduction, double label_smoothing) {
-    return cross_entropy(x, target, weight.tensor, ignore_index, reduction, label_smoothing);
-  }, arg("input"), arg("target"), arg("weight") = py::none(), arg("ignore_index") = -100, arg("reduction") = "mean",
-             arg("label_smoothing") = 0.0);
-  b.function("nll_loss", [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
-                            const std::string& reduction) {
-    return nll_loss(x, target, weight.tensor, ignore_index, reduction);
-  }, arg("input"), arg("target"), arg("weight") = py::none(), arg("ignore_index") = -100, arg("reduction") = "mean");
+  b.both(
+      "softmax",
+      [](const Tensor& x, int64_t axis, const MaybeDType& dtype) { return softmax(converted(x, dtype), axis); },
+      arg("input"), arg("dim"), arg("dtype") = py::none());
+  b.both(
+      "log_softmax",
+      [](const Tensor& x, int64_t axis, const MaybeDType& dtype) { return log_softmax(converted(x, dtype), axis); },
+      arg("input"), arg("dim"), arg("dtype") = py::none());
+  b.function(
+      "cross_entropy",
+      [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
+         const std::string& reduction, double label_smoothing) {
+        return cross_entropy(x, target, weight.tensor, ignore_index, reduction, label_smoothing);
+      },
+      arg("input"), arg("target"), arg("weight") = py::none(), arg("ignore_index") = -100, arg("reduction") = "mean",
+      arg("label_smoothing") = 0.0);
+  b.function(
+      "nll_loss",
+      [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, int64_t ignore_index,
+         const std::string& reduction) { return nll_loss(x, target, weight.tensor, ignore_index, reduction); },
+      arg("input"), arg("target"), arg("weight") = py::none(), arg("ignore_index") = -100, arg("reduction") = "mean");
   b.function("mse_loss", mse_loss, arg("input"), arg("target"), arg("reduction") = "mean");
   b.function("l1_loss", l1_loss, arg("input"), arg("target"), arg("reduction") = "mean");
-  b.function("smooth_l1_loss", smooth_l1_loss, arg("input"), arg("target"), arg("reduction") = "mean", arg("beta") = 1.0);
+  b.function("smooth_l1_loss", smooth_l1_loss, arg("input"), arg("target"), arg("reduction") = "mean",
+             arg("beta") = 1.0);
   b.function("huber_loss", huber_loss, arg("input"), arg("target"), arg("reduction") = "mean", arg("delta") = 1.0);
-  b.function("binary_cross_entropy", [](const Tensor& x, const Tensor& target, const MaybeTensor& weight,
-                                        const std::string& reduction) {
-    return binary_cross_entropy(x, target, weight.tensor, reduction);
-  }, arg("input"), arg("target"), arg("weight") = py::none(), arg("reduction") = "mean");
-  b.function("binary_cross_entropy_with_logits", [](const Tensor& x, const Tensor& target, const MaybeTensor& weight,
-                                                    const std::string& reduction, const MaybeTensor& pos_weight) {
-    return binary_cross_entropy_with_logits(x, target, weight.tensor, reduction, pos_weight.tensor);
-  }, arg("input"), arg("target"), arg("weight") = py::none(), arg("reduction") = "mean", arg("pos_weight") = py::none());
+  b.function(
+      "binary_cross_entropy",
+      [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, const std::string& reduction) {
+        return binary_cross_entropy(x, target, weight.tensor, reduction);
+      },
+      arg("input"), arg("target"), arg("weight") = py::none(), arg("reduction") = "mean");
+  b.function(
+      "binary_cross_entropy_with_logits",
+      [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, const std::string& reduction,
+         const MaybeTensor& pos_weight) {
+        return binary_cross_entropy_with_logits(x, target, weight.tensor, reduction, pos_weight.tensor);
+      },
+      arg("input"), arg("target"), arg("weight") = py::none(), arg("reduction") = "mean",
+      arg("pos_weight") = py::none());
   b.function("kl_div", kl_div, arg("input"), arg("target"), arg("reduction") = "mean", arg("log_target") = false);
 }
 
 void bind_index(Binder& b) {
-  b.function("embedding", [](const Tensor& ids, const Tensor& weight, int64_t padding_idx) {
-    return embedding(ids, weight, padding_idx < 0 ? std::nullopt : std::optional<int64_t>(padding_idx));
-  }, arg("input"), arg("weight"), arg("padding_idx") = -1);
+  b.function(
+      "embedding",
+      [](const Tensor& ids, const Tensor& weight, int64_t padding_idx) {
+        return embedding(ids, weight, padding_idx < 0 ? std::nullopt : std::optional<int64_t>(padding_idx));
+      },
+      arg("input"), arg("weight"), arg("padding_idx") = -1);
   b.both("index_select", index_select, arg("input"), arg("dim"), arg("index"));
   b.both("gather", gather, arg("input"), arg("dim"), arg("index"));
   b.both("take_along_dim", take_along_dim, arg("input"), arg("indices"), arg("dim") = py::none());
-  b.both("scatter", [](const Tensor& x, int64_t axis, const Tensor& index, const OperandArg& source) {
-    return scatter(x, axis, index, source);
-  }, arg("input"), arg("dim"), arg("index"), arg("src"));
-  b.method("scatter_", [](const Tensor& x, int64_t axis, const Tensor& index, const OperandArg& source) {
-    return scatter_(x, axis, index, source);
-  }, arg("input"), arg("dim"), arg("index"), arg("src"));
+  b.both(
+      "scatter",
+      [](const Tensor& x, int64_t axis, const Tensor& index, const OperandArg& source) {
+        return scatter(x, axis, index, source);
+      },
+      arg("input"), arg("dim"), arg("index"), arg("src"));
+  b.method(
+      "scatter_",
+      [](const Tensor& x, int64_t axis, const Tensor& index, const OperandArg& source) {
+        return scatter_(x, axis, index, source);
+      },
+      arg("input"), arg("dim"), arg("index"), arg("src"));
   b.both("scatter_add", scatter_add, arg("input"), arg("dim"), arg("index"), arg("src"));
   b.method("scatter_add_", scatter_add_, arg("input"), arg("dim"), arg("index"), arg("src"));
   b.both("index_add", index_add, arg("input"), arg("dim"), arg("index"), arg("source"));
@@ -355,7 +415,8 @@ void bind_index(Binder& b) {
 void bind_random(Binder& b) {
   const auto generator = arg("generator") = py::none();
   b.both("bernoulli", bernoulli, arg("input"), py::kw_only(), generator);
-  b.both("multinomial", multinomial, arg("input"), arg("num_samples"), arg("replacement") = false, py::kw_only(), generator);
+  b.both("multinomial", multinomial, arg("input"), arg("num_samples"), arg("replacement") = false, py::kw_only(),
+         generator);
   b.function("dropout", dropout, arg("input"), arg("p") = 0.5, arg("training") = true, generator);
   b.method("uniform_", uniform_, arg("input"), arg("from") = 0.0, arg("to") = 1.0, py::kw_only(), generator);
   b.method("normal_", normal_, arg("input"), arg("mean") = 0.0, arg("std") = 1.0, py::kw_only(), generator);
@@ -364,19 +425,19 @@ void bind_random(Binder& b) {
 
 void bind_optim(Binder& b) {
   using Tensors = std::vector<Tensor>;
-  b.function("sgd_step", [](const Tensors& params, const Tensors& grads, const std::optional<Tensors>& momentum_buffers,
-                            double lr, double momentum, double dampening, double weight_decay, bool nesterov,
-                            bool maximize, bool first_step) {
-    sgd_step(params, grads, momentum_buffers ? *momentum_buffers : Tensors(),
-             {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step});
-  });
-  b.function("adam_step", [](const Tensors& params, const Tensors& grads, const Tensors& exp_avgs,
-                             const Tensors& exp_avg_sqs, const std::optional<Tensors>& max_exp_avg_sqs, int64_t step,
-                             double lr, double beta1, double beta2, double eps, double weight_decay, bool decoupled,
-                             bool maximize) {
-    adam_step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs ? *max_exp_avg_sqs : Tensors(),
-              {step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize});
-  });
+  b.function("sgd_step",
+             [](const Tensors& params, const Tensors& grads, const std::optional<Tensors>& momentum_buffers, double lr,
+                double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
+               sgd_step(params, grads, momentum_buffers ? *momentum_buffers : Tensors(),
+                        {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step});
+             });
+  b.function("adam_step",
+             [](const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
+                const std::optional<Tensors>& max_exp_avg_sqs, int64_t step, double lr, double beta1, double beta2,
+                double eps, double weight_decay, bool decoupled, bool maximize) {
+               adam_step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs ? *max_exp_avg_sqs : Tensors(),
+                         {step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize});
+             });
   b.function("grad_norm", grad_norm, arg("grads"), arg("norm_type") = 2.0);
   b.function("clip_grad_norm_", clip_grad_norm_, arg("grads"), arg("max_norm"), arg("norm_type") = 2.0,
              arg("error_if_nonfinite") = false);

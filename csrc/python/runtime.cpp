@@ -27,9 +27,10 @@ void bind_devices(py::module_& m) {
            arg("type"), arg("index"))
       .def(py::init([](const Device& device) { return device; }), arg("device"))
       .def_property_readonly("type", [](const Device& self) { return self.is_cuda() ? "cuda" : "cpu"; })
-      .def_property_readonly("index", [](const Device& self) -> py::object {
-        return self.is_cuda() ? py::object(py::int_(self.index)) : py::object(py::none());
-      })
+      .def_property_readonly("index",
+                             [](const Device& self) -> py::object {
+                               return self.is_cuda() ? py::object(py::int_(self.index)) : py::object(py::none());
+                             })
       .def("__eq__", [](const Device& self, const Device& other) { return self == other; })
       .def("__eq__", [](const Device&, py::handle) { return false; })
       .def("__hash__", [](const Device& self) { return int(self.type) * 256 + self.index; })
@@ -56,13 +57,16 @@ py::dict stats_dict(const MemoryStats& stats) {
 
 void bind_memory(py::module_& m) {
   const auto device = arg("device") = py::none();
-  m.def("memory_stats", [](const DeviceArg& where) { return stats_dict(memory_stats(where.value)); }, device,
-        "Bytes of live and cached blocks, and how often the cache served a request.");
+  m.def(
+      "memory_stats", [](const DeviceArg& where) { return stats_dict(memory_stats(where.value)); }, device,
+      "Bytes of live and cached blocks, and how often the cache served a request.");
   m.def("reset_peak_memory_stats", [](const DeviceArg& where) { reset_peak_memory(where.value); }, device);
-  m.def("empty_cache", [](const DeviceArg& where) { empty_cache(where.value); }, device,
-        "Returns cached blocks to the system.");
-  m.def("set_cache_limit", [](int64_t bytes, const DeviceArg& where) { set_cache_limit(where.value, bytes); },
-        arg("bytes"), device, "The most bytes kept in the cache of freed blocks.");
+  m.def(
+      "empty_cache", [](const DeviceArg& where) { empty_cache(where.value); }, device,
+      "Returns cached blocks to the system.");
+  m.def(
+      "set_cache_limit", [](int64_t bytes, const DeviceArg& where) { set_cache_limit(where.value, bytes); },
+      arg("bytes"), device, "The most bytes kept in the cache of freed blocks.");
 }
 
 void bind_threads(py::module_& m) {
@@ -78,21 +82,28 @@ void bind_threads(py::module_& m) {
 }
 
 void bind_random_state(py::module_& m) {
-  py::class_<Generator>(m, "Generator", "A stream of random numbers of its own; random functions take it as generator=.")
+  py::class_<Generator>(m, "Generator",
+                        "A stream of random numbers of its own; random functions take it as generator=.")
       .def(py::init([](const DeviceArg&) { return new Generator(Generator(0).seed()); }), arg("device") = py::none())
-      .def("manual_seed", [](Generator& self, int64_t seed) -> Generator& {
-        self.manual_seed(uint64_t(seed));
-        return self;
-      }, py::return_value_policy::reference_internal)
+      .def(
+          "manual_seed",
+          [](Generator& self, int64_t seed) -> Generator& {
+            self.manual_seed(uint64_t(seed));
+            return self;
+          },
+          py::return_value_policy::reference_internal)
       .def("seed", &Generator::seed)
       .def("initial_seed", &Generator::initial_seed)
       .def("get_state", &Generator::get_state)
       .def("set_state", &Generator::set_state);
   m.attr("default_generator") = py::cast(&default_generator(), py::return_value_policy::reference);
-  m.def("manual_seed", [](int64_t seed) {
-    manual_seed(uint64_t(seed));
-    return py::cast(&default_generator(), py::return_value_policy::reference);
-  }, arg("seed"));
+  m.def(
+      "manual_seed",
+      [](int64_t seed) {
+        manual_seed(uint64_t(seed));
+        return py::cast(&default_generator(), py::return_value_policy::reference);
+      },
+      arg("seed"));
   m.def("initial_seed", [] { return default_generator().initial_seed(); });
   m.def("get_rng_state", [] { return default_generator().get_state(); });
   m.def("set_rng_state", [](const Tensor& state) { default_generator().set_state(state); }, arg("new_state"));

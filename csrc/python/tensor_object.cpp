@@ -20,8 +20,7 @@ PyTypeObject* tensor_type = nullptr;
 namespace {
 
 struct TensorObject {
-  PyObject_HEAD
-  Tensor tensor;
+  PyObject_HEAD Tensor tensor;
   PyObject* weak_references;
 };
 
@@ -175,9 +174,8 @@ PyObject* iterate_slot(PyObject* self) {
 }
 
 PyObject* repr_slot(PyObject* self) {
-  return guarded([&] {
-    return py::module_::import("fastnn._repr").attr("tensor_repr")(py::handle(self)).release().ptr();
-  });
+  return guarded(
+      [&] { return py::module_::import("fastnn._repr").attr("tensor_repr")(py::handle(self)).release().ptr(); });
 }
 
 Py_hash_t hash_slot(PyObject* self) { return Py_hash_t(reinterpret_cast<uintptr_t>(unwrap(self).impl()) >> 4); }
@@ -201,8 +199,8 @@ PyObject* getter(PyObject* self, void*) {
   return guarded([&] { return F::get(unwrap(self)); });
 }
 
-#define FASTNN_GETTER(Name, expression)                                   \
-  struct Name {                                                           \
+#define FASTNN_GETTER(Name, expression)                                           \
+  struct Name {                                                                   \
     static PyObject* get([[maybe_unused]] const Tensor& x) { return expression; } \
   };
 FASTNN_GETTER(GetShape, tuple_from_dims(x.shape()))
@@ -296,9 +294,8 @@ PyGetSetDef attributes[] = {
     {"_version", getter<GetVersion>, nullptr, "How often it was changed in place.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
-PyMemberDef members[] = {
-    {"__weaklistoffset__", T_PYSSIZET, offsetof(TensorObject, weak_references), READONLY, nullptr},
-    {nullptr, 0, 0, 0, nullptr}};
+PyMemberDef members[] = {{"__weaklistoffset__", T_PYSSIZET, offsetof(TensorObject, weak_references), READONLY, nullptr},
+                         {nullptr, 0, 0, 0, nullptr}};
 
 template <class F>
 PyType_Slot slot(int id, F* function) {
@@ -314,47 +311,46 @@ void define_tensor(py::module_& module) {
   BinarySlot* const and_slot = binary_slot<bits<bitwise_and, logical_and>>;
   BinarySlot* const or_slot = binary_slot<bits<bitwise_or, logical_or>>;
   BinarySlot* const xor_slot = binary_slot<bits<bitwise_xor, logical_xor>>;
-  PyType_Slot slots[] = {
-      slot(Py_nb_add, binary_slot<add>),
-      slot(Py_nb_subtract, binary_slot<sub>),
-      slot(Py_nb_multiply, binary_slot<mul>),
-      slot(Py_nb_true_divide, binary_slot<div>),
-      slot(Py_nb_floor_divide, binary_slot<floor_divide>),
-      slot(Py_nb_remainder, binary_slot<remainder>),
-      slot(Py_nb_power, power_slot),
-      slot(Py_nb_matrix_multiply, matmul_slot),
-      slot(Py_nb_and, and_slot),
-      slot(Py_nb_or, or_slot),
-      slot(Py_nb_xor, xor_slot),
-      slot(Py_nb_inplace_add, inplace_slot<add_>),
-      slot(Py_nb_inplace_subtract, inplace_slot<sub_>),
-      slot(Py_nb_inplace_multiply, inplace_slot<mul_>),
-      slot(Py_nb_inplace_true_divide, inplace_slot<div_>),
-      slot(Py_nb_inplace_floor_divide, inplace_slot<floor_divide_>),
-      slot(Py_nb_inplace_remainder, inplace_slot<remainder_>),
-      slot(Py_nb_negative, unary_slot<neg>),
-      slot(Py_nb_positive, positive_slot),
-      slot(Py_nb_absolute, unary_slot<abs>),
-      slot(Py_nb_invert, unary_slot<bitwise_not>),
-      slot(Py_nb_bool, bool_slot),
-      slot(Py_nb_float, float_slot),
-      slot(Py_nb_int, int_slot),
-      slot(Py_nb_index, index_slot),
-      slot(Py_mp_length, length_slot),
-      slot(Py_mp_subscript, subscript_slot),
-      slot(Py_mp_ass_subscript, assign_slot),
-      slot(Py_tp_iter, iterate_slot),
-      slot(Py_tp_richcompare, compare_slot),
-      slot(Py_tp_hash, hash_slot),
-      slot(Py_tp_repr, repr_slot),
-      slot(Py_tp_new, new_slot),
-      slot(Py_tp_dealloc, deallocate),
-      slot(Py_bf_getbuffer, get_buffer),
-      slot(Py_bf_releasebuffer, release_buffer),
-      {Py_tp_getset, attributes},
-      {Py_tp_members, members},
-      {Py_tp_doc, const_cast<char*>("A strided array of one element type, with gradients.")},
-      {0, nullptr}};
+  PyType_Slot slots[] = {slot(Py_nb_add, binary_slot<add>),
+                         slot(Py_nb_subtract, binary_slot<sub>),
+                         slot(Py_nb_multiply, binary_slot<mul>),
+                         slot(Py_nb_true_divide, binary_slot<div>),
+                         slot(Py_nb_floor_divide, binary_slot<floor_divide>),
+                         slot(Py_nb_remainder, binary_slot<remainder>),
+                         slot(Py_nb_power, power_slot),
+                         slot(Py_nb_matrix_multiply, matmul_slot),
+                         slot(Py_nb_and, and_slot),
+                         slot(Py_nb_or, or_slot),
+                         slot(Py_nb_xor, xor_slot),
+                         slot(Py_nb_inplace_add, inplace_slot<add_>),
+                         slot(Py_nb_inplace_subtract, inplace_slot<sub_>),
+                         slot(Py_nb_inplace_multiply, inplace_slot<mul_>),
+                         slot(Py_nb_inplace_true_divide, inplace_slot<div_>),
+                         slot(Py_nb_inplace_floor_divide, inplace_slot<floor_divide_>),
+                         slot(Py_nb_inplace_remainder, inplace_slot<remainder_>),
+                         slot(Py_nb_negative, unary_slot<neg>),
+                         slot(Py_nb_positive, positive_slot),
+                         slot(Py_nb_absolute, unary_slot<abs>),
+                         slot(Py_nb_invert, unary_slot<bitwise_not>),
+                         slot(Py_nb_bool, bool_slot),
+                         slot(Py_nb_float, float_slot),
+                         slot(Py_nb_int, int_slot),
+                         slot(Py_nb_index, index_slot),
+                         slot(Py_mp_length, length_slot),
+                         slot(Py_mp_subscript, subscript_slot),
+                         slot(Py_mp_ass_subscript, assign_slot),
+                         slot(Py_tp_iter, iterate_slot),
+                         slot(Py_tp_richcompare, compare_slot),
+                         slot(Py_tp_hash, hash_slot),
+                         slot(Py_tp_repr, repr_slot),
+                         slot(Py_tp_new, new_slot),
+                         slot(Py_tp_dealloc, deallocate),
+                         slot(Py_bf_getbuffer, get_buffer),
+                         slot(Py_bf_releasebuffer, release_buffer),
+                         {Py_tp_getset, attributes},
+                         {Py_tp_members, members},
+                         {Py_tp_doc, const_cast<char*>("A strided array of one element type, with gradients.")},
+                         {0, nullptr}};
   PyType_Spec spec = {"fastnn.Tensor", sizeof(TensorObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
   PyObject* type = PyType_FromSpec(&spec);
   if (!type) throw py::error_already_set();
@@ -426,7 +422,8 @@ bool as_scalar(PyObject* object, Scalar& scalar) {
   // numpy's scalars: float32, int64, bool_.
   if (!PyObject_HasAttrString(object, "dtype") || is_numpy_array(object)) return false;
   py::object value = py::reinterpret_borrow<py::object>(object).attr("item")();
-  return !is_numpy_array(value.ptr()) && !PyObject_HasAttrString(value.ptr(), "dtype") && as_scalar(value.ptr(), scalar);
+  return !is_numpy_array(value.ptr()) && !PyObject_HasAttrString(value.ptr(), "dtype") &&
+         as_scalar(value.ptr(), scalar);
 }
 
 bool OperandHolder::load(PyObject* object) {

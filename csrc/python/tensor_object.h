@@ -20,8 +20,8 @@ extern PyTypeObject* tensor_type;
 void define_tensor(pybind11::module_& module);
 
 inline bool is_tensor(PyObject* object) { return PyObject_TypeCheck(object, tensor_type); }
-const Tensor& unwrap(PyObject* object);   // trusts is_tensor
-PyObject* wrap(const Tensor& x);          // a new reference; None for an undefined tensor
+const Tensor& unwrap(PyObject* object);  // trusts is_tensor
+PyObject* wrap(const Tensor& x);         // a new reference; None for an undefined tensor
 // A wrapper of a subclass around a detached alias of x: how Parameter is made.
 PyObject* wrap_as(PyTypeObject* type, const Tensor& x, bool requires_grad);
 

@@ -40,7 +40,8 @@ T keyword(const std::string& name, py::handle value) {
 Dims shape_of(const py::args& args, const py::kwargs& kwargs) {
   if (!kwargs.contains("size")) return dims_from_args(args);
   Dims shape;
-  check<TypeError>(args.empty() && as_dims(py::object(kwargs["size"]).ptr(), shape), "size: expected a sequence of ints");
+  check<TypeError>(args.empty() && as_dims(py::object(kwargs["size"]).ptr(), shape),
+                   "size: expected a sequence of ints");
   return shape;
 }
 
@@ -54,11 +55,16 @@ struct Options {
   explicit Options(const py::kwargs& kwargs) {
     for (const auto& [key, value] : kwargs) {
       const auto name = py::cast<std::string>(key);
-      if (name == "dtype") dtype = keyword<MaybeDType>(name, value);
-      else if (name == "device") device = keyword<DeviceArg>(name, value);
-      else if (name == "requires_grad") requires_grad = keyword<bool>(name, value);
-      else if (name == "generator") generator = value.is_none() ? nullptr : keyword<Generator*>(name, value);
-      else check<TypeError>(name == "size", "unexpected keyword argument '", name, "'");
+      if (name == "dtype")
+        dtype = keyword<MaybeDType>(name, value);
+      else if (name == "device")
+        device = keyword<DeviceArg>(name, value);
+      else if (name == "requires_grad")
+        requires_grad = keyword<bool>(name, value);
+      else if (name == "generator")
+        generator = value.is_none() ? nullptr : keyword<Generator*>(name, value);
+      else
+        check<TypeError>(name == "size", "unexpected keyword argument '", name, "'");
     }
   }
   DType type() const { return dtype.or_else(DType::Float32); }
@@ -74,11 +80,14 @@ void bind_shaped(py::module_& module, const char* name, Make make) {
 
 template <class Fill>
 void bind_like(py::module_& module, const char* name, Fill fill) {
-  module.def(name, [fill](const Tensor& x, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad) {
-    const DType type = dtype.or_else(x.dtype());
-    const Tensor y = device.given ? empty(x.shape(), type, device.value) : empty_like(x, type);
-    return finished(fill(y), requires_grad);
-  }, arg("input"), py::kw_only(), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false);
+  module.def(
+      name,
+      [fill](const Tensor& x, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad) {
+        const DType type = dtype.or_else(x.dtype());
+        const Tensor y = device.given ? empty(x.shape(), type, device.value) : empty_like(x, type);
+        return finished(fill(y), requires_grad);
+      },
+      arg("input"), py::kw_only(), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false);
 }
 
 DType number_type(std::initializer_list<Scalar> values) {
@@ -91,68 +100,93 @@ void bind_creation(py::module_& m) {
   bind_shaped(m, "empty", [](const Dims& shape, const Options& o) { return empty(shape, o.type(), o.device.value); });
   bind_shaped(m, "zeros", [](const Dims& shape, const Options& o) { return zeros(shape, o.type(), o.device.value); });
   bind_shaped(m, "ones", [](const Dims& shape, const Options& o) { return ones(shape, o.type(), o.device.value); });
-  bind_shaped(m, "rand", [](const Dims& shape, const Options& o) {
-    return rand(shape, o.type(), o.device.value, o.generator);
-  });
-  bind_shaped(m, "randn", [](const Dims& shape, const Options& o) {
-    return randn(shape, o.type(), o.device.value, o.generator);
-  });
+  bind_shaped(m, "rand",
+              [](const Dims& shape, const Options& o) { return rand(shape, o.type(), o.device.value, o.generator); });
+  bind_shaped(m, "randn",
+              [](const Dims& shape, const Options& o) { return randn(shape, o.type(), o.device.value, o.generator); });
   bind_like(m, "empty_like", [](const Tensor& y) { return y; });
   bind_like(m, "zeros_like", [](const Tensor& y) { return filled(y, Scalar(0)); });
   bind_like(m, "ones_like", [](const Tensor& y) { return filled(y, Scalar(1)); });
   bind_like(m, "rand_like", [](const Tensor& y) { return uniform_(y, 0, 1); });
   bind_like(m, "randn_like", [](const Tensor& y) { return normal_(y, 0, 1); });
-  m.def("full_like", [](const Tensor& x, Scalar value, const MaybeDType& dtype) {
-    return filled(empty_like(x, dtype.or_else(x.dtype())), value);
-  }, arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none());
-  m.def("full", [](const Dims& shape, Scalar value, const py::kwargs& kwargs) {
-    const Options o(kwargs);
-    return finished(full(shape, value, o.dtype.or_else(value.dtype()), o.device.value), o.requires_grad);
-  }, arg("size"), arg("fill_value"));
-  m.def("arange", [](Scalar start, std::optional<Scalar> end, Scalar step, const py::kwargs& kwargs) {
-    const Options o(kwargs);
-    const Scalar first = end ? start : Scalar(0), last = end ? *end : start;
-    return finished(arange(first, last, step, o.dtype.or_else(number_type({first, last, step})), o.device.value),
-                    o.requires_grad);
-  }, arg("start"), arg("end") = py::none(), arg("step") = 1);
-  m.def("linspace", [](double start, double end, int64_t steps, const py::kwargs& kwargs) {
-    const Options o(kwargs);
-    return finished(linspace(start, end, steps, o.type(), o.device.value), o.requires_grad);
-  }, arg("start"), arg("end"), arg("steps"));
-  m.def("eye", [](int64_t rows, std::optional<int64_t> columns, const py::kwargs& kwargs) {
-    const Options o(kwargs);
-    return finished(eye(rows, columns ? *columns : rows, o.type(), o.device.value), o.requires_grad);
-  }, arg("n"), arg("m") = py::none());
+  m.def(
+      "full_like",
+      [](const Tensor& x, Scalar value, const MaybeDType& dtype) {
+        return filled(empty_like(x, dtype.or_else(x.dtype())), value);
+      },
+      arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none());
+  m.def(
+      "full",
+      [](const Dims& shape, Scalar value, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        return finished(full(shape, value, o.dtype.or_else(value.dtype()), o.device.value), o.requires_grad);
+      },
+      arg("size"), arg("fill_value"));
+  m.def(
+      "arange",
+      [](Scalar start, std::optional<Scalar> end, Scalar step, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        const Scalar first = end ? start : Scalar(0), last = end ? *end : start;
+        return finished(arange(first, last, step, o.dtype.or_else(number_type({first, last, step})), o.device.value),
+                        o.requires_grad);
+      },
+      arg("start"), arg("end") = py::none(), arg("step") = 1);
+  m.def(
+      "linspace",
+      [](double start, double end, int64_t steps, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        return finished(linspace(start, end, steps, o.type(), o.device.value), o.requires_grad);
+      },
+      arg("start"), arg("end"), arg("steps"));
+  m.def(
+      "eye",
+      [](int64_t rows, std::optional<int64_t> columns, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        return finished(eye(rows, columns ? *columns : rows, o.type(), o.device.value), o.requires_grad);
+      },
+      arg("n"), arg("m") = py::none());
   const auto integers = [](int64_t low, int64_t high, const Dims& shape, const py::kwargs& kwargs) {
     const Options o(kwargs);
     return randint(low, high, shape, o.dtype.or_else(DType::Int64), o.device.value, o.generator);
   };
   m.def("randint", integers, arg("low"), arg("high"), arg("size"));
-  m.def("randint", [integers](int64_t high, const Dims& shape, const py::kwargs& kwargs) {
-    return integers(0, high, shape, kwargs);
-  }, arg("high"), arg("size"));
-  m.def("randperm", [](int64_t n, const py::kwargs& kwargs) {
-    const Options o(kwargs);
-    return randperm(n, o.dtype.or_else(DType::Int64), o.device.value, o.generator);
-  }, arg("n"));
-  m.def("normal", [](double mean, double std, const Dims& shape, const py::kwargs& kwargs) {
-    const Options o(kwargs);
-    return normal_(empty(shape, o.type(), o.device.value), mean, std, o.generator);
-  }, arg("mean"), arg("std"), arg("size"));
+  m.def(
+      "randint",
+      [integers](int64_t high, const Dims& shape, const py::kwargs& kwargs) {
+        return integers(0, high, shape, kwargs);
+      },
+      arg("high"), arg("size"));
+  m.def(
+      "randperm",
+      [](int64_t n, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        return randperm(n, o.dtype.or_else(DType::Int64), o.device.value, o.generator);
+      },
+      arg("n"));
+  m.def(
+      "normal",
+      [](double mean, double std, const Dims& shape, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        return normal_(empty(shape, o.type(), o.device.value), mean, std, o.generator);
+      },
+      arg("mean"), arg("std"), arg("size"));
 }
 
 // ------------------------------------------------------------------------------------- exchange
 
 void bind_exchange(py::module_& m, Binder& b) {
-  m.def("tensor", [](py::handle data, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad) {
-    Tensor x = tensor_from_data(data.ptr());
-    if (dtype.given) x = to(x, dtype.value);
-    if (device.given) x = to(x, device.value);
-    return finished(x, requires_grad);
-  }, arg("data"), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false,
-        "A new tensor of numbers, nested sequences or an array; always a copy.");
+  m.def(
+      "tensor",
+      [](py::handle data, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad) {
+        Tensor x = tensor_from_data(data.ptr());
+        if (dtype.given) x = to(x, dtype.value);
+        if (device.given) x = to(x, device.value);
+        return finished(x, requires_grad);
+      },
+      arg("data"), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false,
+      "A new tensor of numbers, nested sequences or an array; always a copy.");
   const auto as_tensor = [](py::handle data, const MaybeDType& dtype, const DeviceArg& device) {
-    Tensor x = is_tensor(data.ptr())         ? unwrap(data.ptr())
+    Tensor x = is_tensor(data.ptr())        ? unwrap(data.ptr())
                : is_numpy_array(data.ptr()) ? tensor_from_array(data.ptr(), /*copy=*/false)
                                             : tensor_from_data(data.ptr());
     if (dtype.given) x = to(x, dtype.value);
@@ -160,32 +194,43 @@ void bind_exchange(py::module_& m, Binder& b) {
   };
   m.def("as_tensor", as_tensor, arg("data"), arg("dtype") = py::none(), arg("device") = py::none());
   m.def("asarray", as_tensor, arg("data"), arg("dtype") = py::none(), arg("device") = py::none());
-  m.def("from_numpy", [](py::handle array) { return tensor_from_array(array.ptr(), /*copy=*/false); }, arg("array"),
-        "A tensor that shares the array's memory.");
+  m.def(
+      "from_numpy", [](py::handle array) { return tensor_from_array(array.ptr(), /*copy=*/false); }, arg("array"),
+      "A tensor that shares the array's memory.");
   m.def("from_dlpack", from_dlpack, arg("ext_tensor"));
-  b.method("__dlpack__", [](const Tensor& x, py::object, py::object max_version, py::object dl_device, py::object copy) {
-    return to_dlpack(x, max_version, dl_device, copy);
-  }, arg("self"), py::kw_only(), arg("stream") = py::none(), arg("max_version") = py::none(),
-           arg("dl_device") = py::none(), arg("copy") = py::none());
-  b.method("__dlpack_device__", [](const Tensor& x) {
-    return py::make_tuple(x.device().is_cuda() ? 2 : 1, int(x.device().index));
-  }, arg("self"));
+  b.method(
+      "__dlpack__",
+      [](const Tensor& x, py::object, py::object max_version, py::object dl_device, py::object copy) {
+        return to_dlpack(x, max_version, dl_device, copy);
+      },
+      arg("self"), py::kw_only(), arg("stream") = py::none(), arg("max_version") = py::none(),
+      arg("dl_device") = py::none(), arg("copy") = py::none());
+  b.method(
+      "__dlpack_device__",
+      [](const Tensor& x) { return py::make_tuple(x.device().is_cuda() ? 2 : 1, int(x.device().index)); }, arg("self"));
   const auto numpy_of = [](const Tensor& x, bool force) {
     const Tensor plain = force ? to(detach(x), Device()) : x;
     return py::reinterpret_steal<py::object>(numpy_from_tensor(plain));
   };
   b.method("numpy", numpy_of, arg("self"), py::kw_only(), arg("force") = false);
-  b.method("__array__", [](const Tensor& x, py::object dtype, py::object copy) {
-    py::object array = py::reinterpret_steal<py::object>(numpy_from_tensor(x));
-    const bool converts = !dtype.is_none() && !py::dtype::from_args(dtype).is(array.attr("dtype"));
-    check(!converts || copy.is_none() || copy.cast<bool>(), "__array__: another dtype needs a copy, but copy=False");
-    if (converts) return py::object(array.attr("astype")(dtype));
-    return !copy.is_none() && copy.cast<bool>() ? py::object(array.attr("copy")()) : array;
-  }, arg("self"), arg("dtype") = py::none(), arg("copy") = py::none());
-  b.method("tolist", [numpy_of](const Tensor& x) {
-    const Tensor plain = detach(x);
-    return numpy_of(x.dtype() == DType::BFloat16 ? to(plain, DType::Float32) : plain, true).attr("tolist")();
-  }, arg("self"));
+  b.method(
+      "__array__",
+      [](const Tensor& x, py::object dtype, py::object copy) {
+        py::object array = py::reinterpret_steal<py::object>(numpy_from_tensor(x));
+        const bool converts = !dtype.is_none() && !py::dtype::from_args(dtype).is(array.attr("dtype"));
+        check(!converts || copy.is_none() || copy.cast<bool>(),
+              "__array__: another dtype needs a copy, but copy=False");
+        if (converts) return py::object(array.attr("astype")(dtype));
+        return !copy.is_none() && copy.cast<bool>() ? py::object(array.attr("copy")()) : array;
+      },
+      arg("self"), arg("dtype") = py::none(), arg("copy") = py::none());
+  b.method(
+      "tolist",
+      [numpy_of](const Tensor& x) {
+        const Tensor plain = detach(x);
+        return numpy_of(x.dtype() == DType::BFloat16 ? to(plain, DType::Float32) : plain, true).attr("tolist")();
+      },
+      arg("self"));
 }
 
 // ------------------------------------------------------------------------------------ conversion
@@ -197,16 +242,22 @@ Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) 
   const auto apply = [&](py::handle target) {
     DType dtype;
     if (target.is_none() || PyBool_Check(target.ptr())) return;
-    if (is_tensor(target.ptr())) y = to(to(y, unwrap(target.ptr()).dtype()), unwrap(target.ptr()).device());
-    else if (as_dtype(target.ptr(), dtype)) y = to(y, dtype);
-    else y = to(y, keyword<DeviceArg>("to", target).value);
+    if (is_tensor(target.ptr()))
+      y = to(to(y, unwrap(target.ptr()).dtype()), unwrap(target.ptr()).device());
+    else if (as_dtype(target.ptr(), dtype))
+      y = to(y, dtype);
+    else
+      y = to(y, keyword<DeviceArg>("to", target).value);
   };
   for (py::handle target : args) apply(target);
   for (const auto& [key, value] : kwargs) {
     const auto name = py::cast<std::string>(key);
-    if (name == "copy") copy = keyword<bool>(name, value);
-    else if (name == "dtype" || name == "device" || name == "other") apply(value);
-    else check<TypeError>(name == "non_blocking", "to: unexpected keyword argument '", name, "'");
+    if (name == "copy")
+      copy = keyword<bool>(name, value);
+    else if (name == "dtype" || name == "device" || name == "other")
+      apply(value);
+    else
+      check<TypeError>(name == "non_blocking", "to: unexpected keyword argument '", name, "'");
   }
   return copy && y.is(x) ? clone(y) : y;
 }
@@ -228,18 +279,24 @@ void bind_conversion(Binder& b) {
     b.method(name, [dtype = dtype](const Tensor& x) { return to(x, dtype); }, arg("self"));
   b.method("type_as", [](const Tensor& x, const Tensor& y) { return to(x, y.dtype()); }, arg("self"), arg("other"));
   b.method("cpu", [](const Tensor& x) { return to(x, Device()); }, arg("self"));
-  b.method("cuda", [](const Tensor& x, int index) {
-    return to(x, Device{DeviceType::CUDA, static_cast<int8_t>(index)});
-  }, arg("self"), arg("device") = 0);
+  b.method(
+      "cuda", [](const Tensor& x, int index) { return to(x, Device{DeviceType::CUDA, static_cast<int8_t>(index)}); },
+      arg("self"), arg("device") = 0);
 }
 
 void bind_questions(py::module_& m, Binder& b) {
-  b.method("size", [](const Tensor& x, std::optional<int64_t> axis) -> py::object {
-    return axis ? py::object(py::int_(x.size(*axis))) : py::cast(x.shape());
-  }, arg("self"), arg("dim") = py::none());
-  b.method("stride", [](const Tensor& x, std::optional<int64_t> axis) -> py::object {
-    return axis ? py::object(py::int_(x.stride(*axis))) : py::cast(x.strides());
-  }, arg("self"), arg("dim") = py::none());
+  b.method(
+      "size",
+      [](const Tensor& x, std::optional<int64_t> axis) -> py::object {
+        return axis ? py::object(py::int_(x.size(*axis))) : py::cast(x.shape());
+      },
+      arg("self"), arg("dim") = py::none());
+  b.method(
+      "stride",
+      [](const Tensor& x, std::optional<int64_t> axis) -> py::object {
+        return axis ? py::object(py::int_(x.stride(*axis))) : py::cast(x.strides());
+      },
+      arg("self"), arg("dim") = py::none());
   b.both("numel", [](const Tensor& x) { return x.numel(); }, arg("input"));
   b.method("dim", [](const Tensor& x) { return x.ndim(); }, arg("self"));
   b.method("element_size", [](const Tensor& x) { return x.item_size(); }, arg("self"));
@@ -248,8 +305,9 @@ void bind_questions(py::module_& m, Binder& b) {
   b.method("is_contiguous", [](const Tensor& x) { return x.is_contiguous(); }, arg("self"));
   b.both("is_floating_point", [](const Tensor& x) { return x.is_floating(); }, arg("input"));
   m.def("is_tensor", [](py::handle x) { return is_tensor(x.ptr()); }, arg("obj"));
-  m.def("result_type", [](const OperandArg& x, const OperandArg& y) { return result_type(x, y); }, arg("tensor1"),
-        arg("tensor2"));
+  m.def(
+      "result_type", [](const OperandArg& x, const OperandArg& y) { return result_type(x, y); }, arg("tensor1"),
+      arg("tensor2"));
   m.def("promote_types", promote, arg("type1"), arg("type2"));
 }
 
@@ -262,15 +320,17 @@ void bind_tensors(py::module_& module) {
   bind_conversion(binder);
   bind_questions(module, binder);
   py::handle type(reinterpret_cast<PyObject*>(tensor_type));
-  type.attr("_make_subclass") = py::module_::import("builtins").attr("staticmethod")(py::cpp_function(
-      [](py::handle subclass, const Tensor& x, bool requires_grad) {
-        check<TypeError>(PyType_Check(subclass.ptr()) &&
-                             PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(subclass.ptr()), tensor_type),
-                         "_make_subclass: expected a subclass of Tensor");
-        return py::reinterpret_steal<py::object>(
-            wrap_as(reinterpret_cast<PyTypeObject*>(subclass.ptr()), x, requires_grad));
-      },
-      py::name("_make_subclass"), arg("cls"), arg("data"), arg("requires_grad") = false));
+  type.attr("_make_subclass") =
+      py::module_::import("builtins")
+          .attr("staticmethod")(py::cpp_function(
+              [](py::handle subclass, const Tensor& x, bool requires_grad) {
+                check<TypeError>(PyType_Check(subclass.ptr()) &&
+                                     PyType_IsSubtype(reinterpret_cast<PyTypeObject*>(subclass.ptr()), tensor_type),
+                                 "_make_subclass: expected a subclass of Tensor");
+                return py::reinterpret_steal<py::object>(
+                    wrap_as(reinterpret_cast<PyTypeObject*>(subclass.ptr()), x, requires_grad));
+              },
+              py::name("_make_subclass"), arg("cls"), arg("data"), arg("requires_grad") = false));
 }
 
 }  // namespace fastnn::python

@@ -184,8 +184,8 @@ struct Elu {  // a: alpha
 struct Selu {  // the self-normalising constants of Klambauer et al. 2017
   FASTNN_SAVES(Input);
   FASTNN_FORWARD {
-    return FASTNN_UNUSED, T(1.0507009873554804934193349852946) *
-                              (x > T(0) ? x : T(1.6732632423543772848170429916717) * expm1_(x));
+    return FASTNN_UNUSED,
+           T(1.0507009873554804934193349852946) * (x > T(0) ? x : T(1.6732632423543772848170429916717) * expm1_(x));
   }
   FASTNN_GRAD {
     return FASTNN_UNUSED, dy * T(1.0507009873554804934193349852946) *
@@ -284,11 +284,11 @@ struct Erf {
 
 // ---------------------------------------------------------------- rounding and tests: zero gradient
 
-#define FASTNN_FLAT(Name, expression)                                        \
-  struct Name {                                                              \
-    FASTNN_SAVES(None);                                                      \
-    FASTNN_FORWARD { return FASTNN_UNUSED, expression; }                     \
-    FASTNN_GRAD { return FASTNN_UNUSED, (void)s, T(0) * dy; }                \
+#define FASTNN_FLAT(Name, expression)                         \
+  struct Name {                                               \
+    FASTNN_SAVES(None);                                       \
+    FASTNN_FORWARD { return FASTNN_UNUSED, expression; }      \
+    FASTNN_GRAD { return FASTNN_UNUSED, (void)s, T(0) * dy; } \
   };
 FASTNN_FLAT(Floor, floor_(x))
 FASTNN_FLAT(Ceil, ceil_(x))
@@ -304,10 +304,12 @@ FASTNN_FLAT(Copy, x)
 
 // ------------------------------------------------------------------------------------- binary
 
-#define FASTNN_BINARY_FUNCTOR(Name, expression)                     \
-  struct Name {                                                     \
-    template <class T>                                              \
-    FASTNN_HD static inline T forward(T a, T b) { return expression; } \
+#define FASTNN_BINARY_FUNCTOR(Name, expression)   \
+  struct Name {                                   \
+    template <class T>                            \
+    FASTNN_HD static inline T forward(T a, T b) { \
+      return expression;                          \
+    }                                             \
   };
 FASTNN_BINARY_FUNCTOR(Add, T(a + b))
 FASTNN_BINARY_FUNCTOR(Sub, T(a - b))
@@ -362,8 +364,10 @@ struct Remainder {
 struct Fmod {
   template <class T>
   FASTNN_HD static inline T forward(T a, T b) {
-    if constexpr (T(0.5) == T(0)) return b == T(-1) ? T(0) : a % b;
-    else return fmod_(a, b);
+    if constexpr (T(0.5) == T(0))
+      return b == T(-1) ? T(0) : a % b;
+    else
+      return fmod_(a, b);
   }
 };
 struct IntPow {  // by squaring; a negative exponent gives 1 / a^n rounded to zero
@@ -389,32 +393,37 @@ struct IntPow {  // by squaring; a negative exponent gives 1 / a^n rounded to ze
 #define FASTNN_UNARY_BOTH(X) /* floats and integers */ \
   X(neg, Neg) X(abs, Abs) X(sign, Sign) X(square, Square) X(relu, Relu)
 
-#define FASTNN_UNARY_FLOAT(X) /* integers are promoted to float32 first */                                  \
-  X(sqrt, Sqrt) X(rsqrt, Rsqrt) X(reciprocal, Reciprocal) X(exp, Exp) X(exp2, Exp2) X(expm1, Expm1)         \
-  X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) X(tan, Tan)             \
-  X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh) X(sigmoid, Sigmoid)   \
-  X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish) X(softsign, Softsign)                 \
-  X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
+#define FASTNN_UNARY_FLOAT(X) /* integers are promoted to float32 first */                                      \
+  X(sqrt, Sqrt)                                                                                                 \
+  X(rsqrt, Rsqrt)                                                                                               \
+  X(reciprocal, Reciprocal)                                                                                     \
+  X(exp, Exp)                                                                                                   \
+  X(exp2, Exp2)                                                                                                 \
+  X(expm1, Expm1) X(log, Log) X(log2, Log2) X(log10, Log10) X(log1p, Log1p) X(sin, Sin) X(cos, Cos) X(tan, Tan) \
+      X(asin, Asin) X(acos, Acos) X(atan, Atan) X(sinh, Sinh) X(cosh, Cosh) X(tanh, Tanh) X(sigmoid, Sigmoid)   \
+          X(logsigmoid, LogSigmoid) X(selu, Selu) X(silu, Silu) X(mish, Mish) X(softsign, Softsign)             \
+              X(hardsigmoid, Hardsigmoid) X(hardswish, Hardswish) X(erf, Erf)
 
-#define FASTNN_UNARY_ROUND(X) /* identity on integers */ \
-  X(floor, Floor) X(ceil, Ceil) X(trunc, Trunc) X(round, Round)
+#define FASTNN_UNARY_ROUND(X) /* identity on integers */ X(floor, Floor) X(ceil, Ceil) X(trunc, Trunc) X(round, Round)
 
 #define FASTNN_UNARY_TEST(X) /* give bool */ \
   X(isnan, IsNan) X(isinf, IsInf) X(isfinite, IsFinite) X(logical_not, LogicalNot)
 
 #define FASTNN_UNARY_PARAMS(X) /* take numbers; written out in elementwise.cpp */ \
-  X(leaky_relu, LeakyRelu) X(elu, Elu) X(celu, Celu) X(gelu, Gelu) X(gelu_tanh, GeluTanh) X(softplus, Softplus) \
-  X(pow_scalar, PowScalar)
+  X(leaky_relu, LeakyRelu)                                                        \
+  X(elu, Elu) X(celu, Celu) X(gelu, Gelu) X(gelu_tanh, GeluTanh) X(softplus, Softplus) X(pow_scalar, PowScalar)
 
 #define FASTNN_BINARY_BOTH(X) /* floats and integers */ \
-  X(add, Add) X(sub, Sub) X(mul, Mul) X(maximum, Maximum) X(minimum, Minimum) X(floor_divide, FloorDivide) \
-  X(remainder, Remainder) X(fmod, Fmod)
+  X(add, Add)                                           \
+  X(sub, Sub)                                           \
+  X(mul, Mul) X(maximum, Maximum) X(minimum, Minimum) X(floor_divide, FloorDivide) X(remainder, Remainder) X(fmod, Fmod)
 
 #define FASTNN_BINARY_FLOAT(X) X(div, Div) X(atan2, Atan2) X(pow, Pow)
 
 #define FASTNN_BINARY_COMPARE(X) /* give bool */ \
-  X(eq, Eq) X(ne, Ne) X(lt, Lt) X(le, Le) X(gt, Gt) X(ge, Ge) X(logical_and, LogicalAnd) X(logical_or, LogicalOr) \
-  X(logical_xor, LogicalXor)
+  X(eq, Eq)                                      \
+  X(ne, Ne)                                      \
+  X(lt, Lt) X(le, Le) X(gt, Gt) X(ge, Ge) X(logical_and, LogicalAnd) X(logical_or, LogicalOr) X(logical_xor, LogicalXor)
 
 #define FASTNN_BINARY_BITS(X) /* bool and integers only */ \
   X(bitwise_and, BitwiseAnd) X(bitwise_or, BitwiseOr) X(bitwise_xor, BitwiseXor)

@@ -72,8 +72,10 @@ inline float log1p_(float x) {
 
 inline float expm1_(float x) {
   // Small x by series, the rest from exp.
-  const float series = x * (1.0f + x * (0.5f + x * (1.6666667e-1f + x * (4.1666668e-2f + x * (8.3333333e-3f +
-                       x * (1.3888889e-3f + x * 1.9841270e-4f))))));
+  const float series =
+      x *
+      (1.0f + x * (0.5f + x * (1.6666667e-1f +
+                               x * (4.1666668e-2f + x * (8.3333333e-3f + x * (1.3888889e-3f + x * 1.9841270e-4f))))));
   const float direct = exp_(x) - 1.0f;
   return fabsf(x) < 0.35f ? series : direct;
 }
@@ -82,7 +84,8 @@ inline float tanh_(float x) {
   const float a = fabsf(x);
   const float z = x * x;
   const float series =
-      a + a * z * (-3.3333287e-1f + z * (1.3331474e-1f + z * (-5.3739930e-2f + z * (2.0639034e-2f + z * -5.7049858e-3f))));
+      a +
+      a * z * (-3.3333287e-1f + z * (1.3331474e-1f + z * (-5.3739930e-2f + z * (2.0639034e-2f + z * -5.7049858e-3f))));
   const float direct = 1.0f - 2.0f / (exp_(a + a) + 1.0f);
   return copysignf(a < 0.625f ? series : direct, x);  // the series loses the sign of -0
 }
@@ -127,7 +130,7 @@ FASTNN_HD inline T sigmoid_(T x) {
 }
 
 // The rest is rarer and calls libm lane by lane.
-#define FASTNN_LIBM(name)                                        \
+#define FASTNN_LIBM(name)                                          \
   FASTNN_HD inline float name##_(float x) { return ::name##f(x); } \
   FASTNN_HD inline double name##_(double x) { return ::name(x); }
 FASTNN_LIBM(sin)

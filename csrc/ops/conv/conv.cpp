@@ -23,12 +23,11 @@ void check_tensors(const char* op, int spatial, const Tensor& x, const Tensor& w
   check_same_device(op, x, weight);
   check_same_dtype(op, x, weight);
   check<TypeError>(x.is_floating(), op, ": not implemented for ", x.dtype());
-  check(groups >= 1, op, ": groups must be positive, got ", groups);
   const int64_t channels = x.size(-spatial - 1), filters = weight.size(0);
-  int64_t expected = 0;
-  const bool overflow = __builtin_mul_overflow(weight.size(1), groups, &expected);
-  check(!overflow && channels == expected, op, ": input has ", channels, " channels, but weight ", weight.shape(),
-        " with groups=", groups, " expects ", expected);
+  check(groups >= 1 && (groups == 1 || groups <= channels), op, ": groups must be positive and at most the ", channels,
+        " input channels, got ", groups);
+  check(channels % groups == 0 && channels / groups == weight.size(1), op, ": input has ", channels,
+        " channels, but weight ", weight.shape(), " with groups=", groups, " expects ", weight.size(1) * groups);
   check(filters % groups == 0, op, ": weight has ", filters, " output channels, which groups=", groups,
         " does not divide");
   if (!bias.defined()) return;

@@ -291,32 +291,40 @@ GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
           taps};
 }
 
-// weight[o, i, taps of the phase] as [group][i][o, taps in reverse].
+// weight[o, i, taps of the phase] for one input channel, as [o][taps in reverse].
+template <class T>
+void gather_taps(const ConvArgs& args, const GradPhase& rows, const GradPhase& columns, int64_t group, int64_t i,
+                 T* out) {
+  constexpr int64_t kRun = 256;
+  T run[kRun];
+  const int64_t taps = rows.taps * columns.taps, kernel = args.height.kernel * args.width.kernel;
+  const int64_t filter = args.in_channels * kernel;
+  for (int64_t a = 0; a < rows.taps; ++a)
+    for (int64_t b = 0; b < columns.taps; ++b)
+      for (int64_t first = 0; first < args.out_channels; first += kRun) {
+        const int64_t count = min(kRun, args.out_channels - first);
+        const int64_t index = (group * args.out_channels + first) * filter + i * kernel +
+                              rows.kernel_index(a) * args.width.kernel + columns.kernel_index(b);
+        FASTNN_LEVEL::load_row(run, static_cast<const char*>(args.weight) + index * int64_t(item_size(args.dtype)),
+                               args.dtype, filter, count);
+        for (int64_t o = 0; o < count; ++o) out[(first + o) * taps + a * columns.taps + b] = run[o];
+      }
+}
+
+// The same for all input channels, [group][i][o, taps]: the weights of the pass.
 template <class T>
 void swap_channels(const ConvArgs& args, const GradPhase& rows, const GradPhase& columns, T* out) {
-  const int64_t taps = rows.taps * columns.taps, kernel = args.height.kernel * args.width.kernel;
-  const int64_t size = int64_t(item_size(args.dtype));
-  parallel_for(args.groups * args.in_channels, max(1, 65536 / max(1, args.out_channels * taps)),
-               [&](int64_t begin, int64_t end) {
-                 for (int64_t row = begin; row < end; ++row) {
-                   const int64_t group = row / args.in_channels, i = row % args.in_channels;
-                   for (int64_t a = 0; a < rows.taps; ++a)
-                     for (int64_t b = 0; b < columns.taps; ++b)
-                       for (int64_t o = 0; o < args.out_channels; ++o) {
-                         const int64_t filter = (group * args.out_channels + o) * args.in_channels + i;
-                         const int64_t index =
-                             filter * kernel + rows.kernel_index(a) * args.width.kernel + columns.kernel_index(b);
-                         FASTNN_LEVEL::load_row(out + (row * args.out_channels + o) * taps + a * columns.taps + b,
-                                                static_cast<const char*>(args.weight) + index * size, args.dtype, 1, 1);
-                       }
-                 }
-               });
+  const int64_t k = args.out_channels * rows.taps * columns.taps;
+  parallel_for(args.groups * args.in_channels, max(1, 65536 / max(1, k)), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      gather_taps(args, rows, columns, row / args.in_channels, row % args.in_channels, out + row * k);
+  });
 }
 
 template <class T>
 void input_grad_phase(const ConvArgs& args, const GradPhase& rows, const GradPhase& columns) {
   const int64_t k = args.out_channels * rows.taps * columns.taps;
-  const Shared<T> shared(k + args.out_channels, args.groups * args.in_channels * k);
+  const Shared<T> shared(k, args.groups * args.in_channels * k);
   swap_channels(args, rows, columns, shared.elements);
   const Planes planes{static_cast<const char*>(args.dy), args.dtype, args.out_channels, rows.plane, columns.plane};
   run_pass(Pass<T>{args.images, args.groups, args.in_channels, k, shared.elements, nullptr, planes, rows.taps,

@@ -68,7 +68,8 @@ void copy_same_type(const Tensor& dst, const Tensor& src) {
 void copy_across(const Tensor& dst, const Tensor& src) {
   GradMode off(false);
   const Tensor from = contiguous(to(expand_to(src, dst.shape()), dst.dtype()));
-  if (dst.is_contiguous()) return cuda_copy(dst.raw(), dst.device(), from.raw(), from.device(), size_t(dst.numel()) * dst.item_size());
+  if (dst.is_contiguous())
+    return cuda_copy(dst.raw(), dst.device(), from.raw(), from.device(), size_t(dst.numel()) * dst.item_size());
   Tensor landed = empty(dst.shape(), dst.dtype(), dst.device());
   copy_across(landed, from);
   copy_into(dst, landed);
@@ -96,8 +97,7 @@ Tensor contiguous(const Tensor& x) {
   if (x.is_contiguous()) return x;
   Tensor y = empty(x.shape(), x.dtype(), x.device());
   copy_into(y, x);
-  return record(
-      "contiguous", y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
+  return record("contiguous", y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
 }
 
 Tensor channels_last(const Tensor& x) {
@@ -109,8 +109,7 @@ Tensor channels_last(const Tensor& x) {
 Tensor clone(const Tensor& x) {
   Tensor y = empty_like(x);
   copy_into(y, x);
-  return record(
-      "clone", y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
+  return record("clone", y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
 }
 
 Tensor to(const Tensor& x, DType dtype) {
@@ -118,33 +117,31 @@ Tensor to(const Tensor& x, DType dtype) {
   Tensor y = empty_like(x, dtype);
   copy_into(y, x);
   if (!is_floating(dtype)) return y;
-  return record(
-      "to", y, {x}, [from = x.dtype()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
+  return record("to", y, {x}, [from = x.dtype()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
 }
 
 Tensor to(const Tensor& x, Device device) {
   if (x.device() == device) return x;
   Tensor y = empty(x.shape(), x.dtype(), device);
   copy_into(y, x);
-  return record(
-      "to", y, {x}, [from = x.device()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
+  return record("to", y, {x}, [from = x.device()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
 }
 
 Tensor copy_(const Tensor& dst, const Tensor& src) {
   check_inplace("copy_", dst, {src});
   copy_into(dst, src);
-  return record_inplace(
-      "copy_", dst, {dst, src},
-      [shape = src.shape(), dtype = src.dtype(), device = src.device()](Backward& b) {
-        if (b.needs(0)) b.set(0, zeros_like(b.grad()));
-        if (b.needs(1)) b.set(1, to(to(sum_to(b.grad(), shape), dtype), device));
-      });
+  return record_inplace("copy_", dst, {dst, src},
+                        [shape = src.shape(), dtype = src.dtype(), device = src.device()](Backward& b) {
+                          if (b.needs(0)) b.set(0, zeros_like(b.grad()));
+                          if (b.needs(1)) b.set(1, to(to(sum_to(b.grad(), shape), dtype), device));
+                        });
 }
 
 void fill_into(const Tensor& x, Scalar value) {
   if (x.numel() == 0) return;
   const Scalar stored = x.dtype() == DType::Bool ? Scalar(value.to_bool()) : value;
-  elementwise_unary(x.device(), elementwise_args(int32_t(UnaryOp::copy), compute_dtype(x.dtype()), x, {Operand(stored)}));
+  elementwise_unary(x.device(),
+                    elementwise_args(int32_t(UnaryOp::copy), compute_dtype(x.dtype()), x, {Operand(stored)}));
 }
 
 Tensor fill_(const Tensor& x, Scalar value) {
@@ -273,8 +270,8 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
               !__builtin_add_overflow(grown, after[axis], &grown) && grown >= 0,
           "pad: amounts (", before[axis], ", ", after[axis], ") leave no valid size of dim ", axis, " of shape ",
           x.shape());
-    inner = slice(inner, axis, std::max<int64_t>(0, -before[axis]),
-                  shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
+    inner =
+        slice(inner, axis, std::max<int64_t>(0, -before[axis]), shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
     shape[axis] = grown;
   }
   Tensor y = full(shape, Scalar(value), x.dtype(), x.device());
@@ -285,8 +282,7 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
     return whole;
   };
   copy_into(window(y), inner);
-  return record(
-      "pad", y, {inner}, [window](Backward& b) { b.set(0, window(b.grad())); }, Differentiable::Yes);
+  return record("pad", y, {inner}, [window](Backward& b) { b.set(0, window(b.grad())); }, Differentiable::Yes);
 }
 
 }  // namespace
@@ -294,8 +290,8 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
 Tensor pad(const Tensor& x, const Dims& amounts, const std::string& mode, double value) {
   check(mode == "constant" || mode == "reflect" || mode == "replicate" || mode == "circular",
         "pad: expected mode 'constant', 'reflect', 'replicate' or 'circular', got '", mode, "'");
-  check(amounts.size() % 2 == 0 && amounts.size() / 2 <= x.ndim(),
-        "pad: expected (before, after) pairs for at most ", x.ndim(), " dimensions, got ", amounts);
+  check(amounts.size() % 2 == 0 && amounts.size() / 2 <= x.ndim(), "pad: expected (before, after) pairs for at most ",
+        x.ndim(), " dimensions, got ", amounts);
   Dims before = Dims::filled(x.ndim(), 0), after = before;
   for (int pair = 0; pair < amounts.size() / 2; ++pair) {
     before[x.ndim() - 1 - pair] = amounts[2 * pair];
@@ -322,8 +318,7 @@ Tensor flip(const Tensor& x, const Dims& axes) {
   }
   Tensor y = empty(x.shape(), x.dtype(), x.device());
   copy_into(y, alias(x, x.shape(), strides, offset));
-  return record(
-      "flip", y, {x}, [axes](Backward& b) { b.set(0, flip(b.grad(), axes)); }, Differentiable::Yes);
+  return record("flip", y, {x}, [axes](Backward& b) { b.set(0, flip(b.grad(), axes)); }, Differentiable::Yes);
 }
 
 Tensor roll(const Tensor& x, const Dims& shifts, const Dims& axes) {

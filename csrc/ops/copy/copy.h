@@ -22,16 +22,16 @@ struct CopyArgs {
 };
 extern Kernel<CopyArgs> copy_strided;
 
-Tensor contiguous(const Tensor& x);                        // x itself when it is row-major
-Tensor channels_last(const Tensor& x);                     // a copy of a 4-D x in NHWC order, or x itself
-Tensor clone(const Tensor& x);                             // a copy in x's dense layout
-Tensor to(const Tensor& x, DType dtype);                   // x itself when the type is the same
+Tensor contiguous(const Tensor& x);       // x itself when it is row-major
+Tensor channels_last(const Tensor& x);    // a copy of a 4-D x in NHWC order, or x itself
+Tensor clone(const Tensor& x);            // a copy in x's dense layout
+Tensor to(const Tensor& x, DType dtype);  // x itself when the type is the same
 Tensor to(const Tensor& x, Device device);
-void copy_into(const Tensor& dst, const Tensor& src);      // broadcasts and converts; no autograd
-Tensor copy_(const Tensor& dst, const Tensor& src);        // the same, recorded
-void fill_into(const Tensor& x, Scalar value);             // no autograd, no version
+void copy_into(const Tensor& dst, const Tensor& src);  // broadcasts and converts; no autograd
+Tensor copy_(const Tensor& dst, const Tensor& src);    // the same, recorded
+void fill_into(const Tensor& x, Scalar value);         // no autograd, no version
 Tensor fill_(const Tensor& x, Scalar value);
-Scalar item(const Tensor& x);                              // the value of a one-element tensor
+Scalar item(const Tensor& x);  // the value of a one-element tensor
 
 Tensor cat(const std::vector<Tensor>& xs, int64_t axis);
 Tensor stack(const std::vector<Tensor>& xs, int64_t axis);

@@ -27,14 +27,10 @@ void launch(const CopyArgs& args) {
 
 void copy(const CopyArgs& args) {
   switch (args.item_size) {
-    case 1:
-      return launch<uint8_t>(args);
-    case 2:
-      return launch<uint16_t>(args);
-    case 4:
-      return launch<uint32_t>(args);
-    default:
-      return launch<uint64_t>(args);
+    case 1: return launch<uint8_t>(args);
+    case 2: return launch<uint16_t>(args);
+    case 4: return launch<uint32_t>(args);
+    default: return launch<uint64_t>(args);
   }
 }
 

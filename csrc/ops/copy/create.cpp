@@ -33,8 +33,10 @@ Tensor sequence(int64_t n, DType dtype, Device device, Value value_at) {
   Tensor x = empty({n}, integral ? DType::Int64 : DType::Float64, Device());
   parallel_for(n, 32768, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      if (integral) x.data<int64_t>()[i] = int64_t(value_at(i));
-      else x.data<double>()[i] = double(value_at(i));
+      if (integral)
+        x.data<int64_t>()[i] = int64_t(value_at(i));
+      else
+        x.data<double>()[i] = double(value_at(i));
     }
   });
   return to(to(x, dtype), device);
@@ -43,8 +45,8 @@ Tensor sequence(int64_t n, DType dtype, Device device, Value value_at) {
 }  // namespace
 
 Tensor arange(Scalar start, Scalar end, Scalar step, DType dtype, Device device) {
-  const bool integral = start.kind != Scalar::Kind::Float && end.kind != Scalar::Kind::Float &&
-                        step.kind != Scalar::Kind::Float;
+  const bool integral =
+      start.kind != Scalar::Kind::Float && end.kind != Scalar::Kind::Float && step.kind != Scalar::Kind::Float;
   const double first = start.to_double(), stride = step.to_double();
   check(stride != 0 && std::isfinite(stride), "arange: expected a finite step other than 0, got ", stride);
   const double span = (end.to_double() - first) / stride;

@@ -105,8 +105,10 @@ Tensor flatten(const Tensor& x, int64_t start, int64_t end) {
   Dims shape;
   int64_t merged = 1;
   for (int i = 0; i < x.ndim(); ++i) {
-    if (i < start || i > end) shape.push_back(x.shape()[i]);
-    else merged *= x.shape()[i];
+    if (i < start || i > end)
+      shape.push_back(x.shape()[i]);
+    else
+      merged *= x.shape()[i];
     if (i == end) shape.push_back(merged);
   }
   return reshape(x, shape);
@@ -117,8 +119,10 @@ Tensor unflatten(const Tensor& x, int64_t axis, const Dims& sizes) {
   const Dims inner = infer_shape("unflatten", sizes, x.shape()[axis]);
   Dims shape;
   for (int i = 0; i < x.ndim(); ++i) {
-    if (i != axis) shape.push_back(x.shape()[i]);
-    else for (int64_t size : inner) shape.push_back(size);
+    if (i != axis)
+      shape.push_back(x.shape()[i]);
+    else
+      for (int64_t size : inner) shape.push_back(size);
   }
   return view(x, shape);
 }
@@ -256,8 +260,8 @@ Tensor narrow(const Tensor& x, int64_t axis, int64_t start, int64_t length) {
   const int64_t size = x.shape()[axis];
   check<IndexError>(start >= -size && start <= size, "narrow: start ", start, " is out of range for size ", size);
   if (start < 0) start += size;
-  check(length >= 0 && length <= size - start, "narrow: start ", start, " and length ", length,
-        " reach beyond size ", size);
+  check(length >= 0 && length <= size - start, "narrow: start ", start, " and length ", length, " reach beyond size ",
+        size);
   return slice(x, axis, start, start + length, 1);
 }
 
@@ -295,9 +299,8 @@ Tensor diagonal(const Tensor& x, int64_t offset, int64_t axis_a, int64_t axis_b)
   shape.push_back(length);
   strides.push_back(x.strides()[axis_a] + x.strides()[axis_b]);
   const int64_t first = length ? skip_rows * x.strides()[axis_a] + skip_columns * x.strides()[axis_b] : 0;
-  return record_part("diagonal", x, shape, strides, x.offset() + first, [offset, axis_a, axis_b](const Tensor& dx) {
-    return diagonal(dx, offset, axis_a, axis_b);
-  });
+  return record_part("diagonal", x, shape, strides, x.offset() + first,
+                     [offset, axis_a, axis_b](const Tensor& dx) { return diagonal(dx, offset, axis_a, axis_b); });
 }
 
 std::vector<Tensor> split(const Tensor& x, const std::vector<int64_t>& sizes, int64_t axis) {

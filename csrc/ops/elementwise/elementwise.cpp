@@ -102,8 +102,7 @@ Tensor record_unary(const UnaryCall& call, const Tensor& x, const Tensor& y) {
           Differentiable::Yes);
     default:
       return record(
-          call.name, y, {x}, [call, sx = Saved(x)](Backward& b) { unary_backward(call, sx, b); },
-          Differentiable::Yes);
+          call.name, y, {x}, [call, sx = Saved(x)](Backward& b) { unary_backward(call, sx, b); }, Differentiable::Yes);
   }
 }
 
@@ -139,19 +138,22 @@ Tensor unary_inplace(const UnaryCall& call, const Tensor& x) {
 
 }  // namespace
 
-#define FASTNN_DEFINE(name, promote)                                                                          \
-  Tensor name(const Tensor& x) { return unary({#name, UnaryOp::name}, x, promote); }                          \
-  Tensor name##_(const Tensor& x) {                                                                           \
-    check<TypeError>(promote != Promote::Float || x.is_floating(), #name "_: the result is a float and cannot be " \
-                     "stored in a tensor of type ", x.dtype());                                               \
-    return unary_inplace({#name "_", UnaryOp::name}, x);                                                      \
+#define FASTNN_DEFINE(name, promote)                                                 \
+  Tensor name(const Tensor& x) { return unary({#name, UnaryOp::name}, x, promote); } \
+  Tensor name##_(const Tensor& x) {                                                  \
+    check<TypeError>(promote != Promote::Float || x.is_floating(),                   \
+                     #name                                                           \
+                     "_: the result is a float and cannot be "                       \
+                     "stored in a tensor of type ",                                  \
+                     x.dtype());                                                     \
+    return unary_inplace({#name "_", UnaryOp::name}, x);                             \
   }
 #define FASTNN_DEFINE_BOTH(name, Functor) FASTNN_DEFINE(name, Promote::Keep)
 #define FASTNN_DEFINE_FLOAT(name, Functor) FASTNN_DEFINE(name, Promote::Float)
-#define FASTNN_DEFINE_ROUND(name, Functor)                                            \
-  Tensor name(const Tensor& x) {                                                      \
+#define FASTNN_DEFINE_ROUND(name, Functor)                                               \
+  Tensor name(const Tensor& x) {                                                         \
     return x.is_floating() ? unary({#name, UnaryOp::name}, x, Promote::Keep) : clone(x); \
-  }                                                                                   \
+  }                                                                                      \
   Tensor name##_(const Tensor& x) { return x.is_floating() ? unary_inplace({#name "_", UnaryOp::name}, x) : x; }
 FASTNN_UNARY_BOTH(FASTNN_DEFINE_BOTH)
 FASTNN_UNARY_FLOAT(FASTNN_DEFINE_FLOAT)
@@ -164,9 +166,9 @@ FASTNN_UNARY_ROUND(FASTNN_DEFINE_ROUND)
 Tensor logical_not(const Tensor& x) { return unary({"logical_not", UnaryOp::logical_not}, x, Promote::Bool); }
 
 // Integers are never NaN or infinite.
-#define FASTNN_DEFINE(name, of_integers)                                                                  \
-  Tensor name(const Tensor& x) {                                                                          \
-    return x.is_floating() ? unary({#name, UnaryOp::name}, x, Promote::Bool) : of_integers;  \
+#define FASTNN_DEFINE(name, of_integers)                                                    \
+  Tensor name(const Tensor& x) {                                                            \
+    return x.is_floating() ? unary({#name, UnaryOp::name}, x, Promote::Bool) : of_integers; \
   }
 FASTNN_DEFINE(isnan, ne(x, x))
 FASTNN_DEFINE(isinf, ne(x, x))
@@ -280,8 +282,10 @@ Tensor binary(const char* name, BinaryOp op, const Operand& a, const Operand& b,
 }
 
 void binary_inplace(const char* name, BinaryOp op, const Tensor& a, const Operand& b, Result result) {
-  if (b.is_tensor()) check_inplace(name, a, {*b.tensor});
-  else check_inplace(name, a, {});
+  if (b.is_tensor())
+    check_inplace(name, a, {*b.tensor});
+  else
+    check_inplace(name, a, {});
   if (common_device(name, a, b) != a.device()) check_same_device(name, a, *b.tensor);
   const DType type = binary_type(name, a, b, result);
   check<TypeError>(!is_floating(type) || a.is_floating(), name, ": the result has type ", type,
@@ -361,8 +365,8 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
       set(1, sb, [&] {
         const Tensor log_a = sa.is_tensor ? log(ta) : Tensor();
         const Operand la = sa.is_tensor ? Operand(log_a) : Operand(std::log(sa.number.to_double()));
-        const Tensor flat = sa.is_tensor ? logical_and(eq(a, 0.0), ge(b, 0.0))
-                                         : ge(b, sa.number.to_double() == 0 ? 0.0 : INFINITY);
+        const Tensor flat =
+            sa.is_tensor ? logical_and(eq(a, 0.0), ge(b, 0.0)) : ge(b, sa.number.to_double() == 0 ? 0.0 : INFINITY);
         return mul(dz, where(flat, 0.0, mul(pow(a, b), la)));
       });
       break;
@@ -444,12 +448,12 @@ Tensor differentiable_inplace(const char* name, BinaryOp op, const Tensor& a, co
 
 }  // namespace
 
-#define FASTNN_DEFINE(name, result)                                                    \
-  Tensor name(const Operand& a, const Operand& b) {                                    \
-    return differentiable_binary(#name, BinaryOp::name, a, b, result);                 \
-  }                                                                                    \
-  Tensor name##_(const Tensor& a, const Operand& b) {                                  \
-    return differentiable_inplace(#name "_", BinaryOp::name, a, b, result);            \
+#define FASTNN_DEFINE(name, result)                                         \
+  Tensor name(const Operand& a, const Operand& b) {                         \
+    return differentiable_binary(#name, BinaryOp::name, a, b, result);      \
+  }                                                                         \
+  Tensor name##_(const Tensor& a, const Operand& b) {                       \
+    return differentiable_inplace(#name "_", BinaryOp::name, a, b, result); \
   }
 #define FASTNN_DEFINE_BOTH(name, Functor) FASTNN_DEFINE(name, Result::Promoted)
 FASTNN_BINARY_BOTH(FASTNN_DEFINE_BOTH)
@@ -463,10 +467,10 @@ FASTNN_DEFINE(atan2, Result::Float)
 FASTNN_BINARY_COMPARE(FASTNN_DEFINE)
 #undef FASTNN_DEFINE
 
-#define FASTNN_DEFINE(name, Functor)                                                                          \
-  Tensor name(const Operand& a, const Operand& b) {                                                           \
+#define FASTNN_DEFINE(name, Functor)                                                                                 \
+  Tensor name(const Operand& a, const Operand& b) {                                                                  \
     check<TypeError>(!is_floating(result_type(a, b)), #name ": expected bool or integers, got ", result_type(a, b)); \
-    return binary(#name, BinaryOp::name, a, b, Result::Promoted);                                             \
+    return binary(#name, BinaryOp::name, a, b, Result::Promoted);                                                    \
   }
 FASTNN_BINARY_BITS(FASTNN_DEFINE)
 #undef FASTNN_DEFINE
@@ -487,8 +491,7 @@ Tensor pow(const Operand& a, const Operand& b) {
   return differentiable_binary("pow", BinaryOp::pow, a, b, Result::Promoted);
 }
 Tensor pow_(const Tensor& a, const Operand& b) {
-  if (!b.is_tensor() && a.is_floating())
-    return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
+  if (!b.is_tensor() && a.is_floating()) return unary_inplace({"pow_", UnaryOp::pow_scalar, b.scalar.to_double()}, a);
   return differentiable_inplace("pow_", BinaryOp::pow, a, b, Result::Promoted);
 }
 

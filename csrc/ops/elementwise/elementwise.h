@@ -14,11 +14,13 @@ namespace fastnn {
 enum class UnaryOp : int32_t {
 #define FASTNN_ENUM(name, Functor) name,
   FASTNN_UNARY_BOTH(FASTNN_ENUM) FASTNN_UNARY_FLOAT(FASTNN_ENUM) FASTNN_UNARY_ROUND(FASTNN_ENUM)
-  FASTNN_UNARY_TEST(FASTNN_ENUM) FASTNN_UNARY_PARAMS(FASTNN_ENUM) clamp, bitwise_not, copy
+      FASTNN_UNARY_TEST(FASTNN_ENUM) FASTNN_UNARY_PARAMS(FASTNN_ENUM) clamp,
+  bitwise_not,
+  copy
 };
 enum class BinaryOp : int32_t {
   FASTNN_BINARY_BOTH(FASTNN_ENUM) FASTNN_BINARY_FLOAT(FASTNN_ENUM) FASTNN_BINARY_COMPARE(FASTNN_ENUM)
-  FASTNN_BINARY_BITS(FASTNN_ENUM)
+      FASTNN_BINARY_BITS(FASTNN_ENUM)
 #undef FASTNN_ENUM
 };
 
@@ -71,8 +73,8 @@ Tensor clamp(const Tensor& x, const Scalar* low, const Scalar* high);  // null: 
 Tensor clamp_(const Tensor& x, const Scalar* low, const Scalar* high);
 
 // Arithmetic. `div` of integers gives float32; floor_divide and remainder of an integer by zero throw.
-#define FASTNN_DECLARE(name, Functor)                   \
-  Tensor name(const Operand& a, const Operand& b);      \
+#define FASTNN_DECLARE(name, Functor)              \
+  Tensor name(const Operand& a, const Operand& b); \
   Tensor name##_(const Tensor& a, const Operand& b);
 FASTNN_BINARY_BOTH(FASTNN_DECLARE)
 FASTNN_BINARY_FLOAT(FASTNN_DECLARE)

@@ -226,12 +226,12 @@ void run_typed(const ElementwiseArgs& args, Loop loop) {
   parallel_for(args.numel, kGrain, [&](int64_t begin, int64_t end) { run_range<T>(args, loop, begin, end); });
 }
 
-#define FASTNN_LAUNCHER(launcher, find, Op)                                                              \
-  void launcher(const ElementwiseArgs& args) {                                                           \
-    const Op op = static_cast<Op>(args.op);                                                              \
-    if (args.compute == DType::Float32) return run_typed<float>(args, find<float>(op));                  \
-    if (args.compute == DType::Float64) return run_typed<double>(args, find<double>(op));                \
-    run_typed<int64_t>(args, find<int64_t>(op));                                                         \
+#define FASTNN_LAUNCHER(launcher, find, Op)                                               \
+  void launcher(const ElementwiseArgs& args) {                                            \
+    const Op op = static_cast<Op>(args.op);                                               \
+    if (args.compute == DType::Float32) return run_typed<float>(args, find<float>(op));   \
+    if (args.compute == DType::Float64) return run_typed<double>(args, find<double>(op)); \
+    run_typed<int64_t>(args, find<int64_t>(op));                                          \
   }
 FASTNN_LAUNCHER(unary, find_unary, UnaryOp)
 FASTNN_LAUNCHER(binary, find_binary, BinaryOp)

@@ -21,26 +21,16 @@ __device__ T load(const StridedOperand& operand, int64_t offset) {
   const void* data = operand.data;
   if (!data) return is_float_type<T> ? static_cast<T>(operand.real) : static_cast<T>(operand.integer);
   switch (operand.dtype) {
-    case DType::Bool:
-      return to_compute<T>(static_cast<const bool*>(data)[offset]);
-    case DType::UInt8:
-      return to_compute<T>(static_cast<const uint8_t*>(data)[offset]);
-    case DType::Int8:
-      return to_compute<T>(static_cast<const int8_t*>(data)[offset]);
-    case DType::Int16:
-      return to_compute<T>(static_cast<const int16_t*>(data)[offset]);
-    case DType::Int32:
-      return to_compute<T>(static_cast<const int32_t*>(data)[offset]);
-    case DType::Int64:
-      return to_compute<T>(static_cast<const int64_t*>(data)[offset]);
-    case DType::Float16:
-      return to_compute<T>(static_cast<const float16*>(data)[offset]);
-    case DType::BFloat16:
-      return to_compute<T>(static_cast<const bfloat16*>(data)[offset]);
-    case DType::Float32:
-      return to_compute<T>(static_cast<const float*>(data)[offset]);
-    default:
-      return to_compute<T>(static_cast<const double*>(data)[offset]);
+    case DType::Bool: return to_compute<T>(static_cast<const bool*>(data)[offset]);
+    case DType::UInt8: return to_compute<T>(static_cast<const uint8_t*>(data)[offset]);
+    case DType::Int8: return to_compute<T>(static_cast<const int8_t*>(data)[offset]);
+    case DType::Int16: return to_compute<T>(static_cast<const int16_t*>(data)[offset]);
+    case DType::Int32: return to_compute<T>(static_cast<const int32_t*>(data)[offset]);
+    case DType::Int64: return to_compute<T>(static_cast<const int64_t*>(data)[offset]);
+    case DType::Float16: return to_compute<T>(static_cast<const float16*>(data)[offset]);
+    case DType::BFloat16: return to_compute<T>(static_cast<const bfloat16*>(data)[offset]);
+    case DType::Float32: return to_compute<T>(static_cast<const float*>(data)[offset]);
+    default: return to_compute<T>(static_cast<const double*>(data)[offset]);
   }
 }
 
@@ -48,44 +38,23 @@ template <class T>
 __device__ void store(const StridedOperand& operand, int64_t offset, T value) {
   void* data = operand.data;
   switch (operand.dtype) {
-    case DType::Bool:
-      static_cast<bool*>(data)[offset] = to_stored<bool>(value);
-      return;
-    case DType::UInt8:
-      static_cast<uint8_t*>(data)[offset] = to_stored<uint8_t>(value);
-      return;
-    case DType::Int8:
-      static_cast<int8_t*>(data)[offset] = to_stored<int8_t>(value);
-      return;
-    case DType::Int16:
-      static_cast<int16_t*>(data)[offset] = to_stored<int16_t>(value);
-      return;
-    case DType::Int32:
-      static_cast<int32_t*>(data)[offset] = to_stored<int32_t>(value);
-      return;
-    case DType::Int64:
-      static_cast<int64_t*>(data)[offset] = to_stored<int64_t>(value);
-      return;
-    case DType::Float16:
-      static_cast<float16*>(data)[offset] = to_stored<float16>(value);
-      return;
-    case DType::BFloat16:
-      static_cast<bfloat16*>(data)[offset] = to_stored<bfloat16>(value);
-      return;
-    case DType::Float32:
-      static_cast<float*>(data)[offset] = to_stored<float>(value);
-      return;
-    default:
-      static_cast<double*>(data)[offset] = to_stored<double>(value);
-      return;
+    case DType::Bool: static_cast<bool*>(data)[offset] = to_stored<bool>(value); return;
+    case DType::UInt8: static_cast<uint8_t*>(data)[offset] = to_stored<uint8_t>(value); return;
+    case DType::Int8: static_cast<int8_t*>(data)[offset] = to_stored<int8_t>(value); return;
+    case DType::Int16: static_cast<int16_t*>(data)[offset] = to_stored<int16_t>(value); return;
+    case DType::Int32: static_cast<int32_t*>(data)[offset] = to_stored<int32_t>(value); return;
+    case DType::Int64: static_cast<int64_t*>(data)[offset] = to_stored<int64_t>(value); return;
+    case DType::Float16: static_cast<float16*>(data)[offset] = to_stored<float16>(value); return;
+    case DType::BFloat16: static_cast<bfloat16*>(data)[offset] = to_stored<bfloat16>(value); return;
+    case DType::Float32: static_cast<float*>(data)[offset] = to_stored<float>(value); return;
+    default: static_cast<double*>(data)[offset] = to_stored<double>(value); return;
   }
 }
 
 // ------------------------------------------------------------------------- from op to its formula
 
 #define FASTNN_CASE(name, Functor) \
-  case UnaryOp::name:              \
-    return Functor::forward(x, p);
+  case UnaryOp::name: return Functor::forward(x, p);
 template <class T>
 __device__ T unary_value(UnaryOp op, T x, Params<T> p) {
   if constexpr (is_float_type<T>) {
@@ -96,8 +65,7 @@ __device__ T unary_value(UnaryOp op, T x, Params<T> p) {
       FASTNN_CASE(isnan, IsNan)
       FASTNN_CASE(isinf, IsInf)
       FASTNN_CASE(isfinite, IsFinite)
-      default:
-        break;
+      default: break;
     }
   } else {
     if (op == UnaryOp::bitwise_not) return BitwiseNot::forward(x, p);
@@ -106,15 +74,13 @@ __device__ T unary_value(UnaryOp op, T x, Params<T> p) {
     FASTNN_UNARY_BOTH(FASTNN_CASE)
     FASTNN_CASE(logical_not, LogicalNot)
     FASTNN_CASE(clamp, Clamp)
-    default:
-      return x;  // copy
+    default: return x;  // copy
   }
 }
 #undef FASTNN_CASE
 
 #define FASTNN_CASE(name, Functor) \
-  case UnaryOp::name:              \
-    return Functor::grad(s, dy, p);
+  case UnaryOp::name: return Functor::grad(s, dy, p);
 template <class T>
 __device__ T unary_gradient(UnaryOp op, T s, T dy, Params<T> p) {
   switch (op) {
@@ -122,36 +88,31 @@ __device__ T unary_gradient(UnaryOp op, T s, T dy, Params<T> p) {
     FASTNN_UNARY_FLOAT(FASTNN_CASE)
     FASTNN_UNARY_ROUND(FASTNN_CASE)
     FASTNN_UNARY_PARAMS(FASTNN_CASE)
-    default:
-      return Clamp::grad(s, dy, p);
+    default: return Clamp::grad(s, dy, p);
   }
 }
 #undef FASTNN_CASE
 
 #define FASTNN_CASE(name, Functor) \
-  case BinaryOp::name:             \
-    return Functor::forward(a, b);
+  case BinaryOp::name: return Functor::forward(a, b);
 template <class T>
 __device__ T binary_value(BinaryOp op, T a, T b) {
   if constexpr (is_float_type<T>) {
     switch (op) {
       FASTNN_BINARY_FLOAT(FASTNN_CASE)
-      default:
-        break;
+      default: break;
     }
   } else {
     switch (op) {
       FASTNN_BINARY_BITS(FASTNN_CASE)
       FASTNN_CASE(pow, IntPow)
-      default:
-        break;
+      default: break;
     }
   }
   switch (op) {
     FASTNN_BINARY_BOTH(FASTNN_CASE)
     FASTNN_BINARY_COMPARE(FASTNN_CASE)
-    default:
-      return a;
+    default: return a;
   }
 }
 #undef FASTNN_CASE

@@ -80,8 +80,7 @@ std::pair<const char*, const char*> extent(const Tensor& x) {
 
 }  // namespace
 
-ElementwiseArgs elementwise_args(int32_t op, DType compute, const Tensor& out,
-                                 std::initializer_list<Operand> inputs) {
+ElementwiseArgs elementwise_args(int32_t op, DType compute, const Tensor& out, std::initializer_list<Operand> inputs) {
   ElementwiseArgs args{};
   args.op = op;
   args.compute = compute;

@@ -135,14 +135,10 @@ void read_typed(const IndexWalkArgs& args) {
 
 void read(const IndexWalkArgs& args) {
   switch (args.item_size) {
-    case 1:
-      return read_typed<uint8_t>(args);
-    case 2:
-      return read_typed<uint16_t>(args);
-    case 4:
-      return read_typed<uint32_t>(args);
-    default:
-      return read_typed<uint64_t>(args);
+    case 1: return read_typed<uint8_t>(args);
+    case 2: return read_typed<uint16_t>(args);
+    case 4: return read_typed<uint32_t>(args);
+    default: return read_typed<uint64_t>(args);
   }
 }
 
@@ -213,14 +209,10 @@ void write(const IndexWalkArgs& args) {
     return write_typed<int64_t, true>(args);
   }
   switch (args.item_size) {
-    case 1:
-      return write_typed<uint8_t, false>(args);
-    case 2:
-      return write_typed<uint16_t, false>(args);
-    case 4:
-      return write_typed<uint32_t, false>(args);
-    default:
-      return write_typed<uint64_t, false>(args);
+    case 1: return write_typed<uint8_t, false>(args);
+    case 2: return write_typed<uint16_t, false>(args);
+    case 4: return write_typed<uint32_t, false>(args);
+    default: return write_typed<uint64_t, false>(args);
   }
 }
 

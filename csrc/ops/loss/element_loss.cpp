@@ -66,24 +66,17 @@ Tensor clamped(const Tensor& x, double low, double high) {
 Tensor input_slope(const ElementCall& call, const Operands& in) {
   const Tensor &x = in.x, &t = in.t;
   switch (call.loss) {
-    case ElementLoss::mse:
-      return mul(sub(x, t), 2.0);
-    case ElementLoss::l1:
-      return sign(sub(x, t));
-    case ElementLoss::smooth_l1:
-      return call.a == 0 ? sign(sub(x, t)) : clamped(div(sub(x, t), call.a), -1, 1);
-    case ElementLoss::huber:
-      return clamped(sub(x, t), -call.a, call.a);
-    case ElementLoss::bce:
-      return div(sub(x, t), clamped(mul(x, sub(1.0, x)), 1e-12, INFINITY));
+    case ElementLoss::mse: return mul(sub(x, t), 2.0);
+    case ElementLoss::l1: return sign(sub(x, t));
+    case ElementLoss::smooth_l1: return call.a == 0 ? sign(sub(x, t)) : clamped(div(sub(x, t), call.a), -1, 1);
+    case ElementLoss::huber: return clamped(sub(x, t), -call.a, call.a);
+    case ElementLoss::bce: return div(sub(x, t), clamped(mul(x, sub(1.0, x)), 1e-12, INFINITY));
     case ElementLoss::bce_with_logits: {
       const Tensor positive = in.a.defined() ? mul(t, in.a) : t;
       return sub(mul(add(sub(positive, t), 1.0), sigmoid(x)), positive);
     }
-    case ElementLoss::kl_div:
-      return neg(t);
-    case ElementLoss::kl_div_log:
-      return neg(exp(t));
+    case ElementLoss::kl_div: return neg(t);
+    case ElementLoss::kl_div_log: return neg(exp(t));
   }
   __builtin_unreachable();
 }
@@ -91,16 +84,12 @@ Tensor input_slope(const ElementCall& call, const Operands& in) {
 Tensor target_slope(const ElementCall& call, const Operands& in) {
   const Tensor &x = in.x, &t = in.t;
   switch (call.loss) {
-    case ElementLoss::bce:
-      return sub(clamped(log1p(neg(x)), -100, INFINITY), clamped(log(x), -100, INFINITY));
+    case ElementLoss::bce: return sub(clamped(log1p(neg(x)), -100, INFINITY), clamped(log(x), -100, INFINITY));
     case ElementLoss::bce_with_logits:
       return in.a.defined() ? sub(mul(sub(in.a, 1.0), softplus(neg(x), 1, 20)), x) : neg(x);
-    case ElementLoss::kl_div:
-      return sub(add(log(t), 1.0), x);
-    case ElementLoss::kl_div_log:
-      return mul(exp(t), add(sub(t, x), 1.0));
-    default:
-      return neg(input_slope(call, in));
+    case ElementLoss::kl_div: return sub(add(log(t), 1.0), x);
+    case ElementLoss::kl_div_log: return mul(exp(t), add(sub(t, x), 1.0));
+    default: return neg(input_slope(call, in));
   }
 }
 

@@ -129,8 +129,7 @@ struct Loops {
 template <class T>
 Loops<T> loops_of(ElementLoss loss) {
 #define FASTNN_CASE(name, Functor) \
-  case ElementLoss::name:          \
-    return {value_loop<Functor, T>, d_input_loop<Functor, T>, d_target_loop<Functor, T>};
+  case ElementLoss::name: return {value_loop<Functor, T>, d_input_loop<Functor, T>, d_target_loop<Functor, T>};
   switch (loss) { FASTNN_ELEMENT_LOSSES(FASTNN_CASE) }
 #undef FASTNN_CASE
   __builtin_unreachable();

@@ -57,10 +57,12 @@ Tensor nll_loss(const Tensor& input, const Tensor& target, const Tensor& weight,
 // ------------------------------------------------------------------------------ elementwise
 
 // X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see element_loss_cpu.cpp.
-#define FASTNN_ELEMENT_LOSSES(X)                                                                                     \
-  X(mse, MseLoss)                                                                                                    \
-  X(l1, L1Loss) X(smooth_l1, SmoothL1Loss) X(huber, HuberLoss) X(bce, BceLoss) X(bce_with_logits, BceWithLogitsLoss) \
-      X(kl_div, KlDivLoss) X(kl_div_log, KlDivLogLoss)
+#define FASTNN_ELEMENT_LOSSES(X) \
+  X(mse, MseLoss)                \
+  X(l1, L1Loss)                  \
+  X(smooth_l1, SmoothL1Loss)     \
+  X(huber, HuberLoss)            \
+  X(bce, BceLoss) X(bce_with_logits, BceWithLogitsLoss) X(kl_div, KlDivLoss) X(kl_div_log, KlDivLogLoss)
 
 enum class ElementLoss : uint8_t {
 #define FASTNN_ENUM(name, Functor) name,

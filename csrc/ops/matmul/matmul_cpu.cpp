@@ -30,18 +30,12 @@ void multiply_integers(const GemmArgs& args) {
 
 void forward(const GemmArgs& args) {
   switch (args.dtype) {
-    case DType::UInt8:
-      return multiply_integers<uint8_t, uint32_t>(args);
-    case DType::Int8:
-      return multiply_integers<int8_t, uint32_t>(args);
-    case DType::Int16:
-      return multiply_integers<int16_t, uint32_t>(args);
-    case DType::Int32:
-      return multiply_integers<int32_t, uint32_t>(args);
-    case DType::Int64:
-      return multiply_integers<int64_t, uint64_t>(args);
-    default:
-      return FASTNN_LEVEL::gemm(args);
+    case DType::UInt8: return multiply_integers<uint8_t, uint32_t>(args);
+    case DType::Int8: return multiply_integers<int8_t, uint32_t>(args);
+    case DType::Int16: return multiply_integers<int16_t, uint32_t>(args);
+    case DType::Int32: return multiply_integers<int32_t, uint32_t>(args);
+    case DType::Int64: return multiply_integers<int64_t, uint64_t>(args);
+    default: return FASTNN_LEVEL::gemm(args);
   }
 }
 

@@ -111,14 +111,10 @@ void fill(const RandomArgs& args, void (*draw)(const RandomArgs&, int64_t, int64
 void fill_any(const RandomArgs& args) {
   const bool wide = args.dtype == DType::Float64;
   switch (args.distribution) {
-    case Distribution::Uniform:
-      return wide ? fill<double>(args, uniform_row) : fill<float>(args, uniform_row);
-    case Distribution::Normal:
-      return wide ? fill<double>(args, normal_row) : fill<float>(args, normal_row);
-    case Distribution::Integer:
-      return fill<int64_t>(args, integer_row);
-    case Distribution::Bernoulli:
-      return fill<float>(args, bernoulli_row);
+    case Distribution::Uniform: return wide ? fill<double>(args, uniform_row) : fill<float>(args, uniform_row);
+    case Distribution::Normal: return wide ? fill<double>(args, normal_row) : fill<float>(args, normal_row);
+    case Distribution::Integer: return fill<int64_t>(args, integer_row);
+    case Distribution::Bernoulli: return fill<float>(args, bernoulli_row);
   }
 }
 

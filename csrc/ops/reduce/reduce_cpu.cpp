@@ -352,39 +352,24 @@ void reduce_with(const ReduceArgs& args) {
 template <class T>
 void reduce_typed(const ReduceArgs& args) {
   switch (args.op) {
-    case ReduceOp::Sum:
-      return reduce_with<Formula<Plain, Sum>, T>(args);
-    case ReduceOp::Prod:
-      return reduce_with<Formula<Plain, Product>, T>(args);
-    case ReduceOp::Max:
-      return reduce_with<Formula<Plain, Larger>, T>(args);
-    case ReduceOp::Min:
-      return reduce_with<Formula<Plain, Smaller>, T>(args);
-    case ReduceOp::Any:
-      return reduce_with<Formula<IsSet, Larger>, T>(args);
-    case ReduceOp::All:
-      return reduce_with<Formula<IsSet, Smaller>, T>(args);
-    default:
-      break;
+    case ReduceOp::Sum: return reduce_with<Formula<Plain, Sum>, T>(args);
+    case ReduceOp::Prod: return reduce_with<Formula<Plain, Product>, T>(args);
+    case ReduceOp::Max: return reduce_with<Formula<Plain, Larger>, T>(args);
+    case ReduceOp::Min: return reduce_with<Formula<Plain, Smaller>, T>(args);
+    case ReduceOp::Any: return reduce_with<Formula<IsSet, Larger>, T>(args);
+    case ReduceOp::All: return reduce_with<Formula<IsSet, Smaller>, T>(args);
+    default: break;
   }
   if constexpr (T(0.5) != T(0)) {
     switch (args.op) {
-      case ReduceOp::AbsSum:
-        return reduce_with<Formula<Magnitude, Sum>, T>(args);
-      case ReduceOp::AbsMax:
-        return reduce_with<Formula<Magnitude, Larger>, T>(args);
-      case ReduceOp::AbsMin:
-        return reduce_with<Formula<Magnitude, Smaller>, T>(args);
-      case ReduceOp::SquareSum:
-        return reduce_with<Formula<SquareOf, Sum>, T>(args);
-      case ReduceOp::PowSum:
-        return reduce_with<Formula<Plain, Sum, Prepare::Pow>, T>(args);
-      case ReduceOp::DeviationSquareSum:
-        return reduce_with<Formula<DeviationSquare, Sum>, T>(args);
-      case ReduceOp::ExpSum:
-        return reduce_with<Formula<Plain, Sum, Prepare::Exp>, T>(args);
-      default:
-        break;
+      case ReduceOp::AbsSum: return reduce_with<Formula<Magnitude, Sum>, T>(args);
+      case ReduceOp::AbsMax: return reduce_with<Formula<Magnitude, Larger>, T>(args);
+      case ReduceOp::AbsMin: return reduce_with<Formula<Magnitude, Smaller>, T>(args);
+      case ReduceOp::SquareSum: return reduce_with<Formula<SquareOf, Sum>, T>(args);
+      case ReduceOp::PowSum: return reduce_with<Formula<Plain, Sum, Prepare::Pow>, T>(args);
+      case ReduceOp::DeviationSquareSum: return reduce_with<Formula<DeviationSquare, Sum>, T>(args);
+      case ReduceOp::ExpSum: return reduce_with<Formula<Plain, Sum, Prepare::Exp>, T>(args);
+      default: break;
     }
   }
 }

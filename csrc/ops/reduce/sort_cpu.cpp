@@ -125,14 +125,10 @@ void take_values(const SortArgs& args, int64_t row) {
   char* to = static_cast<char*>(args.values) + row * args.count * size;
   const int64_t* indices = args.indices + row * args.count;
   switch (size) {
-    case 1:
-      return take<uint8_t>(from, indices, args.count, to);
-    case 2:
-      return take<uint16_t>(from, indices, args.count, to);
-    case 4:
-      return take<uint32_t>(from, indices, args.count, to);
-    default:
-      return take<uint64_t>(from, indices, args.count, to);
+    case 1: return take<uint8_t>(from, indices, args.count, to);
+    case 2: return take<uint16_t>(from, indices, args.count, to);
+    case 4: return take<uint32_t>(from, indices, args.count, to);
+    default: return take<uint64_t>(from, indices, args.count, to);
   }
 }
 
