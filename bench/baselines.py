@@ -110,6 +110,11 @@ class Peer:
     def time(self, seconds: float) -> float:
         return self._ask("time", seconds)
 
+    def cpu_seconds(self) -> float:
+        """CPU time that the worker has used, over all its threads."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def close(self) -> None:
         self._connection.send(None)
         self._process.join(10)

@@ -119,15 +119,22 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     for offset, peer in ((-0.2, "torch"), (0.2, "numpy")):
         pairs = [(i, r) for i, row in enumerate(rows) if (r := ratio(row, peer)) is not None]
         if pairs:
-            axes.barh([i + offset for i, _ in pairs], [r for _, r in pairs], 0.38, label=f"{peer} / fastnn")
+            axes.barh([i + offset for i, _ in pairs], [r - 1 for _, r in pairs], 0.38, left=1, label=f"{peer} / fastnn")
     axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xscale("log")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}x")
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("time of the peer / time of fastnn (right of 1: fastnn is faster)")
     axes.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def machine_seconds() -> float:
+    """CPU time that all processes have used since the machine started."""
+    user, nice, system, _, _, irq, soft, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
+    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> str:
@@ -162,19 +169,34 @@ def main() -> None:
     peers = [Peer(name, options.threads) for name in installed()]
     print(f"{'':52} {'fastnn':>10} {'speed':>15} {'of max':>6} {'torch':>10} {'ratio':>7} {'numpy':>10} {'ratio':>7}")
     rows = []
+    used = machine_seconds() - sum(peer.cpu_seconds() for peer in peers)
+    raced = time.perf_counter()
     try:
         for number, workload in chosen:
             rows.append(race(number, workload, peers, rounds, seconds))
             print(line(rows[-1], limits, options.threads), flush=True)
+        used = machine_seconds() - sum(peer.cpu_seconds() for peer in peers) - used
+        foreign = used / (time.perf_counter() - raced)
     finally:
         for peer in peers:
             peer.close()
     print(f"\n{summary(rows)}; {time.perf_counter() - start:.0f} s")
+    if foreign > 0.3:
+        print(f"other processes used {foreign:.1f} CPUs meanwhile: these figures are not to be trusted")
     target = options.json or (None if options.quick or options.only else RESULTS)
     if target:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(
-            json.dumps({"machine": machine(), "threads": options.threads, "ceilings": limits, "rows": rows}, indent=1)
+            json.dumps(
+                {
+                    "machine": machine(),
+                    "threads": options.threads,
+                    "foreign_cpus": foreign,
+                    "ceilings": limits,
+                    "rows": rows,
+                },
+                indent=1,
+            )
             + "\n"
         )
     if options.plot:
