@@ -1,4 +1,4 @@
-"""Session set-up: which references are installed, and a clean state for every test."""
+"""Set-up of a test run: which references are installed, and a clean state for every test."""
 
 import importlib.util
 import os
