@@ -200,8 +200,11 @@ void bind_copy(Binder& b) {
 }
 
 void bind_views(Binder& b) {
-  b.method("view", view_as_type, arg("self"), arg("dtype"));
-  b.method("view", [](const Tensor& x, const py::args& shape) { return view(x, dims_from_args(shape)); });
+  b.method("view", [](const Tensor& x, const py::args& shape) {
+    DType dtype;
+    const bool as_type = shape.size() == 1 && as_dtype(shape[0].ptr(), dtype);
+    return as_type ? view_as_type(x, dtype) : view(x, dims_from_args(shape));
+  });
   b.method("view_as", [](const Tensor& x, const Tensor& y) { return view(x, y.shape()); }, arg("input"), arg("other"));
   b.method("reshape", [](const Tensor& x, const py::args& shape) { return reshape(x, dims_from_args(shape)); });
   b.function("reshape", reshape, arg("input"), arg("shape"));
