@@ -490,6 +490,21 @@ def test_backward_frees_saved_tensors() -> None:
     assert fastnn.memory_stats()["allocated"] - before < 8_000_000, "only the gradient is left"
 
 
+def test_hook_that_holds_its_tensor_is_collected() -> None:
+    before = fastnn._C.memory_stats()["allocated"]
+    for _ in range(10):
+        x = fastnn.ones(1000, requires_grad=True)
+        y = x * 2
+        x.register_hook(lambda grad, x=x: grad)
+        y.register_hook(lambda grad, y=y: grad)
+    y.sum().backward()
+    assert x.grad is not None
+    del x, y
+    gc.collect()  # y and its graph, which held x
+    gc.collect()  # x
+    assert fastnn._C.memory_stats()["allocated"] == before
+
+
 def test_reference_cycle_is_collected() -> None:
     gc.collect()
     before = fastnn.memory_stats()["allocated"]

@@ -38,6 +38,7 @@ class PythonHook final : public GradHook {
                      Py_TYPE(result.ptr())->tp_name);
     return unwrap(result.ptr());
   }
+  PyObject* function() const { return function_.get().ptr(); }
 
  private:
   OwnedObject function_;
@@ -180,7 +181,27 @@ std::string python_stack() {
   return py::str("").attr("join")(lines).cast<std::string>();
 }
 
+// The hooks that die with x: those of a leaf, or of a node that x alone holds.
+std::vector<Hook>* own_hooks(const Tensor& x) {
+  AutogradMeta* meta = x.impl()->autograd;
+  if (!meta || x.impl()->references.load() != 1) return nullptr;
+  if (!meta->node) return &meta->hooks;
+  return meta->node->references.load() == 1 ? &meta->node->hooks : nullptr;
+}
+
 }  // namespace
+
+int visit_hooks(const Tensor& x, visitproc visit, void* arg) {
+  const std::vector<Hook>* hooks = own_hooks(x);
+  if (!hooks) return 0;
+  for (const Hook& hook : *hooks)
+    if (auto* python = dynamic_cast<PythonHook*>(hook.function.get())) Py_VISIT(python->function());
+  return 0;
+}
+
+void clear_hooks(const Tensor& x) {
+  if (std::vector<Hook>* hooks = own_hooks(x)) std::vector<Hook>().swap(*hooks);
+}
 
 void bind_autograd(py::module_& m) {
   Binder b(m);

@@ -36,6 +36,7 @@ PyObject* allocate(PyTypeObject* type, const Tensor& x) {
 }
 
 void deallocate(PyObject* self) {
+  PyObject_GC_UnTrack(self);
   TensorObject* object = object_of(self);
   if (object->weak_references) PyObject_ClearWeakRefs(self);
   PyTypeObject* type = Py_TYPE(self);
@@ -43,6 +44,17 @@ void deallocate(PyObject* self) {
   object->tensor.~Tensor();
   type->tp_free(self);
   Py_DECREF(type);
+}
+
+int traverse(PyObject* self, visitproc visit, void* arg) {
+  Py_VISIT(Py_TYPE(self));
+  const Tensor& x = unwrap(self);
+  return x.defined() ? visit_hooks(x, visit, arg) : 0;
+}
+
+int clear(PyObject* self) {
+  if (unwrap(self).defined()) clear_hooks(unwrap(self));
+  return 0;
 }
 
 // ----------------------------------------------------------------------------------- operators
@@ -345,13 +357,16 @@ void define_tensor(py::module_& module) {
                          slot(Py_tp_repr, repr_slot),
                          slot(Py_tp_new, new_slot),
                          slot(Py_tp_dealloc, deallocate),
+                         slot(Py_tp_traverse, traverse),
+                         slot(Py_tp_clear, clear),
                          slot(Py_bf_getbuffer, get_buffer),
                          slot(Py_bf_releasebuffer, release_buffer),
                          {Py_tp_getset, attributes},
                          {Py_tp_members, members},
                          {Py_tp_doc, const_cast<char*>("A strided array of one element type, with gradients.")},
                          {0, nullptr}};
-  PyType_Spec spec = {"fastnn.Tensor", sizeof(TensorObject), 0, Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE, slots};
+  PyType_Spec spec = {"fastnn.Tensor", sizeof(TensorObject), 0,
+                      Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC, slots};
   PyObject* type = PyType_FromSpec(&spec);
   if (!type) throw py::error_already_set();
   tensor_type = reinterpret_cast<PyTypeObject*>(type);

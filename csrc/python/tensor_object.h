@@ -55,6 +55,11 @@ class OperandHolder {
   Scalar scalar_{int64_t(0)};
 };
 
+// autograd.cpp: gradient hooks are Python objects that only this tensor holds, so they may be part of a
+// reference cycle through it.
+int visit_hooks(const Tensor& x, visitproc visit, void* arg);
+void clear_hooks(const Tensor& x);
+
 // indexing.cpp
 Tensor get_item(const Tensor& x, PyObject* index);
 void set_item(const Tensor& x, PyObject* index, PyObject* value);
