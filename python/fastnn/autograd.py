@@ -126,7 +126,7 @@ class set_grad_enabled(_GradMode):
 
 
 class inference_mode(_Mode):
-    """Like ``no_grad``, and the tensors made inside can never enter a recorded operation."""
+    """Like ``no_grad``, and ``enable_grad`` inside does not switch recording on again."""
 
     def __init__(self, mode: bool = True) -> None:
         super().__init__((bool(mode), not mode and _C.is_grad_enabled()))
