@@ -266,16 +266,15 @@ void run_binary(const char* name, BinaryOp op, const Operand& a, const Operand& 
   elementwise_binary(out.device(), elementwise_args(int32_t(op), compute, out, {there(a), there(b)}));
 }
 
-DType binary_type(const char* name, const Operand& a, const Operand& b, Result result) {
+DType binary_type(const Operand& a, const Operand& b, Result result) {
   DType type = result_type(a, b);
   if (result == Result::Float && !is_floating(type)) type = DType::Float32;
-  (void)name;
   return type;
 }
 
 Tensor binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
   const Device device = common_device(name, a, b);
-  const DType type = binary_type(name, a, b, result);
+  const DType type = binary_type(a, b, result);
   Tensor out = make_result(a, b, result_shape(name, a, b), result == Result::Compare ? DType::Bool : type, device);
   run_binary(name, op, a, b, out, type);
   return out;
@@ -287,7 +286,7 @@ void binary_inplace(const char* name, BinaryOp op, const Tensor& a, const Operan
   else
     check_inplace(name, a, {});
   if (common_device(name, a, b) != a.device()) check_same_device(name, a, *b.tensor);
-  const DType type = binary_type(name, a, b, result);
+  const DType type = binary_type(a, b, result);
   check<TypeError>(!is_floating(type) || a.is_floating(), name, ": the result has type ", type,
                    " and cannot be stored in a tensor of type ", a.dtype());
   check<TypeError>(type == DType::Bool || a.dtype() != DType::Bool, name, ": the result has type ", type,
