@@ -24,15 +24,36 @@ def _terms(x: Any, w: Any, b: Any = None, *_: Any, **__: Any) -> int:
     return int(np.prod(w.shape[1:])) + 1
 
 
-def _row(label: str, batch: int, channels: int, size: int, outputs: int, kernel: int, **kwargs: Any) -> list[BenchRow]:
+def _rows(
+    label: str, x: tuple[int, ...], w: tuple[int, ...], bias: bool = False, first: bool = False, **kwargs: Any
+) -> list[BenchRow]:
+    """Forward and backward, float32 and bfloat16; the first layer of a network needs no gradient of its input."""
+
     def make() -> tuple[Any, ...]:
         rng = np.random.default_rng(0)
-        x = rng.standard_normal((batch, channels, size, size))
-        return x, rng.standard_normal((outputs, channels, kernel, kernel)) * 0.1, rng.standard_normal(outputs)
+        return rng.standard_normal(x), rng.standard_normal(w) * 0.1, rng.standard_normal(w[0]) if bias else None
 
-    out = size + 2 * kwargs.get("padding", 0) - kernel + 1
-    flops = 2.0 * batch * outputs * out * out * channels * kernel * kernel
-    return [BenchRow(label, make, flops, kwargs=kwargs), BenchRow(label, make, 3 * flops, kwargs=kwargs, backward=True)]
+    stride, padding, dilation = (kwargs.get(name, 0 if name == "padding" else 1) for name in _WINDOW)
+    pixels = [(size + 2 * padding - dilation * (k - 1) - 1) // stride + 1 for size, k in zip(x[2:], w[2:], strict=True)]
+    flops = 2.0 * x[0] * int(np.prod(pixels)) * int(np.prod(w))
+    backward = {"backward": True, "gradients": (1, 2) if first else None}
+    return [
+        row
+        for dtype in ("float32", "bfloat16")
+        for row in (
+            BenchRow(label, make, flops, kwargs=kwargs, dtype=dtype),
+            BenchRow(label, make, (1 if first else 2) * flops, kwargs=kwargs, dtype=dtype, **backward),
+        )
+    ]
+
+
+_WINDOW = ("stride", "padding", "dilation")
+
+
+def _resnet(label: str, c: int, o: int, k: int, size: int, groups: int = 1, **kwargs: Any) -> list[BenchRow]:
+    """A layer of a batch of 8, without bias, padded to keep its size (over its stride)."""
+    kwargs = {"padding": kwargs.get("dilation", 1) * (k // 2), **({"groups": groups} if groups > 1 else {}), **kwargs}
+    return _rows(f"{label} k{k} {size} B8", (8, c, size, size), (o, c // groups, k, k), **kwargs)
 
 
 CONV2D = [
@@ -94,9 +115,23 @@ CASES = [
         large=lambda: (values.normal(5, 7, 33, 31), values.normal(19, 7, 3, 3), values.normal(19)),
         errors=_errors("conv2d", f32(2, 3, 7, 7), f32(4, 3, 3, 3), lambda o, c, k: f32(o, c, k, k)),
         bench=[
-            *_row("LeNet 1: 64x1x32x32 -> 6 k5", 64, 1, 32, 6, 5),
-            *_row("LeNet 2: 64x6x14x14 -> 16 k5", 64, 6, 14, 16, 5),
-            *_row("8x64x56x56 -> 64 k3", 8, 64, 56, 64, 3, padding=1),
+            *_rows("lenet 1>6 k5 28 B64", (64, 1, 28, 28), (6, 1, 5, 5), bias=True, first=True),
+            *_rows("lenet 1>6 k5 224 B64", (64, 1, 224, 224), (6, 1, 5, 5), bias=True, first=True),
+            *_rows("lenet 6>16 k5 12 B64", (64, 6, 12, 12), (16, 6, 5, 5), bias=True),
+            *_rows("lenet 6>16 k5 110 B64", (64, 6, 110, 110), (16, 6, 5, 5), bias=True),
+            *_resnet("3>64 s2", 3, 64, 7, 224, stride=2, first=True),
+            *_resnet("64>64", 64, 64, 3, 56),
+            *_resnet("128>128", 128, 128, 3, 28),
+            *_resnet("256>256", 256, 256, 3, 14),
+            *_resnet("512>512", 512, 512, 3, 7),
+            *_resnet("64>256", 64, 256, 1, 56),
+            *_resnet("1024>256", 1024, 256, 1, 14),
+            *_resnet("128>128 s2", 128, 128, 3, 56, stride=2),
+            *_resnet("depthwise 32", 32, 32, 3, 112, groups=32),
+            *_resnet("depthwise 384", 384, 384, 3, 14, groups=384),
+            *_resnet("128>128 g32", 128, 128, 3, 56, groups=32),
+            *_resnet("64>64 d2", 64, 64, 3, 56, dilation=2),
+            *_rows("keras 32>64 k3 26 B128", (128, 32, 26, 26), (64, 32, 3, 3), bias=True),
         ],
     ),
     Case(
@@ -107,5 +142,6 @@ CASES = [
         terms=_terms,
         magnitude=_of_magnitudes(ref.conv1d),
         errors=_errors("conv1d", f32(2, 3, 7), f32(4, 3, 3), lambda o, c, k: f32(o, c, k)),
+        bench=_rows("256>256 k3 1024 B8", (8, 256, 1024), (256, 256, 3)),
     ),
 ]
