@@ -68,7 +68,7 @@ def _tensors(contender: Contender, lib: ModuleType, row: BenchRow, arrays: Any, 
         value = rounded(array, row.dtype) if contender.float64 else array
         tensor = to_tensor(lib, value, "float64" if contender.float64 else row.dtype)
         if i in row.transposed:
-            tensor = tensor.swapaxes(-1, -2)
+            tensor = tensor.transpose(-1, -2)
         elif images and isinstance(array, np.ndarray) and array.ndim == 4:
             tensor = channels_last(tensor)
         args.append(tensor)
