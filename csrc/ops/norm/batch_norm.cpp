@@ -131,7 +131,7 @@ Tensor along_channels(const Tensor& values, const Tensor& x) {
 void grad_kernel(Backward& b, const Recipe& recipe, const Tensor& x, const Tensor& weight, const Tensor& stats) {
   const Tensor values = dense(x), dy = dense_like(b.grad(), values), scale = in_compute_type(weight, x.dtype());
   const Tensor mean = select(stats, 0, 0), rstd = select(stats, 0, 1);
-  const Tensor dweight = empty(rstd.shape(), stats.dtype(), x.device()), dbias = empty_like(dweight);
+  const Tensor dweight = empty(rstd.shape(), compute_dtype(x.dtype()), x.device()), dbias = empty_like(dweight);
   Tensor dx;
   if (b.needs(0))
     dx = recipe.options.training ? empty_like(values)
@@ -139,7 +139,7 @@ void grad_kernel(Backward& b, const Recipe& recipe, const Tensor& x, const Tenso
   if (recipe.options.training || b.needs(1) || b.needs(2))
     batch_norm_backward(x.device(),
                         {channel_view(values), dy.raw(), values.raw(), recipe.options.training ? pointer(dx) : nullptr,
-                         pointer(scale), mean.raw(), rstd.raw(), dweight.raw(), dbias.raw()});
+                         pointer(scale), mean.data<double>(), rstd.data<double>(), dweight.raw(), dbias.raw()});
   if (b.needs(0)) b.set(0, dx);
   if (b.needs(1)) b.set(1, to(dweight, recipe.weight_dtype));
   if (b.needs(2)) b.set(2, to(dbias, recipe.bias_dtype));
@@ -147,15 +147,15 @@ void grad_kernel(Backward& b, const Recipe& recipe, const Tensor& x, const Tenso
 
 // The same in differentiable operations: mean and rstd are functions of x again.
 void grad_ops(Backward& b, const Recipe& recipe, const Tensor& input, const Tensor& weight, const Tensor& stats) {
-  const DType compute = stats.dtype();
+  const DType compute = compute_dtype(input.dtype());
   const Tensor x = to(input, compute), dy = to(b.grad(), compute);
   const bool training = recipe.options.training;
   Dims axes;
   for (int axis = 0; axis < x.ndim(); ++axis)
     if (axis != 1) axes.push_back(axis);
-  const Tensor mean = training ? fastnn::mean(x, axes, true) : along_channels(select(stats, 0, 0), x);
-  const Tensor rstd =
-      training ? rsqrt(add(var(x, axes, 0, true), recipe.options.eps)) : along_channels(select(stats, 0, 1), x);
+  const Tensor mean = training ? fastnn::mean(x, axes, true) : along_channels(to(select(stats, 0, 0), compute), x);
+  const Tensor rstd = training ? rsqrt(add(var(x, axes, 0, true), recipe.options.eps))
+                               : along_channels(to(select(stats, 0, 1), compute), x);
   const Tensor normalized = mul(sub(x, mean), rstd);
   const Tensor dbias = sum(dy, axes, true), dweight = sum(mul(dy, normalized), axes, true);
   if (b.needs(0)) {
@@ -180,14 +180,16 @@ void grad_empty(Backward& b, const Recipe& recipe, const Tensor& x) {
 Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
                   const Tensor& running_var, const BatchNormOptions& options) {
   check_arguments(x, weight, bias, running_mean, running_var, options);
+  no_backward("batch_norm: the running statistics", {running_mean, running_var});
   const Tensor values = dense(x), y = empty_like(values);
-  const Tensor stats = empty({2, x.size(1)}, compute_dtype(x.dtype()), x.device());
+  const Tensor stats = empty({2, x.size(1)}, DType::Float64, x.device());
   if (x.numel() > 0) {
     const Tensor mean = select(stats, 0, 0), rstd = select(stats, 0, 1);
     const Tensor scale = in_compute_type(weight, x.dtype()), shift = in_compute_type(bias, x.dtype());
     const Running running(running_mean, running_var, x.dtype());
-    batch_norm_forward(x.device(), {channel_view(values), values.raw(), y.raw(), pointer(scale), pointer(shift),
-                                    pointer(running.mean), pointer(running.var), mean.raw(), rstd.raw(), options});
+    batch_norm_forward(
+        x.device(), {channel_view(values), values.raw(), y.raw(), pointer(scale), pointer(shift), pointer(running.mean),
+                     pointer(running.var), mean.data<double>(), rstd.data<double>(), options});
     if (options.training) running.written();
   }
   const Recipe recipe{options, weight.defined() ? weight.dtype() : x.dtype(),

@@ -11,8 +11,15 @@ namespace fastnn {
 namespace {
 
 template <class T>
-T value_or(const void* values, int64_t channel, double missing) {
-  return values ? static_cast<const T*>(values)[channel] : T(missing);
+double value_or(const void* values, int64_t channel, double missing) {
+  return values ? double(static_cast<const T*>(values)[channel]) : missing;
+}
+
+// (x - mean) slope + offset, from the centre that T has nearest to the mean.
+template <class T>
+Line<T> line_through(double mean, double slope, double offset) {
+  const T centre = T(mean);
+  return {centre, T(slope), T(offset + (double(centre) - mean) * slope), T(0)};
 }
 
 template <class T>
@@ -46,9 +53,9 @@ struct ForwardPass {
       var = double(running_var[channel]);
     }
     const double rstd = 1 / sqrt_(var + args.options.eps);
-    static_cast<T*>(args.mean)[channel] = T(mean);
-    static_cast<T*>(args.rstd)[channel] = T(rstd);
-    return {T(mean), T(rstd * double(value_or<T>(args.weight, channel, 1))), value_or<T>(args.bias, channel, 0), T(0)};
+    args.mean[channel] = mean;
+    args.rstd[channel] = rstd;
+    return line_through<T>(mean, rstd * value_or<T>(args.weight, channel, 1), value_or<T>(args.bias, channel, 0));
   }
 };
 
@@ -62,16 +69,19 @@ struct BackwardPass {
   const void* dy() const { return args.dy; }
   void* out() const { return args.dx; }
   bool wants_sums() const { return true; }
-  T mean(int64_t channel) const { return static_cast<const T*>(args.mean)[channel]; }
+  T centre(int64_t channel) const { return T(args.mean[channel]); }
 
-  // `sum` is of dy, `product` of dy (x - mean).
-  Line<T> line(int64_t channel, T mean, double sum, double product) const {
+  // `sum` is of dy, `product` of dy (x - centre).
+  Line<T> line(int64_t channel, T centre, double sum, double product) const {
     const double n = double(args.view.outer) * double(args.view.inner);
-    const double rstd = double(static_cast<const T*>(args.rstd)[channel]);
-    const double scale = rstd * double(value_or<T>(args.weight, channel, 1));
+    const double mean = args.mean[channel], rstd = args.rstd[channel];
+    const double scale = rstd * value_or<T>(args.weight, channel, 1);
+    const double dweight = rstd * (product + sum * (double(centre) - mean));
     static_cast<T*>(args.dbias)[channel] = T(sum);
-    static_cast<T*>(args.dweight)[channel] = T(rstd * product);
-    return {mean, T(-scale * rstd * rstd * product / n), T(-scale * sum / n), T(scale)};
+    static_cast<T*>(args.dweight)[channel] = T(dweight);
+    Line<T> line = line_through<T>(mean, -scale * rstd * dweight / n, -scale * sum / n);
+    line.dy_slope = T(scale);
+    return line;
   }
 };
 

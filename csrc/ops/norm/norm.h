@@ -31,7 +31,8 @@ struct ChannelView {
   DType dtype;
 };
 
-// Per-channel arrays are in the compute type of view.dtype.
+// Per-channel arrays are in the compute type of view.dtype, but mean and rstd: the rounding of a mean that is large
+// beside the deviation would come back n-fold in dw.
 struct BatchNormArgs {
   ChannelView view;
   const void* x;
@@ -40,8 +41,8 @@ struct BatchNormArgs {
   const void* bias;    // may be null
   void* running_mean;  // updated in training, where they may be null; read in evaluation
   void* running_var;
-  void* mean;  // written
-  void* rstd;  // written
+  double* mean;  // written
+  double* rstd;  // written
   BatchNormOptions options;
 };
 extern Kernel<BatchNormArgs> batch_norm_forward;
@@ -53,8 +54,8 @@ struct BatchNormBackwardArgs {
   const void* x;
   void* dx;            // may be null: the sums alone
   const void* weight;  // may be null
-  const void* mean;
-  const void* rstd;
+  const double* mean;
+  const double* rstd;
   void* dweight;
   void* dbias;
 };

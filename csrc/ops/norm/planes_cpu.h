@@ -1,12 +1,12 @@
 // Batch normalization of (outer, channels, inner), inner > 1: a channel is `outer` planes of `inner` values.
 //
 // A channel that stays in L2 is read from memory once: sums, then the line. Others are cut into parts, whose sums
-// are added up in their order. Planes shorter than a block are taken several at a time.
+// are added up in their order, and the lines are drawn plane by plane. Planes shorter than a block are summed
+// several at a time.
 #pragma once
 
 #include "ops/norm/blocks_cpu.h"
 #include "ops/norm/norm.h"
-#include "simd/row.h"
 #include "simd/vec.h"
 
 namespace fastnn {
@@ -32,6 +32,15 @@ class PlaneBlocks {
     const int64_t plane = index / pieces_ * planes_, begin = index % pieces_ * length_;
     return {(plane * view_.channels + channel) * view_.inner + begin, smaller(planes_, view_.outer - plane),
             smaller(length_, view_.inner - begin), view_.channels * view_.inner};
+  }
+
+  // Planes and pieces as they lie in memory.
+  int64_t length() const { return length_; }
+  int64_t count_in_order() const { return view_.outer * view_.channels * pieces_; }
+  int64_t channel_in_order(int64_t i) const { return i / pieces_ % view_.channels; }
+  Block block_in_order(int64_t i) const {
+    const int64_t begin = i % pieces_ * length_;
+    return {i / pieces_ * view_.inner + begin, 1, smaller(length_, view_.inner - begin), 0};
   }
 
  private:
@@ -76,15 +85,18 @@ double lane_sum(const Vec<T>* sums) {
   return total;
 }
 
-template <class T>
-void draw_line(const Line<T>& line, const T* dy, const T* x, T* out, int64_t n) {
-  if (dy) {
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) out[i] = (x[i] - line.centre) * line.slope + (dy[i] * line.dy_slope + line.offset);
-  } else {
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) out[i] = (x[i] - line.centre) * line.slope + line.offset;
-  }
+template <class T, bool kBackward>
+inline __attribute__((always_inline)) void draw_line(const Line<T>& line, const T* dy, const T* x, T* out, int64_t n) {
+  constexpr int kSize = Vec<T>::size;
+  const Vec<T> centre = Vec<T>::broadcast(line.centre), slope = Vec<T>::broadcast(line.slope);
+  const Vec<T> offset = Vec<T>::broadcast(line.offset), dy_slope = Vec<T>::broadcast(line.dy_slope);
+  const auto point = [&](Vec<T> at, Vec<T> gradient) {
+    return (at - centre) * slope + (kBackward ? gradient * dy_slope + offset : offset);
+  };
+  int64_t i = 0;
+  for (; i + kSize <= n; i += kSize)
+    point(Vec<T>::load(x + i), kBackward ? Vec<T>::load(dy + i) : offset).store(out + i);
+  if (i < n) point(Vec<T>::load(x + i, n - i), kBackward ? Vec<T>::load(dy + i, n - i) : offset).store(out + i, n - i);
 }
 
 // Pass: a direction's tensors, and the line that a channel's sums give.
@@ -108,15 +120,9 @@ struct PlaneKernel {
   }
 
   T centre(int64_t channel) const {
-    if constexpr (Pass::kBackward) return pass.mean(channel);
-    const Block block = blocks.block(channel, 0);
-    const Runs<const T> x = load(pass.x(), view.dtype, block, buffers);
-    double total = 0;
-    for (int64_t run = 0; run < block.runs; ++run) {
-      const T* values = x.run(run);
-      total += row_sum<T>(block.length, [&](int64_t i) { return values[i]; });
-    }
-    return T(total / double(block.runs * block.length));
+    if constexpr (Pass::kBackward) return pass.centre(channel);
+    const Block first = blocks.block(channel, 0);
+    return T(sums(channel, 0, 1, T(0)).value / double(first.runs * first.length));
   }
 
   Sums sums(int64_t channel, int64_t begin, int64_t end, T centre) const {
@@ -137,16 +143,14 @@ struct PlaneKernel {
     return total;
   }
 
-  void apply(int64_t channel, int64_t begin, int64_t end, const Line<T>& line) const {
-    for (int64_t index = begin; index < end; ++index) {
-      const Block block = blocks.block(channel, index);
-      const Runs<const T> x = load(pass.x(), view.dtype, block, buffers);
-      const Runs<const T> dy = load(pass.dy(), view.dtype, block, buffers + kBlock);
-      const Runs<T> out = target(pass.out(), view.dtype, block, buffers + 2 * kBlock);
-      const Block runs = packed(block, x.stride);
-      for (int64_t run = 0; run < runs.runs; ++run) draw_line(line, dy.run(run), x.run(run), out.run(run), runs.length);
-      finish(pass.out(), view.dtype, block, out.data);
-    }
+  void apply(const Block& block, const Line<T>& line) const {
+    const Runs<const T> x = load(pass.x(), view.dtype, block, buffers);
+    const Runs<const T> dy = load(pass.dy(), view.dtype, block, buffers + kBlock);
+    const Runs<T> out = target(pass.out(), view.dtype, block, buffers + 2 * kBlock);
+    const Block runs = packed(block, x.stride);
+    for (int64_t run = 0; run < runs.runs; ++run)
+      draw_line<T, Pass::kBackward>(line, dy.run(run), x.run(run), out.run(run), runs.length);
+    finish(pass.out(), view.dtype, block, out.data);
   }
 };
 
@@ -158,7 +162,8 @@ void run_cached_planes(const Pass& pass, const PlaneBlocks& blocks) {
     for (int64_t channel = begin; channel < end; ++channel) {
       const T centre = kernel.centre(channel);
       const Sums sums = kernel.sums(channel, 0, blocks.count(), centre);
-      kernel.apply(channel, 0, blocks.count(), pass.line(channel, centre, sums.value, sums.product));
+      const Line<T> line = pass.line(channel, centre, sums.value, sums.product);
+      for (int64_t index = 0; index < blocks.count(); ++index) kernel.apply(blocks.block(channel, index), line);
     }
   });
 }
@@ -172,42 +177,38 @@ void run_planes(const Pass& pass) {
     return run_cached_planes<T>(pass, blocks);
 
   const int64_t part_blocks = larger(1, kPart / blocks.elements()), parts = ceil_div(blocks.count(), part_blocks);
-  const int64_t grain = larger(1, kPart / (part_blocks * blocks.elements()));
   Sums* partials = static_cast<Sums*>(thread_scratch(
       Scratch::OperationShared, size_t(view.channels) * (size_t(parts) * sizeof(Sums) + sizeof(T) + sizeof(Line<T>))));
   Line<T>* lines = reinterpret_cast<Line<T>*>(partials + view.channels * parts);
   T* centres = reinterpret_cast<T*>(lines + view.channels);
-  const auto for_each_part = [&](auto&& visit) {
-    parallel_for(view.channels * parts, grain, [&](int64_t begin, int64_t end) {
-      const PlaneKernel<T, Pass> kernel(pass, blocks);
-      for (int64_t i = begin; i < end; ++i) {
-        const int64_t first = i % parts * part_blocks;
-        visit(kernel, i, i / parts, first, smaller(first + part_blocks, blocks.count()));
-      }
-    });
-  };
   if (pass.wants_sums()) {
     parallel_for(view.channels, ceil_div(kPart, blocks.elements()), [&](int64_t begin, int64_t end) {
       const PlaneKernel<T, Pass> kernel(pass, blocks);
       for (int64_t channel = begin; channel < end; ++channel) centres[channel] = kernel.centre(channel);
     });
-    for_each_part([&](const auto& kernel, int64_t part, int64_t channel, int64_t begin, int64_t end) {
-      partials[part] = kernel.sums(channel, begin, end, centres[channel]);
+    const int64_t grain = larger(1, kPart / (part_blocks * blocks.elements()));
+    parallel_for(view.channels * parts, grain, [&](int64_t begin, int64_t end) {
+      const PlaneKernel<T, Pass> kernel(pass, blocks);
+      for (int64_t i = begin; i < end; ++i) {
+        const int64_t channel = i / parts, first = i % parts * part_blocks;
+        partials[i] = kernel.sums(channel, first, smaller(first + part_blocks, blocks.count()), centres[channel]);
+      }
     });
   }
   for (int64_t channel = 0; channel < view.channels; ++channel) {
     Sums total;
-    if (pass.wants_sums())
-      for (int64_t part = 0; part < parts; ++part) {
-        total.value += partials[channel * parts + part].value;
-        total.product += partials[channel * parts + part].product;
-      }
+    for (int64_t part = 0; pass.wants_sums() && part < parts; ++part) {
+      total.value += partials[channel * parts + part].value;
+      total.product += partials[channel * parts + part].product;
+    }
     lines[channel] = pass.line(channel, pass.wants_sums() ? centres[channel] : T(0), total.value, total.product);
   }
-  if (pass.out())
-    for_each_part([&](const auto& kernel, int64_t, int64_t channel, int64_t begin, int64_t end) {
-      kernel.apply(channel, begin, end, lines[channel]);
-    });
+  if (!pass.out()) return;
+  const int64_t grain = larger(1, kPart / blocks.length());
+  parallel_for(blocks.count_in_order(), grain, [&](int64_t begin, int64_t end) {
+    const PlaneKernel<T, Pass> kernel(pass, blocks);
+    for (int64_t i = begin; i < end; ++i) kernel.apply(blocks.block_in_order(i), lines[blocks.channel_in_order(i)]);
+  });
 }
 
 }  // namespace

@@ -100,7 +100,7 @@ struct RowKernel {
   void centres(int64_t group, T* means) const {
     const Block block = grid.block(0, grid.rows, group);
     if constexpr (Pass::kBackward) {
-      for (int64_t c = 0; c < block.length; ++c) means[c] = pass.mean(grid.first_column(group) + c);
+      for (int64_t c = 0; c < block.length; ++c) means[c] = pass.centre(grid.first_column(group) + c);
       return;
     }
     const Runs<const T> x = load(pass.x(), dtype, block, buffer(0));
