@@ -1,6 +1,6 @@
 """Layers, losses and containers under PyTorch's names."""
 
-from fastnn.nn import functional, init, utils
+from fastnn.nn import functional, fused, init, utils
 from fastnn.nn.activation import (
     CELU,
     ELU,
