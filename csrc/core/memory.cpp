@@ -19,6 +19,7 @@ namespace {
 
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
+constexpr size_t kHugeScratch = size_t(1) << 17;  // scratch of this size takes whole huge pages: kernels walk it often
 
 // The memory this process may use: physical, or the cgroup's limit when lower.
 int64_t system_memory() {
@@ -144,9 +145,9 @@ void* thread_scratch(Scratch slot, size_t bytes) {
   if (scratch.sizes[i] < bytes) {
     std::free(scratch.blocks[i]);
     scratch.sizes[i] = 0;
-    const size_t rounded = size_class(bytes + (bytes >> 2));
-    scratch.blocks[i] =
-        page_allocate(rounded >= kHugePage ? (rounded + kHugePage - 1) / kHugePage * kHugePage : rounded);
+    size_t rounded = size_class(bytes + (bytes >> 2));
+    if (rounded >= kHugeScratch) rounded = (rounded + kHugePage - 1) / kHugePage * kHugePage;
+    scratch.blocks[i] = page_allocate(rounded);
     if (!scratch.blocks[i]) fail<MemoryError>("cannot allocate ", bytes, " bytes of scratch");
     scratch.sizes[i] = rounded;
   }

@@ -1,4 +1,4 @@
-// The matrix engine:  C = alpha * A B  (+ C)  (+ bias),  for a batch of matrices.
+// The matrix engine:  C = activation(alpha * A B  (+ C)  (+ bias)  (+ residual)),  for a batch of matrices.
 //
 // A is m x k, B is k x n, C is m x n. A and B have any row and column strides (so NN, NT, TN and TT
 // are one call) and any batch strides (zero broadcasts); the columns of C are adjacent. Strides count
@@ -20,6 +20,9 @@ namespace fastnn {
 
 enum class GemmBias : uint8_t { None, PerRow, PerColumn };
 
+// What may follow a product or a convolution, while its sums are still in cache.
+enum class Activation : uint8_t { None, Relu, Gelu, GeluTanh, Silu, Sigmoid, Tanh };
+
 constexpr int kGemmBatchDims = 6;
 
 struct GemmArgs {
@@ -37,12 +40,21 @@ struct GemmArgs {
   bool accumulate = false;  // add to C what it held
   GemmBias bias_kind = GemmBias::None;
   const void* bias = nullptr;  // in C's dtype: m (PerRow) or n (PerColumn) adjacent elements
+  const void* residual = nullptr;  // added to C: of its dtype, shape and strides
+  Activation activation = Activation::None;
 
   int batch_ndim = 0;  // the batch's shape, and the strides of each matrix over it
   int64_t batch_shape[kGemmBatchDims] = {};
   int64_t a_batch[kGemmBatchDims] = {};
   int64_t b_batch[kGemmBatchDims] = {};
   int64_t c_batch[kGemmBatchDims] = {};
+};
+
+// Where the matrices of one item of the batch begin.
+struct GemmItem {
+  const char* a;
+  const char* b;
+  char* c;
 };
 
 namespace {
@@ -52,13 +64,6 @@ inline int64_t gemm_batch_size(const GemmArgs& args) {
   for (int d = 0; d < args.batch_ndim; ++d) size *= args.batch_shape[d];
   return size;
 }
-
-// Where the matrices of one item of the batch begin.
-struct GemmItem {
-  const char* a;
-  const char* b;
-  char* c;
-};
 
 inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
   int64_t a = 0, b = 0, c = 0;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/autograd.h"
+#include "gemm/gemm_amx.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
@@ -11,6 +12,8 @@
 namespace fastnn {
 
 Kernel<GemmArgs> matmul_forward{"matmul", Subnormals::Flush};
+
+int float32_parts = 3;
 
 namespace {
 
