@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_graphs
 from contenders import Contender, Prepared
+from models import inference, optimizer_step, training_step
 
 from cases import CASES
 from cases.case import BenchRow, Case, rounded, to_tensor
@@ -115,91 +116,6 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
     )
 
 
-def lenet(lib: ModuleType) -> Any:
-    """The network of the digits example: 61,706 parameters, with the same start in every library."""
-    nn = lib.nn
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
-    )
-    rng = np.random.default_rng(0)
-    with lib.no_grad():
-        for p in model.parameters():
-            shape = tuple(p.shape)
-            p.copy_(
-                lib.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32) / np.sqrt(max(1, int(np.prod(shape[1:])))))
-            )
-    return model
-
-
-LENET_TERMS = 416_520  # multiply-adds of one image, in a row
-PIXELS = (64, 1, 32, 32)
-
-
-def _of_lenet(make: Callable[[ModuleType, Any, Any], Callable[[], Any]], terms: float = LENET_TERMS) -> Any:
-    """A workload of the model and its images; the reference computes both in float64."""
-
-    def prepare(contender: Contender, lib: ModuleType, threads: int) -> Prepared | None:
-        if not hasattr(lib, "nn"):
-            return None
-        model, x = lenet(lib), lib.from_numpy(np.random.default_rng(1).uniform(0, 1, PIXELS).astype(np.float32))
-        if contender.float64:
-            model, x = model.double(), x.double()
-        elif contender.channels_last:
-            x = channels_last(x)
-        return Prepared(make(lib, model, x), [terms])
-
-    return prepare
-
-
-def _training_step(lib: ModuleType, model: Any, x: Any) -> Callable[[], Any]:
-    optimizer = lib.optim.Adam(model.parameters(), lr=1e-3)
-    labels = lib.from_numpy(np.random.default_rng(2).integers(0, 10, len(x)))
-
-    def step() -> Any:
-        optimizer.zero_grad()
-        loss = lib.nn.functional.cross_entropy(model(x), labels)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
-def _inference(lib: ModuleType, model: Any, x: Any) -> Callable[[], Any]:
-    def forward() -> Any:
-        with lib.no_grad():
-            return model(x)
-
-    return forward
-
-
-def _optimizer_step(name: str, **options: Any) -> Callable[[ModuleType, Any, Any], Callable[[], Any]]:
-    def make(lib: ModuleType, model: Any, x: Any) -> Callable[[], Any]:
-        rng = np.random.default_rng(2)
-        for p in model.parameters():
-            p.grad = lib.from_numpy(rng.standard_normal(tuple(p.shape)).astype(np.float32)).to(p.dtype)
-        optimizer = getattr(lib.optim, name)(model.parameters(), **options)
-
-        def step() -> Any:
-            optimizer.step()
-            return [p.detach() for p in model.parameters()]
-
-        return step
-
-    return make
-
-
 QUICK = {
     "matmul 64",
     "matmul 256",
@@ -220,19 +136,24 @@ QUICK = {
     "add 1M",
     "sum 1M",
     "sum 1024x1024 dim 0",
-    "Adam step LeNet",
-    "LeNet forward, batch 64",
-    "LeNet training step, batch 64",
+    "Adam step LeNet-5",
+    "LeNet-5 inference B64",
+    "LeNet-5 training step B64",
 }
-N_PARAMETERS = 61_706
-SGD, ADAM = _optimizer_step("SGD", lr=1e-3, momentum=0.9), _optimizer_step("Adam", lr=1e-3)
-ADAM_TERMS = 64  # the quotient of the first step is a sign: it keeps the roundings of both moments
+N_PARAMETERS = 61_706  # of LeNet-5
+DIGITS = (64, 1, 28, 28)
 WORKLOADS = [
     *(_case_workload(case, row) for case in CASES for row in case.bench),
-    Workload("SGD step LeNet", "optim", _of_lenet(SGD, 4), bytes=20 * N_PARAMETERS),
-    Workload("Adam step LeNet", "optim", _of_lenet(ADAM, ADAM_TERMS), bytes=28 * N_PARAMETERS),
-    Workload("LeNet forward, batch 64", "model", _of_lenet(_inference)),
-    Workload("LeNet training step, batch 64", "model", _of_lenet(_training_step)),
+    Workload(
+        "SGD step LeNet-5", "optim", optimizer_step("LeNet5", "SGD", lr=1e-3, momentum=0.9), bytes=20 * N_PARAMETERS
+    ),
+    Workload("Adam step LeNet-5", "optim", optimizer_step("LeNet5", "Adam", lr=1e-3), bytes=28 * N_PARAMETERS),
+    Workload("LeNet-5 inference B64", "inference", inference("LeNet5", DIGITS)),
+    Workload("LeNet-5 training step B64", "training", training_step("LeNet5", DIGITS)),
+    Workload("Keras CNN inference B64", "inference", inference("KerasCNN", (64, 3, 32, 32))),
+    Workload("Keras CNN training step B64", "training", training_step("KerasCNN", (64, 3, 32, 32))),
+    Workload("ResNet-18 training step B8 64x64", "training", training_step("resnet18", (8, 3, 64, 64))),
+    Workload("ResNet-50 inference B1 224x224", "inference", inference("resnet50", (1, 3, 224, 224))),
 ]
 assert len({w.name for w in WORKLOADS}) == len(WORKLOADS), "two rows share a name"
 if unknown := QUICK - {w.name for w in WORKLOADS}:
