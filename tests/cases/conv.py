@@ -1,4 +1,4 @@
-"""1-D and 2-D convolution: stride, padding, dilation, groups, and their gradients."""
+"""Convolution and its transpose: stride, padding, dilation, groups, and their gradients."""
 
 from typing import Any
 
@@ -82,6 +82,39 @@ CONV1D = [
 ]
 
 
+CONV3D = [
+    sample(n(2, 3, 4, 5, 6), n(4, 3, 2, 3, 3), n(4)),
+    sample(n(1, 2, 5, 4, 4), n(3, 2, 3, 2, 1), stride=(2, 1, 1), padding=(1, 0, 1)),
+    sample(n(2, 4, 7, 3, 4), n(6, 2, 3, 2, 2), n(6), padding=(2, 1, 0), dilation=(2, 1, 1), groups=2),
+    sample(n(1, 2, 4, 3, 5), n(2, 2, 2, 3, 3), n(2), padding="same"),
+    sample(n(1, 3, 7, 3, 3), n(2, 3, 1, 1, 1), n(2), stride=3),
+    sample(n(0, 3, 4, 5, 5), n(4, 3, 2, 3, 3), n(4)),
+]
+
+TRANSPOSE2D = [
+    sample(n(2, 3, 4, 5), n(3, 4, 3, 3), n(4)),
+    sample(n(2, 3, 4, 5), n(3, 4, 3, 2), stride=2, padding=1, output_padding=1),
+    sample(n(2, 3, 4, 3), n(3, 2, 2, 3), n(2), stride=(1, 3), padding=(0, 2), output_padding=(0, 1), dilation=(2, 1)),
+    sample(n(2, 4, 3, 4), n(4, 3, 3, 3), n(6), stride=2, groups=2),
+    sample(n(2, 4, 3, 4), n(4, 1, 3, 3), n(4), stride=2, padding=1, groups=4),
+    sample(n(1, 2, 3, 3), n(2, 3, 2, 2), n(3), output_padding=2, dilation=3),
+    sample(n(3, 17, 5, 5), n(17, 19, 1, 1), n(19)),
+    sample(n(1, 2, 1, 1), n(2, 3, 4, 4), n(3)),
+    sample(n(0, 3, 4, 5), n(3, 4, 3, 3), n(4)),
+]
+
+TRANSPOSE1D = [
+    sample(n(2, 3, 7), n(3, 4, 3), n(4)),
+    sample(n(2, 3, 5), n(3, 4, 4), stride=3, padding=2, output_padding=1),
+    sample(n(2, 4, 5), n(4, 3, 3), n(6), stride=2, dilation=2, groups=2),
+    sample(n(0, 3, 5), n(3, 4, 3), n(4)),
+]
+
+
+def _transposed_terms(x: Any, w: Any, b: Any = None, stride: Any = 1, *_: Any, groups: int = 1, **__: Any) -> int:
+    return w.shape[0] // groups * int(np.prod(w.shape[2:])) + 1
+
+
 def _errors(name: str, x: Any, w: Any, one: Any) -> list[Any]:
     """The same mistakes in one and in two dimensions: `one` makes a kernel of size k."""
     return [
@@ -101,6 +134,26 @@ def _errors(name: str, x: Any, w: Any, one: Any) -> list[Any]:
         error(ValueError, rf"{name}.*\(7,\)", f32(7), w, None),
         error(ValueError, "same.*stride", x, w, None, padding="same", stride=2),
         error(ValueError, "padding.*'full'", x, w, None, padding="full"),
+    ]
+
+
+def _transposed_errors(name: str, x: Any, w: Any) -> list[Any]:
+    """x has 3 channels, w makes 4 of them with kernels of size 3."""
+    return [
+        error(ValueError, rf"{name}.*4 channels.*expects 3", np.concatenate([x, x[:, :1]], 1), w, None),
+        error(ValueError, rf"{name}.*3 input channels.*groups=2", x, w, None, groups=2),
+        error(ValueError, rf"{name}.*groups.*0", x, w, None, groups=0),
+        error(ValueError, rf"{name}.*bias.*\(5,\).*4", x, w, f32(5)),
+        error(ValueError, rf"{name}.*output_padding.*smaller.*2.*stride 2", x, w, stride=2, output_padding=2),
+        error(ValueError, rf"{name}.*output_padding.*-1", x, w, output_padding=-1),
+        error(ValueError, rf"{name}.*padding.*-1", x, w, padding=-1),
+        error(ValueError, rf"{name}.*stride.*0", x, w, stride=0),
+        error(ValueError, rf"{name}.*too small.*-", x, w, padding=20),
+        error(ValueError, rf"{name}.*(overflows|too small)", x, w, stride=2**62),
+        error((ValueError, MemoryError), name + "|shape|allocate", x, w, dilation=2**40),
+        error(ValueError, rf"{name}.*positive input size.*0", x[..., :0], w),
+        error(TypeError, rf"{name}.*float32.*float64", x, w.astype(np.float64)),
+        error(ValueError, rf"{name}.*\(7,\)", f32(7), w),
     ]
 
 
@@ -143,5 +196,33 @@ CASES = [
         magnitude=_of_magnitudes(ref.conv1d),
         errors=_errors("conv1d", f32(2, 3, 7), f32(4, 3, 3), lambda o, c, k: f32(o, c, k)),
         bench=_rows("256>256 k3 1024 B8", (8, 256, 1024), (256, 256, 3)),
+    ),
+    Case(
+        "conv3d",
+        ref.conv3d,
+        CONV3D,
+        F + "conv3d",
+        terms=_terms,
+        magnitude=_of_magnitudes(ref.conv3d),
+        errors=_errors("conv3d", f32(2, 3, 7, 7, 7), f32(4, 3, 3, 3, 3), lambda o, c, k: f32(o, c, k, k, k)),
+    ),
+    Case(
+        "conv_transpose2d",
+        ref.conv_transpose2d,
+        TRANSPOSE2D,
+        F + "conv_transpose2d",
+        terms=_transposed_terms,
+        magnitude=_of_magnitudes(ref.conv_transpose2d),
+        large=lambda: (values.normal(5, 7, 17, 15), values.normal(7, 19, 3, 3), values.normal(19), 2),
+        errors=_transposed_errors("conv_transpose2d", f32(2, 3, 7, 7), f32(3, 4, 3, 3)),
+    ),
+    Case(
+        "conv_transpose1d",
+        ref.conv_transpose1d,
+        TRANSPOSE1D,
+        F + "conv_transpose1d",
+        terms=_transposed_terms,
+        magnitude=_of_magnitudes(ref.conv_transpose1d),
+        errors=_transposed_errors("conv_transpose1d", f32(2, 3, 7), f32(3, 4, 3)),
     ),
 ]
