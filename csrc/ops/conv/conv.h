@@ -10,6 +10,7 @@
 
 #include "core/kernel.h"
 #include "core/tensor.h"
+#include "gemm/gemm.h"
 
 namespace fastnn {
 
@@ -38,6 +39,8 @@ struct ConvArgs {
   const void* weight;  // read by forward and input_grad
   const void* bias;    // read by forward; may be null
   const void* dy;      // read by input_grad and weight_grad
+  const void* residual = nullptr;  // forward adds it to y; of y's layout, may be null
+  Activation activation = Activation::None;
   void* out;           // y, dx or dw
 };
 extern Kernel<ConvArgs> conv_forward;
