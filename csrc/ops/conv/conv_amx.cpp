@@ -355,7 +355,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
     pass.planes.first_image = image;
     pass.planes.images = min(pass.planes.slots, args.images - image);
     if (steps > 0) {
-      const PartRange range = prepare_lines<P>(pass.planes, planes);
+      const PartRange range = prepare_planes<P>(pass.planes, planes);
       if (P > 1 && !parts_are_exact(range, weight_range)) return false;
     }
     run_images<P>(pass, filters, planes);
@@ -368,16 +368,6 @@ bool run_plan(const ConvArgs& args, const PassPlan& plan) {
     if (!(args.dtype == DType::Float32 ? run_group<3>(args, plan, group) : run_group<1>(args, plan, group)))
       return false;
   return true;
-}
-
-// A signal is an image of height 1 here: positions run along it.
-ConvArgs upright(ConvArgs args) {
-  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
-    const ConvAxis height = args.height;
-    args.height = args.width;
-    args.width = height;
-  }
-  return args;
 }
 
 PassPlan forward_plan(const ConvArgs& args) {

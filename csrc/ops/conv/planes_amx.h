@@ -2,7 +2,8 @@
 //
 //   lines    [part][phase][group][image][row][column]  of 32 channels: 64 bytes a position. A row of A, k = channels.
 //   pairs    [part][parity][phase][half group][image][row][column / 2]  of 16 channels x 2 positions: 64 bytes a
-//            pair of positions. A row of B, k = positions; pairs of parity 1 begin at odd positions.
+//            pair of positions. A row of B, k = positions. Pairs of parity 1 begin at odd positions, for taps whose
+//            shift is odd. Rows have even lengths, and images whole steps of 32 positions.
 //
 // So the tile of any 16 or 32 consecutive positions is a run of whole cache lines, and a tap is an offset of
 // whole lines. Channels are padded with zeros to a multiple of 32. With few channels the column taps become
@@ -34,13 +35,17 @@ struct TilePlanes {
   int64_t slots;                // images there is room for
   PlaneForm form;
   bool channels_last;
+  int64_t parities;  // of pairs
 
   int64_t column_phases() const { return folded ? 1 : planes.columns.phases; }
   int64_t phases() const { return planes.rows.phases * column_phases(); }
   int64_t folds() const { return folded ? planes.columns.phases : 1; }
   int64_t channels() const { return planes.channels * folds(); }
   int64_t channel_groups() const { return ceil_div(channels(), kStepK); }
-  int64_t plane() const { return planes.rows.length * planes.columns.length; }
+  int64_t plane() const {
+    const int64_t positions = planes.rows.length * planes.columns.length;
+    return form == PlaneForm::Lines ? positions : ceil_div(positions, kStepK) * kStepK;
+  }
   // Bytes of a channel group's positions (of a half group's pairs): room for tiles that run over the end.
   int64_t group_bytes() const {
     const int64_t positions = slots * plane() + 2 * kBlock;
@@ -49,7 +54,7 @@ struct TilePlanes {
   int64_t groups_per_phase() const { return form == PlaneForm::Lines ? channel_groups() : 2 * channel_groups(); }
   int64_t phase_bytes() const { return groups_per_phase() * group_bytes(); }
   int64_t parity_bytes() const { return phases() * phase_bytes(); }
-  int64_t part_bytes() const { return (form == PlaneForm::Lines ? 1 : 2) * parity_bytes(); }
+  int64_t part_bytes() const { return parities * parity_bytes(); }
 
   // What tap (row, column) reads for position 0: its phase and its shift in positions.
   int64_t tap_phase(int64_t row, int64_t column) const {
@@ -64,11 +69,12 @@ struct TilePlanes {
 // The planes of one group; column taps folded into channels leave planes without shifts.
 inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group,
                               int64_t groups, bool folded, PlaneForm form, bool channels_last) {
-  TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last};
+  TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
   if (folded) {
     result.planes.columns.phases = column_taps;
     result.planes.columns.length = outputs;
   }
+  if (form == PlaneForm::Pairs) result.planes.columns.length = ceil_div(result.planes.columns.length, 2) * 2;
   return result;
 }
 
@@ -226,9 +232,50 @@ void set_slots(TilePlanes& tiles, int64_t images) {
   tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
 }
 
-// The lines of all present images, in parallel over rows.
+// Pairs of a row: squares of 16 channels x 16 pairs are transposed. The pair at the end of a row of parity 1 takes
+// a zero for the next row's first position, which no tap of that parity uses.
 template <int P, class T>
-PartRange prepare_lines(const TilePlanes& tiles, char* memory) {
+void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
+                 RangeLanes& range) {
+  for (int64_t i = parity; i < length + parity; i += kStepK, target += 16 * kLineBytes) {
+    __m512i squares[P][16];
+    for (int c = 0; c < 16; ++c) {
+      __m512i parts[P];
+      const int64_t channel = 16 * half + c;
+      load_along<P, T>(rows.at(channel, i), rows.mask(channel, i), rows.mask(channel, i + 16), parts, range);
+      for (int p = 0; p < P; ++p) squares[p][c] = parts[p];
+    }
+    for (int p = 0; p < P; ++p) {
+      transpose_lines(squares[p]);
+      for (int64_t e = 0; e < min(16, (length + parity - i + 1) / 2); ++e)
+        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
+    }
+  }
+}
+
+template <int P, class T>
+void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
+  const int64_t length = tiles.planes.columns.length;
+  T* copies = static_cast<T*>(
+      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  const ChannelRows<T> rows(tiles, at, copies);
+  for (int64_t parity = 0; parity < tiles.parities; ++parity)
+    for (int64_t half = 0; half < 2; ++half) {
+      char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
+                     (2 * at.group + half) * tiles.group_bytes() +
+                     (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
+      store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+      if (at.row + 1 < tiles.planes.rows.length) continue;
+      // What steps read beyond the last row is multiplied by zeros: it must be finite.
+      const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
+      const int64_t end = at.image + 1 == tiles.images ? rest + 2 * kBlock : rest;
+      zero_lines<P>(target + length / 2 * kLineBytes, tiles.part_bytes(), end / 2);
+    }
+}
+
+// The rows of all present images, in parallel.
+template <int P, class T>
+PartRange prepare_planes_of(const TilePlanes& tiles, char* memory) {
   constexpr int64_t kGrain = int64_t(1) << 9;  // lines of a task
   const int64_t rows = tiles.planes.rows.length, n = tiles.phases() * tiles.channel_groups() * tiles.images * rows;
   const int64_t grain = max(1, kGrain / tiles.planes.columns.length);
@@ -237,8 +284,12 @@ PartRange prepare_lines(const TilePlanes& tiles, char* memory) {
     RangeLanes range;
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / rows % tiles.images, group = unit / rows / tiles.images;
-      prepare_row<P, T>(
-          tiles, {group / tiles.channel_groups(), group % tiles.channel_groups(), image, unit % rows}, memory, range);
+      const PlaneRow at{group / tiles.channel_groups(), group % tiles.channel_groups(), image, unit % rows};
+      if (tiles.form == PlaneForm::Lines) {
+        prepare_row<P, T>(tiles, at, memory, range);
+      } else {
+        prepare_pair_row<P, T>(tiles, at, memory, range);
+      }
     }
     ranges[begin / grain] = range.finish();
   });
@@ -248,9 +299,19 @@ PartRange prepare_lines(const TilePlanes& tiles, char* memory) {
 }
 
 template <int P>
-PartRange prepare_lines(const TilePlanes& tiles, char* memory) {
-  return tiles.planes.dtype == DType::Float32 ? prepare_lines<P, float>(tiles, memory)
-                                              : prepare_lines<P, bfloat16>(tiles, memory);
+PartRange prepare_planes(const TilePlanes& tiles, char* memory) {
+  return tiles.planes.dtype == DType::Float32 ? prepare_planes_of<P, float>(tiles, memory)
+                                              : prepare_planes_of<P, bfloat16>(tiles, memory);
+}
+
+// A signal is an image of height 1 here: positions run along it.
+inline ConvArgs upright(ConvArgs args) {
+  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
+    const ConvAxis height = args.height;
+    args.height = args.width;
+    args.width = height;
+  }
+  return args;
 }
 
 }  // namespace
