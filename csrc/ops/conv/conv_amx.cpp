@@ -19,6 +19,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kBlockFilters = 16, kBlockTiles = 8;  // panels of 32 filters, tiles of 32 positions
+constexpr int64_t kStreamedBytes = int64_t(1) << 24;
 constexpr int64_t kTasks = 8;                           // wanted, at least
 constexpr int64_t kTaskProducts = 256;                  // of 32 x 32 x 32: pay for a task
 
@@ -36,6 +37,7 @@ struct TilePass {
   TileOutput out;                 // c: the group's first channel of the first image; c_row: elements of a channel
   OutputAxis rows, columns;
   int64_t image_elements;  // of the whole output
+  bool streamed;           // the output is larger than the caches: it need not be read before it is written
 
   int64_t steps() const { return planes.channel_groups() * row_taps * column_taps; }
   int64_t positions() const { return (rows.count - 1) * planes.planes.columns.length + columns.count; }
@@ -133,28 +135,23 @@ inline int lane_runs(const TilePass& pass, int64_t position, int64_t lanes, Lane
 template <class T>
 inline void store_run(const TilePass& pass, char* channel, const LaneRun& run, __m512 x) {
   char* target = channel + run.offset * int64_t(sizeof(T));
-  if (pass.columns.step == 1) return store_lanes<T>(target, run.mask, x);
-  const int64_t step = pass.columns.step;
-  alignas(64) float lanes[16];
-  _mm512_store_ps(lanes, x);
-  for (int lane = 0; lane < 16; ++lane)
-    if (run.mask >> lane & 1) store_lanes<T>(target + lane * step * int64_t(sizeof(T)), 1, _mm512_set1_ps(lanes[lane]));
-}
-
-// What follows the sums of 16 lanes of one channel, before the activation.
-template <class T>
-inline __m512 finish_run(const TilePass& pass, __m512 x, int64_t o, int64_t image_offset, const LaneRun* runs,
-                         int n_runs) {
-  if (pass.out.row_bias)
-    x = _mm512_add_ps(x, _mm512_broadcastss_ps(_mm512_castps512_ps128(
-                             load_lanes<T>(pass.out.row_bias + o * int64_t(sizeof(T)), 1))));
-  if (pass.out.residual) {
-    const char* channel = pass.out.residual + (image_offset + o * pass.out.c_row) * int64_t(sizeof(T));
-    for (int i = 0; i < n_runs; ++i)
-      x = _mm512_mask_add_ps(x, runs[i].mask, x,
-                             load_lanes<T>(channel + runs[i].offset * int64_t(sizeof(T)), runs[i].mask));
+  if (pass.columns.step == 1) {
+    if constexpr (sizeof(T) == 4)
+      if (pass.streamed && run.mask == 0xffff && reinterpret_cast<uintptr_t>(target) % 64 == 0)
+        return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
+    return store_lanes<T>(target, run.mask, x);
   }
-  return x;
+  const int step = int(pass.columns.step);
+  if constexpr (sizeof(T) == 4) {
+    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    _mm512_mask_i32scatter_ps(target, run.mask, _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)), x, 4);
+  } else {
+    alignas(64) float lanes[16];
+    _mm512_store_ps(lanes, x);
+    for (int lane = 0; lane < 16; ++lane)
+      if (run.mask >> lane & 1)
+        store_lanes<T>(target + lane * step * int64_t(sizeof(T)), 1, _mm512_set1_ps(lanes[lane]));
+  }
 }
 
 inline void transpose_square(float* sums) {
@@ -166,32 +163,51 @@ inline void transpose_square(float* sums) {
   for (int i = 0; i < 16; ++i) square[i].store(sums + 16 * i);
 }
 
-// The block of filters from o on, positions of one image from `position` on.
+// The runs of 16 positions of a tile, and their image's first element.
+struct HalfTile {
+  int64_t image_offset;
+  int n_runs;
+  LaneRun runs[16];
+};
+
 template <class T>
-void store_tile(const TilePass& pass, float* sums, int64_t o, int64_t image, int64_t position) {
-  for (int square = 0; square < 4; ++square) transpose_square(sums + 256 * square);
-  const int64_t image_offset = image * pass.image_elements, filters = min(kBlock, pass.m - o);
-  const bool activated = pass.out.activation != Activation::None;
-  const bool finished = pass.out.row_bias || pass.out.residual || activated;
-  LaneRun runs[2][16];
-  int n_runs[2];
-  for (int half = 0; half < 2; ++half)
-    n_runs[half] = lane_runs(pass, position + 16 * half, min(16, pass.positions() - position - 16 * half), runs[half]);
-  for (int turn = activated ? 0 : 1; turn < 2; ++turn) {
-    for (int half = 0; half < 2; ++half)
-      for (int64_t r = 0; r < filters && n_runs[half] > 0; ++r) {
-        float* lanes = sums + 512 * half + r / 16 * 256 + r % 16 * 16;
-        __m512 x = _mm512_load_ps(lanes);
-        if (finished && (turn == 0 || !activated))
-          x = finish_run<T>(pass, x, o + r, image_offset, runs[half], n_runs[half]);
-        if (turn == 0) {
-          _mm512_store_ps(lanes, x);
-          continue;
-        }
-        char* channel = pass.out.c + (image_offset + (o + r) * pass.out.c_row) * int64_t(sizeof(T));
-        for (int i = 0; i < n_runs[half]; ++i) store_run<T>(pass, channel, runs[half][i], x);
-      }
-    if (turn == 0) activate_row(pass.out.activation, sums, kSumsPerBlock);
+inline __m512 finish_lanes(const TilePass& pass, __m512 x, float bias, const HalfTile& half, int64_t channel_offset) {
+  x = _mm512_add_ps(x, _mm512_set1_ps(bias));
+  if (pass.out.residual)
+    for (int i = 0; i < half.n_runs; ++i)
+      x = _mm512_mask_add_ps(x, half.runs[i].mask, x,
+                             load_lanes<T>(pass.out.residual + (channel_offset + half.runs[i].offset) * int64_t(sizeof(T)),
+                                           half.runs[i].mask));
+  if (pass.out.activation == Activation::None) return x;
+  alignas(64) float lanes[16];
+  _mm512_store_ps(lanes, x);
+  activate_row(pass.out.activation, lanes, 16);
+  return _mm512_load_ps(lanes);
+}
+
+// The sums [tile] of 32 filters from o on: filter by filter, so that memory is written along rows.
+template <class T>
+void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int64_t tile_end) {
+  HalfTile halves[2 * kBlockTiles];
+  const int64_t n_halves = 2 * (tile_end - tile);
+  for (int64_t h = 0; h < n_halves; ++h) {
+    const int64_t image = (tile + h / 2) / pass.image_tiles();
+    const int64_t position = (tile + h / 2) % pass.image_tiles() * kBlock + h % 2 * 16;
+    halves[h].image_offset = (pass.planes.first_image + image) * pass.image_elements;
+    halves[h].n_runs = lane_runs(pass, position, min(16, pass.positions() - position), halves[h].runs);
+    transpose_square(sums + 512 * h);
+    if (pass.m - o > 16) transpose_square(sums + 512 * h + 256);
+  }
+  for (int64_t f = 0; f < min(kBlock, pass.m - o); ++f) {
+    const float bias =
+        pass.out.row_bias ? _mm512_cvtss_f32(load_lanes<T>(pass.out.row_bias + (o + f) * int64_t(sizeof(T)), 1)) : 0;
+    for (int64_t h = 0; h < n_halves; ++h) {
+      const int64_t offset = halves[h].image_offset + (o + f) * pass.out.c_row;
+      const __m512 x = finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias,
+                                       halves[h], offset);
+      for (int i = 0; i < halves[h].n_runs; ++i)
+        store_run<T>(pass, pass.out.c + offset * int64_t(sizeof(T)), halves[h].runs[i], x);
+    }
   }
 }
 
@@ -231,14 +247,11 @@ void run_block(const TilePass& pass, const char* filters, const char* planes, Ti
   const int64_t blocks = (panels.end - panels.begin) * (tiles.end - tiles.begin);
   if (pass.steps() == 0) fill_zero(sums, blocks * kSumsPerBlock);
   multiply_block<P>(pass, filters, planes, panels, tiles, sums);
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel)
-    for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, sums += kSumsPerBlock) {
-      const int64_t image = tile / pass.image_tiles(), position = tile % pass.image_tiles() * kBlock;
-      if (pass.out.dtype == DType::Float32) {
-        store_tile<float>(pass, sums, panel * kBlock, pass.planes.first_image + image, position);
-      } else {
-        store_tile<bfloat16>(pass, sums, panel * kBlock, pass.planes.first_image + image, position);
-      }
+  for (int64_t panel = panels.begin; panel < panels.end; ++panel, sums += (tiles.end - tiles.begin) * kSumsPerBlock)
+    if (pass.out.dtype == DType::Float32) {
+      store_tiles<float>(pass, sums, panel * kBlock, tiles.begin, tiles.end);
+    } else {
+      store_tiles<bfloat16>(pass, sums, panel * kBlock, tiles.begin, tiles.end);
     }
 }
 
@@ -337,7 +350,9 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                 TileOutput{static_cast<char*>(args.out) + first * channel_elements * size, args.dtype, channel_elements,
                            1, false, at(args.bias, first), nullptr, at(args.residual, first * channel_elements),
                            args.activation},
-                plan.rows, plan.columns, args.groups * plan.m * channel_elements};
+                plan.rows, plan.columns, args.groups * plan.m * channel_elements,
+                plan.columns.count == plan.planes.columns.length && channel_elements % 16 == 0 &&
+                    args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
   const int64_t filter_bytes =
