@@ -37,6 +37,7 @@ struct TilePass {
   TileOutput out;                 // c: the group's first channel of the first image; c_row: elements of a channel
   OutputAxis rows, columns;
   int64_t image_elements;  // of the whole output
+  int64_t pixel_elements;  // of all channels, in NHWC; 0 in NCHW
   bool streamed;           // the output is larger than the caches: it need not be read before it is written
 
   int64_t steps() const { return planes.channel_groups() * row_taps * column_taps; }
@@ -211,6 +212,40 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
   }
 }
 
+// The same for NHWC, where the filters of a position are adjacent.
+template <class T>
+void store_pixels(const TilePass& pass, float* sums, int64_t o, int64_t tile, int64_t tile_end) {
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t length = pass.planes.planes.columns.length, filters = min(kBlock, pass.m - o);
+  const __mmask16 masks[2] = {lane_mask(filters), lane_mask(filters - 16)};
+  __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int half = 0; half < 2 && pass.out.row_bias; ++half)
+    bias[half] = load_lanes<T>(pass.out.row_bias + (o + 16 * half) * kSize, masks[half]);
+  for (; tile < tile_end; ++tile, sums += kSumsPerBlock) {
+    const int64_t image = pass.planes.first_image + tile / pass.image_tiles();
+    const int64_t position = tile % pass.image_tiles() * kBlock;
+    for (int64_t r = 0; r < min(kBlock, pass.positions() - position); ++r) {
+      const int64_t row = (position + r) / length, column = (position + r) % length;
+      if (column >= pass.columns.count) continue;
+      const int64_t pixel = (image * pass.rows.size + pass.rows.first + row * pass.rows.step) * pass.columns.size +
+                            pass.columns.first + column * pass.columns.step;
+      const int64_t at = (pixel * pass.pixel_elements + o) * kSize;
+      float* lanes = block_row(sums, r);
+      for (int half = 0; half < 2; ++half) {
+        __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + 256 * half), bias[half]);
+        if (pass.out.residual)
+          x = _mm512_add_ps(x, load_lanes<T>(pass.out.residual + at + 16 * half * kSize, masks[half]));
+        if (pass.out.activation != Activation::None) {
+          _mm512_store_ps(lanes + 256 * half, x);
+          activate_row(pass.out.activation, lanes + 256 * half, 16);
+          x = _mm512_load_ps(lanes + 256 * half);
+        }
+        store_lanes<T>(pass.out.c + at + 16 * half * kSize, masks[half], x);
+      }
+    }
+  }
+}
+
 // ------------------------------------------------------------------------------------- product
 
 struct TileRange {
@@ -249,9 +284,11 @@ void run_block(const TilePass& pass, const char* filters, const char* planes, Ti
   multiply_block<P>(pass, filters, planes, panels, tiles, sums);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel, sums += (tiles.end - tiles.begin) * kSumsPerBlock)
     if (pass.out.dtype == DType::Float32) {
-      store_tiles<float>(pass, sums, panel * kBlock, tiles.begin, tiles.end);
+      (pass.pixel_elements ? store_pixels<float> : store_tiles<float>)(pass, sums, panel * kBlock, tiles.begin,
+                                                                       tiles.end);
     } else {
-      store_tiles<bfloat16>(pass, sums, panel * kBlock, tiles.begin, tiles.end);
+      (pass.pixel_elements ? store_pixels<bfloat16> : store_tiles<bfloat16>)(pass, sums, panel * kBlock, tiles.begin,
+                                                                             tiles.end);
     }
 }
 
@@ -339,18 +376,18 @@ template <int P>
 bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   const bool folded = plan.folded();
   const int64_t size = int64_t(item_size(args.dtype)), channel_elements = plan.rows.size * plan.columns.size;
-  const int64_t first = group * plan.m;
+  const int64_t first = group * plan.m, first_element = args.channels_last ? first : first * channel_elements;
   const auto at = [&](const void* p, int64_t element) {
     return p ? static_cast<const char*>(p) + element * size : nullptr;
   };
   TilePass pass{tile_planes(plan.planes, plan.column_taps, plan.columns.count, group, args.groups, folded,
-                            PlaneForm::Lines, false),
+                            PlaneForm::Lines, args.channels_last),
                 plan.row_taps, folded ? min(1, plan.column_taps) : plan.column_taps, plan.m,
                 at(args.weight, group * plan.group_weights), args.dtype, plan.filter_stride, nullptr, nullptr, nullptr,
-                TileOutput{static_cast<char*>(args.out) + first * channel_elements * size, args.dtype, channel_elements,
-                           1, false, at(args.bias, first), nullptr, at(args.residual, first * channel_elements),
-                           args.activation},
+                TileOutput{static_cast<char*>(args.out) + first_element * size, args.dtype, channel_elements, 1, false,
+                           at(args.bias, first), nullptr, at(args.residual, first_element), args.activation},
                 plan.rows, plan.columns, args.groups * plan.m * channel_elements,
+                args.channels_last ? args.groups * plan.m : 0,
                 plan.columns.count == plan.planes.columns.length && channel_elements % 16 == 0 &&
                     args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
   set_slots<P>(pass.planes, args.images);

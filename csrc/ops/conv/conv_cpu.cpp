@@ -9,6 +9,7 @@
 // Parallel over images, groups, bands of rows and, when that is little, blocks of output channels.
 #include "core/memory.h"
 #include "core/parallel.h"
+#include "ops/conv/channels_last_cpu.h"
 #include "ops/conv/conv.h"
 #include "ops/conv/planes_cpu.h"
 
@@ -309,9 +310,11 @@ void input_grad_typed(const ConvArgs& args) {
 }
 
 void forward(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::Forward, forward);
   return args.dtype == DType::Float64 ? forward_typed<double>(args) : forward_typed<float>(args);
 }
 void input_grad(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::InputGrad, input_grad);
   return args.dtype == DType::Float64 ? input_grad_typed<double>(args) : input_grad_typed<float>(args);
 }
 

@@ -102,7 +102,8 @@ struct ChannelRows {
   const T* rows[kStepK];
   int64_t begin[kStepK], end[kStepK];
 
-  // Rows whose elements are not adjacent are copied to `copies`, which holds [channel][length rounded up to 16].
+  // Rows whose elements are not adjacent are copied to `copies`, which holds [channel][length rounded up to 16];
+  // without it such rows are not to be used.
   ChannelRows(const TilePlanes& tiles, const PlaneRow& at, T* copies) {
     const Planes& planes = tiles.planes;
     const PlaneAxis &r = planes.rows, &c = planes.columns;
@@ -125,7 +126,7 @@ struct ChannelRows {
         rows[i] = row + first;
         begin[i] = max(0, -first);
         if (valid) end[i] = min(c.length, c.source - first);
-      } else {
+      } else if (copies) {
         rows[i] = copies + i * pitch;
         if (valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
       }
@@ -185,24 +186,38 @@ void zero_lines(char* target, int64_t part, int64_t count) {
   for (int p = 0; p < P; ++p) memset(target + p * part, 0, size_t(count * kLineBytes));
 }
 
-// A row of lines from NHWC: zeros, the valid positions, zeros.
+// A row of planes in NHWC: column i of [first, end) is the pixel at pixels + i * stride; the others are zeros.
+template <class T>
+struct PixelRow {
+  const T* pixels;
+  int64_t stride, first, end;
+  int64_t channels;  // valid ones, from the group's first on
+
+  PixelRow(const TilePlanes& tiles, const PlaneRow& at) {
+    const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
+    const int64_t position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t begin = c.phase_begin(at.phase % tiles.column_phases());
+    const bool inside = position >= 0 && position < r.source;
+    first = inside ? min(c.length, begin < 0 ? ceil_div(-begin, c.step) : 0) : c.length;
+    end = begin >= c.source ? first : max(first, min(c.length, ceil_div(c.source - begin, c.step)));
+    stride = c.step * tiles.source_channels;
+    channels = tiles.channels() - at.group * kStepK;
+    pixels = reinterpret_cast<const T*>(tiles.planes.source) +
+             (((tiles.first_image + at.image) * r.source + position) * c.source + begin) * tiles.source_channels +
+             tiles.first_channel + at.group * kStepK;
+  }
+  bool valid(int64_t column) const { return column >= first && column < end; }
+  const char* at(int64_t column) const { return reinterpret_cast<const char*>(pixels + column * stride); }
+};
+
 template <int P, class T>
 void prepare_last_row(const TilePlanes& tiles, const PlaneRow& at, char* target, RangeLanes& range) {
-  const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
-  const int64_t part = tiles.part_bytes(), position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
-  const int64_t begin = c.phase_begin(at.phase % tiles.column_phases()), step = c.step, length = c.length;
-  const bool inside = position >= 0 && position < r.source;
-  const int64_t first = inside ? min(length, begin < 0 ? ceil_div(-begin, step) : 0) : length;
-  const int64_t end = begin >= c.source ? first : max(first, min(length, ceil_div(c.source - begin, step)));
-  zero_lines<P>(target, part, first);
-  if (end > first) {
-    const int64_t pixel = ((tiles.first_image + at.image) * r.source + position) * c.source + begin + first * step;
-    const T* source = reinterpret_cast<const T*>(tiles.planes.source) + pixel * tiles.source_channels +
-                      tiles.first_channel + at.group * kStepK;
-    copy_lines<P, T>(source, step * tiles.source_channels, tiles.channels() - at.group * kStepK, end - first,
-                     target + first * kLineBytes, part, range);
-  }
-  zero_lines<P>(target + end * kLineBytes, part, length - end);
+  const int64_t part = tiles.part_bytes(), length = tiles.planes.columns.length;
+  const PixelRow<T> row(tiles, at);
+  zero_lines<P>(target, part, row.first);
+  copy_lines<P, T>(row.pixels + row.first * row.stride, row.stride, row.channels, row.end - row.first,
+                   target + row.first * kLineBytes, part, range);
+  zero_lines<P>(target + row.end * kLineBytes, part, length - row.end);
 }
 
 template <int P, class T>
@@ -253,18 +268,37 @@ void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64
   }
 }
 
+// The same from NHWC, where two pixels are 16 pairs as they stand.
+template <int P, class T>
+void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target,
+                       int64_t part, RangeLanes& range) {
+  const __mmask16 mask = lane_mask(row.channels - 16 * half), none = 0;
+  __m512i parts[P];
+  for (int64_t i = parity; i < length + parity; i += 2, target += kLineBytes) {
+    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)), *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
+    load_across<P, T>(even, odd, row.valid(i) ? mask : none, row.valid(i + 1) ? mask : none, parts, range);
+    store_parts<P>(target, part, parts);
+  }
+}
+
 template <int P, class T>
 void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
   const int64_t length = tiles.planes.columns.length;
+  const bool by_pixels = tiles.channels_last && !tiles.folded;
   T* copies = static_cast<T*>(
       thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
-  const ChannelRows<T> rows(tiles, at, copies);
+  const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
+  const PixelRow<T> pixels(tiles, at);
   for (int64_t parity = 0; parity < tiles.parities; ++parity)
     for (int64_t half = 0; half < 2; ++half) {
       char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
                      (2 * at.group + half) * tiles.group_bytes() +
                      (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
-      store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+      if (by_pixels) {
+        store_pixel_pairs<P, T>(pixels, half, parity, length, target, tiles.part_bytes(), range);
+      } else {
+        store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+      }
       if (at.row + 1 < tiles.planes.rows.length) continue;
       // What steps read beyond the last row is multiplied by zeros: it must be finite.
       const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
