@@ -65,12 +65,12 @@ build/aarch64/%.o: csrc/%.cpp
 # SANITIZE_TESTS picks others: make sanitize SANITIZE_TESTS='tests/test_ops.py tests/test_autograd.py'
 SANITIZE = build/sanitize
 SANITIZE_TESTS ?= tests/test_ops.py -k 'conv or pool or matmul or linear or norm or softmax'
-BEST_LEVEL = $(or $(shell grep -qw avx512vl /proc/cpuinfo && echo avx512),$(shell grep -qw avx2 /proc/cpuinfo && \
-  echo avx2),baseline)
+BEST_LEVELS = $(or $(shell grep -qw amx_bf16 /proc/cpuinfo && echo 'avx512;amx'),$(shell grep -qw avx512vl \
+  /proc/cpuinfo && echo avx512),$(shell grep -qw avx2 /proc/cpuinfo && echo avx2),baseline)
 
 sanitize: $(VENV)
 	$(PIP) install --quiet $(call requirements,test)
-	$(VENV)/bin/cmake -S . -B $(SANITIZE) -DFASTNN_SANITIZE=ON -DFASTNN_CUDA=OFF -DFASTNN_CPU_LEVELS=$(BEST_LEVEL) \
+	$(VENV)/bin/cmake -S . -B $(SANITIZE) -DFASTNN_SANITIZE=ON -DFASTNN_STRIP=OFF -DFASTNN_CUDA=OFF -DFASTNN_CPU_LEVELS='$(BEST_LEVELS)' \
 	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
 	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
 	$(VENV)/bin/cmake --build $(SANITIZE) --parallel $$(nproc)

@@ -114,7 +114,7 @@ def table(result: dict[str, Any]) -> str:
     """Markdown: one line for each row, in the order of the race, then each group's mean and minimum."""
     rows, titles = result["rows"], [f"{title} / fastnn" for title in TITLES.values()]
     lines = [
-        f"{result['machine']}; {result['threads']} threads. Medians; a ratio is the contender's time over fastnn's: "
+        f"{result['machine']}; threads: {result['threads']}. Medians; a ratio is the contender's time over fastnn's: "
         "above 1 fastnn is faster. torch: the faster of NCHW and channels_last; tuned: that with a tuned malloc.",
         "",
         _markdown(["", "fastnn", "speed", "of ceiling", *titles]),

@@ -85,3 +85,22 @@ def test_unbatched_equals_a_batch_of_one() -> None:
         image, weight = normal(*x[1:], requires_grad=False), normal(*w, requires_grad=False)
         batched = operation(image.unsqueeze(0), weight, **options).squeeze(0)
         np.testing.assert_array_equal(operation(image, weight, **options).numpy(), batched.numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_channels_last_stays(name: str, dtype: str) -> None:
+    """The same numbers as from row-major images, in results and gradients whose channels are last again."""
+    operation, x, w, options = OPERATIONS[name]
+    results = []
+    image, weight = (normal(*shape, requires_grad=False).to(getattr(fastnn, dtype)) for shape in (x, w))
+    for last in (False, True):
+        leaf = image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if last else image.clone()
+        leaves = [leaf.requires_grad_(), weight.clone().requires_grad_()]
+        y = operation(*leaves, **options)
+        dx, dw = grad(y, leaves, y.detach())
+        assert all(t.permute(0, 2, 3, 1).is_contiguous() for t in (y, dx)) == last
+        results.append([t.detach().double().numpy() for t in (y, dx, dw)])
+    roundoff = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}[dtype]
+    for planes, pixels in zip(*results, strict=True):
+        np.testing.assert_allclose(pixels, planes, rtol=0, atol=16 * roundoff * np.abs(planes).max())

@@ -117,6 +117,7 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
   args.height = axes.begin()[0];
   args.width = spatial == 2 ? axes.begin()[1] : ConvAxis{1, 1, 1, 1, 0, 1};
   args.dtype = given.dtype();
+  args.channels_last = given.is_channels_last() && !given.is_contiguous();
   Dims made;
   if (batched) made.push_back(args.images);
   made.push_back(transposed ? weight.size(1) * groups : weight.size(0));
@@ -129,7 +130,19 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
 
 // ------------------------------------------------------------------- the three linear products
 
-Tensor dense(const Tensor& x) { return !x.defined() || x.is_contiguous() ? x : contiguous(detach(x)); }
+// x, y and their gradients share one layout: that of the tensor which the operation was given.
+Tensor in_layout(const Geometry& geometry, const Tensor& image) {
+  return geometry.args.channels_last ? channels_last(image) : contiguous(image);
+}
+
+Tensor empty_image(const Geometry& geometry, const Dims& shape, const Tensor& like) {
+  if (!geometry.args.channels_last) return empty(shape, like.dtype(), like.device());
+  const int64_t channels = shape[1], row = shape[3] * channels;
+  const Tensor pixels = empty({shape[0], shape[2], shape[3], channels}, like.dtype(), like.device());
+  return alias(pixels, shape, {shape[2] * row, 1, row, channels}, 0);
+}
+
+Tensor dense(const Tensor& x) { return x.defined() ? contiguous(detach(x)) : x; }
 
 Tensor input_grad(const char* op, const Geometry& geometry, const Tensor& dy, const Tensor& weight);
 Tensor weight_grad(const char* op, const Geometry& geometry, const Tensor& dy, const Tensor& x);
@@ -144,9 +157,9 @@ Dims bias_axes(const Geometry& geometry) {
 
 // y, of x and w. The bias may be undefined.
 Tensor forward(const char* op, const Geometry& geometry, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  const Tensor y = empty(geometry.y, x.dtype(), x.device());
+  const Tensor y = empty_image(geometry, geometry.y, x);
   if (y.numel() > 0) {
-    const Tensor dense_x = dense(x), dense_weight = dense(weight), dense_bias = dense(bias);
+    const Tensor dense_x = in_layout(geometry, detach(x)), dense_weight = dense(weight), dense_bias = dense(bias);
     ConvArgs args = geometry.args;
     args.x = dense_x.raw();
     args.weight = dense_weight.raw();
@@ -157,7 +170,7 @@ Tensor forward(const char* op, const Geometry& geometry, const Tensor& x, const 
   return record(
       op, y, {x, weight, bias},
       [op, geometry, sx = Saved(x), sw = Saved(weight)](Backward& b) {
-        const Tensor dy = contiguous(b.grad()), x = b.get(sx), weight = b.get(sw);
+        const Tensor dy = in_layout(geometry, b.grad()), x = b.get(sx), weight = b.get(sw);
         if (b.needs(0)) b.set(0, input_grad(op, geometry, dy, weight));
         if (b.needs(1)) b.set(1, weight_grad(op, geometry, dy, x));
         if (b.needs(2)) b.set(2, sum(dy, bias_axes(geometry), false));
@@ -168,9 +181,9 @@ Tensor forward(const char* op, const Geometry& geometry, const Tensor& x, const 
 // dx, of dy and w: the transposed convolution.
 Tensor input_grad(const char* op, const Geometry& geometry, const Tensor& dy, const Tensor& weight) {
   const bool empty_sum = dy.numel() == 0 || weight.numel() == 0;
-  const Tensor dx = empty_sum ? zeros(geometry.x, dy.dtype(), dy.device()) : empty(geometry.x, dy.dtype(), dy.device());
+  const Tensor dx = empty_sum ? zeros(geometry.x, dy.dtype(), dy.device()) : empty_image(geometry, geometry.x, dy);
   if (!empty_sum && dx.numel() > 0) {
-    const Tensor dense_dy = dense(dy), dense_weight = dense(weight);
+    const Tensor dense_dy = in_layout(geometry, detach(dy)), dense_weight = dense(weight);
     ConvArgs args = geometry.args;
     args.dy = dense_dy.raw();
     args.weight = dense_weight.raw();
@@ -180,7 +193,7 @@ Tensor input_grad(const char* op, const Geometry& geometry, const Tensor& dy, co
   return record(
       op, dx, {dy, weight},
       [op, geometry, sdy = Saved(dy), sw = Saved(weight)](Backward& b) {
-        const Tensor x = contiguous(b.grad()), dy = b.get(sdy), weight = b.get(sw);
+        const Tensor x = in_layout(geometry, b.grad()), dy = b.get(sdy), weight = b.get(sw);
         if (b.needs(0)) b.set(0, forward(op, geometry, x, weight, Tensor()));
         if (b.needs(1)) b.set(1, weight_grad(op, geometry, dy, x));
       },
@@ -193,7 +206,7 @@ Tensor weight_grad(const char* op, const Geometry& geometry, const Tensor& dy, c
   const Tensor dw =
       empty_sum ? zeros(geometry.weight, dy.dtype(), dy.device()) : empty(geometry.weight, dy.dtype(), dy.device());
   if (!empty_sum && dw.numel() > 0) {
-    const Tensor dense_dy = dense(dy), dense_x = dense(x);
+    const Tensor dense_dy = in_layout(geometry, detach(dy)), dense_x = in_layout(geometry, detach(x));
     ConvArgs args = geometry.args;
     args.dy = dense_dy.raw();
     args.x = dense_x.raw();
@@ -203,7 +216,7 @@ Tensor weight_grad(const char* op, const Geometry& geometry, const Tensor& dy, c
   return record(
       op, dw, {dy, x},
       [op, geometry, sdy = Saved(dy), sx = Saved(x)](Backward& b) {
-        const Tensor weight = contiguous(b.grad()), dy = b.get(sdy), x = b.get(sx);
+        const Tensor weight = b.grad(), dy = b.get(sdy), x = b.get(sx);
         if (b.needs(0)) b.set(0, forward(op, geometry, x, weight, Tensor()));
         if (b.needs(1)) b.set(1, input_grad(op, geometry, dy, weight));
       },
