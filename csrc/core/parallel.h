@@ -1,4 +1,4 @@
-// Threads. parallel.cpp holds the only OpenMP of the project; everything else calls parallel_for.
+// Threads: every kernel that uses several calls parallel_for.
 //
 //   parallel_for(n_rows, grain, [&](int64_t begin, int64_t end) { ... rows [begin, end) ... });
 //
