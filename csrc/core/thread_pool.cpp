@@ -2,6 +2,7 @@
 
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sched.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -17,7 +18,13 @@
 namespace fastnn {
 namespace {
 
-constexpr auto kSpinTime = std::chrono::microseconds(100);
+using Clock = std::chrono::steady_clock;
+// A worker that sleeps takes 35 us to come, so it stays awake over what Python does between operations.
+constexpr auto kSpinTime = std::chrono::milliseconds(1);
+// Between two looks at the clock this much is lost only when the system gave the core to somebody else.
+// Spinning on would cost the thread the time that it needs for work, so for a while it only sleeps.
+constexpr auto kLostTime = std::chrono::microseconds(200);
+constexpr auto kBusyTime = std::chrono::milliseconds(50);
 constexpr int kPausesPerClockRead = 16;
 
 void pause() {
@@ -35,18 +42,7 @@ class alignas(64) Parking {
  public:
   template <class Ready>
   void wait(bool spin, Ready ready) {
-    if (spin) {
-      const auto end = std::chrono::steady_clock::now() + kSpinTime;
-      do {
-        for (int i = 0; i < kPausesPerClockRead; ++i, pause())
-          if (ready()) return;
-      } while (std::chrono::steady_clock::now() < end);
-    }
-    while (!ready()) {
-      asleep_ = 1;
-      if (!ready()) syscall(SYS_futex, &asleep_, FUTEX_WAIT_PRIVATE, 1, nullptr, nullptr, 0);
-      asleep_ = 0;
-    }
+    if (!spin || !spin_until(ready)) sleep_until(ready);
   }
 
   void wake() {
@@ -54,7 +50,35 @@ class alignas(64) Parking {
   }
 
  private:
+  // False when it takes too long or others want the core.
+  template <class Ready>
+  bool spin_until(Ready ready) {
+    auto now = Clock::now();
+    if (now < busy_until_) return false;
+    for (const auto end = now + kSpinTime; now < end;) {
+      for (int i = 0; i < kPausesPerClockRead; ++i, pause())
+        if (ready()) return true;
+      const auto before = now;
+      now = Clock::now();
+      if (now - before > kLostTime) {
+        busy_until_ = now + kBusyTime;
+        return false;
+      }
+    }
+    return false;
+  }
+
+  template <class Ready>
+  void sleep_until(Ready ready) {
+    while (!ready()) {
+      asleep_ = 1;
+      if (!ready()) syscall(SYS_futex, &asleep_, FUTEX_WAIT_PRIVATE, 1, nullptr, nullptr, 0);
+      asleep_ = 0;
+    }
+  }
+
   std::atomic<uint32_t> asleep_{0};
+  Clock::time_point busy_until_{};  // of the thread that waits here
 };
 
 // One word says who may enter and who is inside: the number of the job (high 32 bits), the size of
@@ -74,6 +98,7 @@ struct Job {
   bool spin;
 };
 Job job;
+std::atomic<int> caller_core{-1};
 
 Parking parkings[kMaxThreads];  // of the caller at 0, of each worker at its slot
 int n_started = 0;              // workers; owned, with n_startable, by the calling thread
@@ -84,11 +109,19 @@ void wake_next(int slot, int team) {
   for (int next = 2 * slot + 1; next <= 2 * slot + 2 && next < team; ++next) parkings[next].wake();
 }
 
+// A worker that was woken on the core of the caller holds it up: it lets the caller go first, and by
+// then the system has usually given it another core.
+bool shares_caller_core() {
+  if (sched_getcpu() != caller_core) return false;
+  sched_yield();
+  return sched_getcpu() == caller_core;
+}
+
 [[noreturn]] void serve(int slot) {
   uint64_t last = 0, state = 0;
   bool spin = true;
   for (;;) {
-    parkings[slot].wait(spin, [&] {
+    parkings[slot].wait(spin && !shares_caller_core(), [&] {
       state = gate;
       return job_number(state) != last && team_size(state) > slot;
     });
@@ -120,6 +153,7 @@ void start_workers(int wanted) {
 
 void run_team(int team, bool spin, TeamWork work, void* context) {
   job = {work, context, spin};
+  caller_core = sched_getcpu();
   const uint64_t number = uint32_t(job_number(gate) + 1);
   gate = number << 32 | uint64_t(team) << 16;
   wake_next(0, team);
