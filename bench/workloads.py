@@ -51,7 +51,10 @@ def _case_workload(case: Case, row: BenchRow, quick: bool) -> Workload:
         if not row.backward:
             return lambda: case.run(lib, *args, **row.kwargs)
         leaves = [a.requires_grad_() for a in args if hasattr(a, "requires_grad_") and a.is_floating_point()]
-        weight = lib.ones_like(case.run(lib, *args, **row.kwargs).detach())
+        y = case.run(lib, *args, **row.kwargs).detach()
+        # No constant: the gradient of a normalization would be its rounding errors.
+        weights = np.random.default_rng(3).standard_normal(tuple(y.shape))
+        weight = lib.empty_like(y).copy_(to_tensor(lib, np.asarray(weights), "float32"))
 
         def step() -> Any:
             y = case.run(lib, *args, **row.kwargs)

@@ -42,7 +42,7 @@ void empty_cache(Device device);
 
 // Per-thread scratch of at least `bytes`, 64-byte aligned, valid until the same thread asks for the
 // same slot again. Slots keep an operation's scratch apart from that of the engine it calls.
-enum class Scratch : uint8_t { GemmA, GemmB, GemmSums, GemmPartials, Operation, OperationShared, Count };
+enum class Scratch : uint8_t { GemmA, GemmB, GemmSums, GemmPartials, Operation, OperationShared, Layout, Count };
 void* thread_scratch(Scratch slot, size_t bytes);
 
 }  // namespace fastnn

@@ -30,7 +30,7 @@ constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 // Steps whose operand panel (32 rows, all parts) stays in the first-level cache: 24 to 32 KiB. The other
 // operand streams past it from the second level, and sums return to memory after each such chunk.
 template <int P>
-constexpr int64_t kChunkSteps = P == 3 ? 4 : P == 2 ? 8 : 16;
+constexpr int64_t kChunkSteps = P == 1 ? 16 : 16;
 
 // One operand of a block: the tiles of step s begin at base + steps[s].
 struct TileStream {

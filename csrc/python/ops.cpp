@@ -6,6 +6,7 @@
 #include "ops/index/index.h"
 #include "ops/loss/loss.h"
 #include "ops/matmul/matmul.h"
+#include "ops/norm/norm.h"
 #include "ops/optim/optim.h"
 #include "ops/pool/pool.h"
 #include "ops/random/random.h"
@@ -350,6 +351,18 @@ void bind_pool(Binder& b) {
   b.function("adaptive_max_pool2d_with_indices", adaptive_max_pool2d_with_indices, arg("input"), arg("output_size"));
 }
 
+void bind_norm(Binder& b) {
+  b.function(
+      "batch_norm",
+      [](const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& running_mean,
+         const MaybeTensor& running_var, bool training, double momentum, double eps) {
+        return batch_norm(x, weight.tensor, bias.tensor, running_mean.tensor, running_var.tensor,
+                          {training, momentum, eps});
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("running_mean"), arg("running_var"), arg("training"),
+      arg("momentum"), arg("eps"));
+}
+
 void bind_softmax_and_loss(Binder& b) {
   b.both(
       "softmax",
@@ -471,6 +484,7 @@ void bind_ops(py::module_& module) {
   bind_matmul(binder);
   bind_conv(binder);
   bind_pool(binder);
+  bind_norm(binder);
   bind_softmax_and_loss(binder);
   bind_index(binder);
   bind_random(binder);

@@ -10,6 +10,7 @@
 
 #include "core/kernel.h"
 #include "core/tensor.h"
+#include "gemm/gemm.h"
 
 namespace fastnn {
 
@@ -28,16 +29,20 @@ struct ConvAxis {
   int64_t stride, padding, dilation;
 };
 
-// Everything is row-major. A 1-D signal is an image of width 1.
+// Weights are row-major; x, y, dy and dx are too (N, C, H, W), or all of them have their channels last in memory
+// (N, H, W, C). A 1-D signal is an image of width 1.
 struct ConvArgs {
   int64_t images, groups;
   int64_t in_channels, out_channels;  // of one group
   ConvAxis height, width;
   DType dtype;
+  bool channels_last;
   const void* x;       // read by forward and weight_grad
   const void* weight;  // read by forward and input_grad
   const void* bias;    // read by forward; may be null
   const void* dy;      // read by input_grad and weight_grad
+  const void* residual = nullptr;  // forward adds it to y; of y's layout, may be null
+  Activation activation = Activation::None;
   void* out;           // y, dx or dw
 };
 extern Kernel<ConvArgs> conv_forward;

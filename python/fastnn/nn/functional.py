@@ -349,6 +349,27 @@ def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float 
     return _C.pad(input, tuple(pad), mode, 0.0 if value is None else value)
 
 
+# ---- normalization --------------------------------------------------------------------------------
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, for each channel of (N, C, ...). Ioffe and Szegedy 2015.
+
+    With ``training`` the batch's statistics normalize and the running ones, if given, are updated in place:
+    running = (1 - momentum) running + momentum batch. Without, the running ones normalize.
+    """
+    return _C.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x / max(||x||_p, eps) along ``dim``."""
     return input / input.norm(p, dim, True).clamp(min=eps)
