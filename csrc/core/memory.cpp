@@ -127,6 +127,7 @@ Storage* wrap_storage(void* data, size_t bytes, Device device, bool read_only, v
 }
 
 void free_storage(Storage* storage) {
+  if (storage->derived) free_derived(storage->derived);
   if (storage->release) {
     storage->release(storage->owner);
   } else if (storage->device.is_cuda()) {

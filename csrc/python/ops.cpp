@@ -325,9 +325,31 @@ void bind_matmul(Binder& b) {
       "linear",
       [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias) { return linear(x, weight, bias.tensor); },
       arg("input"), arg("weight"), arg("bias") = py::none());
+  b.function(
+      "fused_linear",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& residual,
+         const std::string& activation) {
+        return fused_linear(x, weight, bias.tensor, residual.tensor,
+                            parse_activation("fused_linear", activation.c_str()));
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("residual"), arg("activation"));
+  b.function(
+      "set_float32_matmul_precision",
+      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"));
+  b.function("get_float32_matmul_precision", float32_matmul_precision);
 }
 
 void bind_conv(Binder& b) {
+  b.function(
+      "fused_conv2d",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride, const Dims& padding,
+         const Dims& dilation, int64_t groups, bool same_padding, const MaybeTensor& residual,
+         const std::string& activation) {
+        return fused_conv2d(x, weight, bias.tensor, {stride, padding, dilation, groups, same_padding}, residual.tensor,
+                            parse_activation("fused_conv2d", activation.c_str()));
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"),
+      arg("same_padding"), arg("residual"), arg("activation"));
   const auto conv = [&](const char* name, auto function) {
     b.function(name, function, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"),
                arg("groups"), arg("same_padding"));

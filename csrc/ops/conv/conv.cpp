@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/autograd.h"
+#include "core/derived.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
@@ -15,6 +16,7 @@ namespace fastnn {
 Kernel<ConvArgs> conv_forward{"conv", Subnormals::Flush};
 Kernel<ConvArgs> conv_input_grad{"conv_input_grad", Subnormals::Flush};
 Kernel<ConvArgs> conv_weight_grad{"conv_weight_grad", Subnormals::Flush};
+Kernel<ConvPacking> conv_packing{"conv_packing"};
 
 namespace {
 
@@ -155,18 +157,41 @@ Dims bias_axes(const Geometry& geometry) {
   return axes;
 }
 
+// Weights that stay are packed once, and kept with the tensor (core/derived.h).
+void keep_packed(const Tensor& weight, ConvArgs& args, DerivedBlock& block) {
+  if (!conv_packing.cpu || weight.device().is_cuda()) return;
+  int64_t bytes = 0;
+  conv_packing(weight.device(), {&args, &bytes});
+  if (bytes == 0) return;
+  block = derived_block(weight, purpose_of('c', args.groups, args.width.stride, args.width.kernel), bytes);
+  args.packed = block.data;
+  args.packed_ready = block.ready;
+}
+
+// activation(conv(x, w) + bias + residual); no autograd. The bias and the residual may be undefined.
+Tensor convolve(const Geometry& geometry, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                const Tensor& residual, Activation activation) {
+  const Tensor y = empty_image(geometry, geometry.y, x);
+  if (y.numel() == 0) return y;
+  const Tensor dense_x = in_layout(geometry, detach(x)), dense_weight = dense(weight), dense_bias = dense(bias);
+  const Tensor added = residual.defined() ? in_layout(geometry, detach(residual)) : residual;
+  ConvArgs args = geometry.args;
+  args.x = dense_x.raw();
+  args.weight = dense_weight.raw();
+  args.bias = bias.defined() ? dense_bias.raw() : nullptr;
+  args.residual = residual.defined() ? added.raw() : nullptr;
+  args.activation = activation;
+  args.out = y.raw();
+  DerivedBlock block;
+  keep_packed(dense_weight, args, block);
+  conv_forward(x.device(), args);
+  if (block.data && !block.ready) mark_ready(dense_weight, block);
+  return y;
+}
+
 // y, of x and w. The bias may be undefined.
 Tensor forward(const char* op, const Geometry& geometry, const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  const Tensor y = empty_image(geometry, geometry.y, x);
-  if (y.numel() > 0) {
-    const Tensor dense_x = in_layout(geometry, detach(x)), dense_weight = dense(weight), dense_bias = dense(bias);
-    ConvArgs args = geometry.args;
-    args.x = dense_x.raw();
-    args.weight = dense_weight.raw();
-    args.bias = bias.defined() ? dense_bias.raw() : nullptr;
-    args.out = y.raw();
-    conv_forward(x.device(), args);
-  }
+  const Tensor y = convolve(geometry, x, weight, bias, Tensor(), Activation::None);
   return record(
       op, y, {x, weight, bias},
       [op, geometry, sx = Saved(x), sw = Saved(weight)](Backward& b) {
@@ -270,6 +295,24 @@ Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const C
   check_options("conv2d", 2, options);
   const ConvAxis height = axis_of("conv2d", x, weight, options, 0), width = axis_of("conv2d", x, weight, options, 1);
   return forward("conv2d", make_geometry(x, weight, options.groups, {height, width}, false), x, weight, bias);
+}
+
+Tensor fused_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options,
+                    const Tensor& residual, Activation activation) {
+  check_tensors("fused_conv2d", 2, x, weight, bias, options.groups);
+  check_options("fused_conv2d", 2, options);
+  check<RuntimeError>(!needs_grad({x, weight, bias, residual}),
+                      "fused_conv2d: an operand requires grad, and the fused form has no backward; call it under no_grad");
+  const ConvAxis height = axis_of("fused_conv2d", x, weight, options, 0),
+                 width = axis_of("fused_conv2d", x, weight, options, 1);
+  const Geometry geometry = make_geometry(x, weight, options.groups, {height, width}, false);
+  if (residual.defined()) {
+    check_same_device("fused_conv2d", x, residual);
+    check_same_dtype("fused_conv2d", x, residual);
+    check(residual.shape() == geometry.y, "fused_conv2d: residual of shape ", residual.shape(),
+          " does not match the result's ", geometry.y);
+  }
+  return convolve(geometry, x, weight, bias, residual, activation);
 }
 
 Tensor conv3d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options) {

@@ -31,6 +31,10 @@ struct ConvOptions {
 
 Tensor conv1d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options);
 Tensor conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options);
+// activation(conv2d(x, weight, bias) + residual) in one pass, without a backward: RuntimeError where a gradient
+// would be recorded. The residual has the result's shape, or is undefined.
+Tensor fused_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options,
+                    const Tensor& residual, Activation activation);
 Tensor conv3d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options);
 // `options` are those of the convolution that this is the transpose of; never same_padding.
 Tensor conv_transpose1d(const Tensor& x, const Tensor& weight, const Tensor& bias, const ConvOptions& options,
@@ -58,10 +62,19 @@ struct ConvArgs {
   const void* dy;      // read by input_grad and weight_grad
   const void* residual = nullptr;  // forward adds it to y; of y's layout, may be null
   Activation activation = Activation::None;
+  void* packed = nullptr;      // forward keeps the packed weights here: conv_packed_bytes says how much, or is null
+  bool packed_ready = false;   // they are there already
   void* out;           // y, dx or dw
 };
 extern Kernel<ConvArgs> conv_forward;
 extern Kernel<ConvArgs> conv_input_grad;
 extern Kernel<ConvArgs> conv_weight_grad;
+
+// How many bytes forward would pack these weights into; 0 when it does not. At the CPU levels that pack.
+struct ConvPacking {
+  const ConvArgs* conv;
+  int64_t* bytes;
+};
+extern Kernel<ConvPacking> conv_packing;
 
 }  // namespace fastnn

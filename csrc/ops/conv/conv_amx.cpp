@@ -95,6 +95,21 @@ PartRange pack_filter_panel(const TilePass& pass, int64_t panel, char* memory) {
   return range.finish();
 }
 
+// With the ranges of the panels behind them.
+template <int P>
+int64_t filters_bytes(int64_t panels, int64_t steps) {
+  return ceil_div(panels * (steps * P * kBlockBytes + int64_t(sizeof(PartRange))), 64) * 64;
+}
+
+template <int P>
+PartRange packed_range(const TilePass& pass, const char* memory) {
+  const PartRange* ranges =
+      reinterpret_cast<const PartRange*>(memory + pass.panels() * pass.steps() * P * kBlockBytes);
+  PartRange range;
+  for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
+  return range;
+}
+
 template <int P>
 PartRange pack_filters(const TilePass& pass, char* memory) {
   const int64_t panel_bytes = pass.steps() * P * kBlockBytes;
@@ -103,9 +118,7 @@ PartRange pack_filters(const TilePass& pass, char* memory) {
     for (int64_t panel = begin; panel < end; ++panel)
       ranges[panel] = pack_filter_panel<P>(pass, panel, memory + panel * panel_bytes);
   });
-  PartRange range;
-  for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
-  return range;
+  return packed_range<P>(pass, memory);
 }
 
 // ------------------------------------------------------------------------------------- results
@@ -392,17 +405,19 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                     args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
-  const int64_t filter_bytes =
-      ceil_div(pass.panels() * (steps * P * kBlockBytes + int64_t(sizeof(PartRange))), 64) * 64;
+  const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
   char* memory = static_cast<char*>(
-      thread_scratch(Scratch::GemmB, size_t(table_bytes + filter_bytes + (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
+      thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) + (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
   const StepTables tables(memory, steps);
   pass.plane_steps = tables.plane_steps;
   pass.weight_steps = tables.weight_steps;
   pass.weight_offsets = tables.weight_offsets;
   fill_tables<P>(plan, pass, tables);
-  char *filters = memory + table_bytes, *planes = filters + filter_bytes;
-  const PartRange weight_range = pack_filters<P>(pass, filters);
+  const bool kept = args.packed != nullptr;
+  char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
+  char* planes = memory + table_bytes + (kept ? 0 : filter_bytes);
+  const PartRange weight_range =
+      kept && args.packed_ready ? packed_range<P>(pass, filters) : pack_filters<P>(pass, filters);
   for (int64_t image = 0; image < args.images; image += pass.planes.slots) {
     pass.planes.first_image = image;
     pass.planes.images = min(pass.planes.slots, args.images - image);
@@ -466,6 +481,16 @@ void forward(const ConvArgs& given) {
   if (!suits_tiles(args, plan) || !run_plan(args, plan)) call_level(conv_forward, CpuLevel::Avx512, given);
 }
 
+void packing(const ConvPacking& request) {
+  const ConvArgs args = upright(*request.conv);
+  const PassPlan plan = forward_plan(args);
+  *request.bytes = 0;
+  if (!suits_tiles(args, plan)) return;
+  const int64_t steps = plan.step_columns(plan.folded()) * plan.row_taps, panels = ceil_div(plan.m, kBlock);
+  *request.bytes =
+      args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
+}
+
 bool input_grad_by_tiles(const ConvArgs& args) {
   const int64_t row_phases = min(args.height.stride, args.height.input);
   const int64_t column_phases = min(args.width.stride, args.width.input);
@@ -484,6 +509,7 @@ void input_grad(const ConvArgs& args) {
 }  // namespace
 
 FASTNN_AMX_KERNEL(conv_forward, forward)
+FASTNN_AMX_KERNEL(conv_packing, packing)
 FASTNN_AMX_KERNEL(conv_input_grad, input_grad)
 
 }  // namespace fastnn

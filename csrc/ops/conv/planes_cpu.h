@@ -146,7 +146,7 @@ struct GradPhase {
   int64_t kernel_index(int64_t reversed_tap) const { return tap + period * (taps - 1 - reversed_tap); }
 };
 
-GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
+inline GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
   const int64_t shared_factor = gcd(axis.stride, axis.dilation), period = axis.stride / shared_factor;
   const int64_t residue = (first + axis.padding) % axis.stride, quotient = (first + axis.padding) / axis.stride;
   const int64_t count = ceil_div(axis.input - first, axis.stride);
