@@ -91,8 +91,16 @@ inline void copy_elements(T* target, int64_t length, const T* row, int64_t size,
   const int64_t end = row == nullptr || begin >= size ? first : max(first, min(length, ceil_div(size - begin, step)));
   for (int64_t i = 0; i < first; ++i) target[i] = T{};
   const T* source = row + (begin + first * step) * stride;
-  for (int64_t i = first; i < end; ++i, source += step * stride) target[i] = *source;
-  for (int64_t i = end; i < length; ++i) target[i] = T{};
+  int64_t i = first;
+  if constexpr (sizeof(T) == 4)
+    if (step * stride == 2) {  // even elements of two registers; the last one may not exist
+      const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      for (; i + 16 <= end; i += 16, source += 32)
+        _mm512_storeu_ps(target + i, _mm512_permutex2var_ps(_mm512_loadu_ps(source), even,
+                                                            _mm512_maskz_loadu_ps(0x7fff, source + 16)));
+    }
+  for (; i < end; ++i, source += step * stride) target[i] = *source;
+  for (i = end; i < length; ++i) target[i] = T{};
 }
 
 // Positions of 32 channels of a row of planes: where column 0 of each channel lies, and which columns lie inside
@@ -113,22 +121,28 @@ struct ChannelRows {
     const T* image = reinterpret_cast<const T*>(planes.source) +
                      (tiles.first_image + at.image) * tiles.source_channels * planes.source_plane();
     const int64_t stride = tiles.channels_last ? tiles.source_channels : 1, pitch = ceil_div(c.length, 16) * 16;
+    const int64_t channel_stride = tiles.channels_last ? 1 : planes.source_plane();
+    const int64_t n_valid = inside ? min(kStepK, tiles.channels() - at.group * kStepK) : 0;
+    const int64_t first_channel = at.group * kStepK;
+    int64_t fold = first_channel % folds, first = tiles.folded ? fold * c.dilation - c.pad : c.phase_begin(column_phase);
+    const T* row = image + (tiles.first_channel + first_channel / folds) * channel_stride + position * c.source * stride;
     for (int64_t i = 0; i < kStepK; ++i) {
-      const int64_t channel = at.group * kStepK + i, fold = channel % folds;
-      const int64_t first = tiles.folded ? fold * c.dilation - c.pad : c.phase_begin(column_phase);
-      const int64_t source_channel = tiles.first_channel + channel / folds;
-      const bool valid = inside && channel < tiles.channels();
-      const T* row = tiles.channels_last ? image + position * c.source * stride + source_channel
-                                         : image + source_channel * planes.source_plane() + position * c.source;
       begin[i] = 0;
-      end[i] = valid ? c.length : 0;
+      end[i] = i < n_valid ? c.length : 0;
       if (c.step * stride == 1) {
         rows[i] = row + first;
         begin[i] = max(0, -first);
-        if (valid) end[i] = min(c.length, c.source - first);
+        if (i < n_valid) end[i] = min(c.length, c.source - first);
       } else if (copies) {
         rows[i] = copies + i * pitch;
-        if (valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
+        if (i < n_valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
+      }
+      if (++fold < folds) {
+        first += c.dilation;
+      } else {
+        first -= (fold - 1) * c.dilation;
+        fold = 0;
+        row += channel_stride;
       }
     }
   }
