@@ -318,7 +318,7 @@ bool run_groups(const ConvArgs& args) {
 }
 
 void weight_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   if (!suits_tiles(args) || !run_groups(args)) call_level(conv_weight_grad, CpuLevel::Avx512, given);
 }
 

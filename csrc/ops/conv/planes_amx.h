@@ -36,6 +36,14 @@ struct TilePlanes {
   PlaneForm form;
   bool channels_last;
   int64_t parities;  // of pairs
+  bool unrolled = false;  // every tap has planes of its own, of the output's size and without shifts
+
+  // Where a phase's planes begin in the source.
+  int64_t row_begin(int64_t phase) const { return unrolled ? tap_begin(planes.rows, phase) : planes.rows.phase_begin(phase); }
+  int64_t column_begin(int64_t phase) const {
+    return unrolled ? tap_begin(planes.columns, phase) : planes.columns.phase_begin(phase);
+  }
+  static int64_t tap_begin(const PlaneAxis& axis, int64_t tap) { return tap * axis.dilation - axis.pad; }
 
   int64_t column_phases() const { return folded ? 1 : planes.columns.phases; }
   int64_t phases() const { return planes.rows.phases * column_phases(); }
@@ -61,6 +69,7 @@ struct TilePlanes {
     return row % planes.rows.phases * column_phases() + (folded ? 0 : column % planes.columns.phases);
   }
   int64_t tap_shift(int64_t row, int64_t column) const {
+    if (unrolled) return 0;
     const PlaneAxis &r = planes.rows, &c = planes.columns;
     return row * r.dilation / r.step * c.length + (folded ? 0 : column * c.dilation / c.step);
   }
@@ -76,6 +85,16 @@ inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t
   }
   if (form == PlaneForm::Pairs) result.planes.columns.length = ceil_div(result.planes.columns.length, 2) * 2;
   return result;
+}
+
+// Small images leave most of a tile to gaps. Then planes of the output's size are made for every tap: the patches
+// of im2col, which small images can afford.
+inline void unroll(TilePlanes& tiles, int64_t row_taps, int64_t column_taps, int64_t rows, int64_t columns) {
+  tiles.unrolled = true;
+  tiles.planes.rows.phases = row_taps;
+  tiles.planes.rows.length = rows;
+  tiles.planes.columns.phases = column_taps;
+  tiles.planes.columns.length = columns;
 }
 
 // A row of planes to prepare: where its positions come from.
@@ -115,7 +134,7 @@ struct ChannelRows {
   ChannelRows(const TilePlanes& tiles, const PlaneRow& at, T* copies) {
     const Planes& planes = tiles.planes;
     const PlaneAxis &r = planes.rows, &c = planes.columns;
-    const int64_t position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t position = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
     const bool inside = position >= 0 && position < r.source;
     const int64_t column_phase = at.phase % tiles.column_phases(), folds = tiles.folds();
     const T* image = reinterpret_cast<const T*>(planes.source) +
@@ -124,7 +143,7 @@ struct ChannelRows {
     const int64_t channel_stride = tiles.channels_last ? 1 : planes.source_plane();
     const int64_t n_valid = inside ? min(kStepK, tiles.channels() - at.group * kStepK) : 0;
     const int64_t first_channel = at.group * kStepK;
-    int64_t fold = first_channel % folds, first = tiles.folded ? fold * c.dilation - c.pad : c.phase_begin(column_phase);
+    int64_t fold = first_channel % folds, first = tiles.folded ? tiles.tap_begin(c, fold) : tiles.column_begin(column_phase);
     const T* row = image + (tiles.first_channel + first_channel / folds) * channel_stride + position * c.source * stride;
     for (int64_t i = 0; i < kStepK; ++i) {
       begin[i] = 0;
@@ -209,8 +228,8 @@ struct PixelRow {
 
   PixelRow(const TilePlanes& tiles, const PlaneRow& at) {
     const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
-    const int64_t position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
-    const int64_t begin = c.phase_begin(at.phase % tiles.column_phases());
+    const int64_t position = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t begin = tiles.column_begin(at.phase % tiles.column_phases());
     const bool inside = position >= 0 && position < r.source;
     first = inside ? min(c.length, begin < 0 ? ceil_div(-begin, c.step) : 0) : c.length;
     end = begin >= c.source ? first : max(first, min(c.length, ceil_div(c.source - begin, c.step)));
@@ -352,9 +371,17 @@ PartRange prepare_planes(const TilePlanes& tiles, char* memory) {
                                               : prepare_planes_of<P, bfloat16>(tiles, memory);
 }
 
-// A signal is an image of height 1 here: positions run along it.
-inline ConvArgs upright(ConvArgs args) {
-  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
+inline bool is_pointwise(const ConvAxis& axis) {
+  return axis.kernel == 1 && axis.stride == 1 && axis.padding == 0 && axis.output == axis.input;
+}
+
+// The same convolution with rows as long as can be: signals, and images under 1 x 1 kernels, are of height 1 here.
+inline ConvArgs with_long_rows(ConvArgs args) {
+  if (is_pointwise(args.height) && is_pointwise(args.width)) {
+    const int64_t pixels = args.height.input * args.width.input;
+    args.width = {pixels, pixels, 1, 1, 0, 1};
+    args.height = {1, 1, 1, 1, 0, 1};
+  } else if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
     const ConvAxis height = args.height;
     args.height = args.width;
     args.width = height;
