@@ -166,25 +166,32 @@ inline int lane_runs(const TilePass& pass, int64_t position, int64_t end, LaneRu
   return count;
 }
 
+// 16 adjacent elements.
+template <class T>
+inline void store_full(const TilePass& pass, char* target, __m512 x) {
+  if constexpr (sizeof(T) == 4) {
+    if (pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0)
+      return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
+    _mm512_storeu_ps(target, x);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), __m256i(_mm512_cvtneps_pbh(x)));
+  }
+}
+
 template <class T>
 inline void store_run(const TilePass& pass, char* channel, const LaneRun& run, __m512 x) {
   char* target = channel + run.offset * int64_t(sizeof(T));
-  if (pass.columns.step == 1) {
-    if constexpr (sizeof(T) == 4)
-      if (pass.streamed && run.mask == 0xffff && reinterpret_cast<uintptr_t>(target) % 64 == 0)
-        return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
-    return store_lanes<T>(target, run.mask, x);
-  }
+  if (pass.columns.step == 1)
+    return run.mask == 0xffff ? store_full<T>(pass, target, x) : store_lanes<T>(target, run.mask, x);
   const int step = int(pass.columns.step);
   if constexpr (sizeof(T) == 4) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     _mm512_mask_i32scatter_ps(target, run.mask, _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)), x, 4);
   } else {
-    alignas(64) float lanes[16];
-    _mm512_store_ps(lanes, x);
+    alignas(32) T lanes[16];
+    store_lanes<T>(reinterpret_cast<char*>(lanes), 0xffff, x);
     for (int lane = 0; lane < 16; ++lane)
-      if (run.mask >> lane & 1)
-        store_lanes<T>(target + lane * step * int64_t(sizeof(T)), 1, _mm512_set1_ps(lanes[lane]));
+      if (run.mask >> lane & 1) reinterpret_cast<T*>(target)[lane * step] = lanes[lane];
   }
 }
 
@@ -229,11 +236,20 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
     transpose_square(sums + 512 * h);
     if (pass.m - o > 16) transpose_square(sums + 512 * h + 256);
   }
+  const bool relu = pass.out.activation == Activation::Relu;
+  const bool simple =
+      !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
   for (int64_t f = 0; f < min(kBlock, pass.m - o); ++f) {
     const float bias =
         pass.out.row_bias ? _mm512_cvtss_f32(load_lanes<T>(pass.out.row_bias + (o + f) * int64_t(sizeof(T)), 1)) : 0;
     for (int64_t h = 0; h < n_halves; ++h) {
       const int64_t offset = (o + f) * pass.out.c_row;
+      if (simple && halves[h].n_runs == 1 && halves[h].runs[0].mask == 0xffff) {
+        __m512 x = _mm512_add_ps(_mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), _mm512_set1_ps(bias));
+        if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x);  // the second operand where one is NaN
+        store_full<T>(pass, pass.out.c + (offset + halves[h].runs[0].offset) * int64_t(sizeof(T)), x);
+        continue;
+      }
       const __m512 x = finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias,
                                        halves[h], offset);
       for (int i = 0; i < halves[h].n_runs; ++i)
