@@ -1,0 +1,246 @@
+// Maximum pooling of contiguous planes on the CPU.
+//
+//   y[o] = max of x over the window of o; its tap        bytes: x once, y and the taps once
+//
+// One output row at a time, in registers along it. Three ways, from the narrowest to the widest:
+//   pairs     2x2 windows of stride 2, straight from the input rows;
+//   by taps   small fixed windows: every input row is split into padded phases once (rows_cpu.h), in a ring as
+//             high as a window, and an output register takes its taps one after the other;
+//   by folds  any window: its rows are folded into one line of maxima, and the line by windows.
+// The backward is in pool_cpu_max_backward.cpp.
+#include "ops/pool/pairs_cpu.h"
+#include "ops/pool/rows_cpu.h"
+#include "simd/row.h"
+
+namespace fastnn {
+namespace {
+
+template <class T>
+constexpr T kLowest = -T(__builtin_inf());
+
+// Flat positions in the plane from the taps of an output row, for the caller.
+template <class Tap>
+void expand_taps(const PoolArgs& args, int64_t out_row, const Tap* taps, int64_t* indices) {
+  for (int64_t o = 0; o < args.width.out; ++o) {
+    const bool is_empty = taps[o] == Tap(-1);
+    const int64_t row = position_of(args.height, out_row, int64_t(taps[o]) / args.width.kernel);
+    const int64_t column = position_of(args.width, o, int64_t(taps[o]) % args.width.kernel);
+    indices[o] = is_empty ? -1 : row * args.width.in + column;
+  }
+}
+
+// The taps of output row `row` of all planes: where they stay, or in `buffer`.
+template <class Tap>
+Tap* taps_of(const PoolArgs& args, int64_t row, Tap* buffer) {
+  return args.taps ? static_cast<Tap*>(args.taps) + row * args.width.out : buffer;
+}
+
+template <class Tap>
+void finish_row(const PoolArgs& args, int64_t row, const Tap* taps) {
+  if (args.indices) expand_taps(args, row % args.height.out, taps, args.indices + row * args.width.out);
+}
+
+// ------------------------------------------------------------------------------------------- pairs
+
+template <bool tapped, class T>
+void max_forward_pairs(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out;
+  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  for_each_rows(args, args.height.out, 2 * in, [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out) + Pieces::size<uint8_t>(out));
+    T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
+    uint8_t* tap_line = pieces.take<uint8_t>(out);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t in_row = row / args.height.out * args.height.in + row % args.height.out * 2;
+      const T* top = get_row<T>(args.x, args.dtype, in_row, in, upper);
+      const T* bottom = get_row<T>(args.x, args.dtype, in_row + 1, in, lower);
+      T* best = sink.line<T>(row, out, line);
+      uint8_t* taps = taps_of(args, row, tap_line);
+      max_pairs<tapped, T>(top, bottom, out, best, taps);
+      if (tapped) finish_row(args, row, taps);
+      sink.put(row, out, best);
+    }
+    sink.finish();
+  });
+}
+
+// ------------------------------------------------------------------------------------------ by taps
+
+// The split rows of a window, from the top; `first` is the tap number of the first one's first column.
+template <class T>
+struct SplitRows {
+  const T* line[kMaxTaps];
+  int64_t count, first;
+};
+
+// `fixed` is the number of taps in a row, or 0 when only known at run time.
+template <bool tapped, int fixed, class T>
+void max_row_by_taps(const Phases<T>& phases, const SplitRows<T>& rows, const Number<T>* first_columns, int64_t n,
+                     T* best, uint8_t* taps) {
+  const int64_t columns = fixed ? fixed : phases.taps;
+  for_each_block<T>(n, [&](int64_t i, int64_t count) {
+    Values<T> value = broadcast<T>(kLowest<T>);
+    Numbers<T> tap{}, number = broadcast_number<T>(rows.first);
+    if (tapped) {
+      memcpy(&tap, first_columns + i, sizeof tap);
+      tap += number;
+    }
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const T* line = rows.line[r] + i;
+#pragma GCC unroll 3
+      for (int64_t t = 0; t < columns; ++t) {
+        take<tapped, T>(load_values<T>(line + phases.offset[t]), number, value, tap);
+        if (tapped) number += 1;
+      }
+    }
+    store_values<T>(best + i, value, count);
+    if (tapped) store_taps<T>(taps + i, tap, count);
+  });
+}
+
+template <bool tapped, int fixed, class T>
+void max_forward_by_taps(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out, ring = reach_of(args.height);
+  const Phases<T> phases(args.width);
+  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  const int64_t registers = larger(out, kLanes<T>);
+  for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<T>(ring * phases.size()) + Pieces::size<T>(in) + Pieces::size<T>(2 * out) +
+                  Pieces::size<uint8_t>(out) + Pieces::size<Number<T>>(registers));
+    T *lines = pieces.take<T>(ring * phases.size()), *buffer = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
+    uint8_t* tap_line = pieces.take<uint8_t>(out);
+    Number<T>* first_columns = pieces.take<Number<T>>(registers);
+    for (int64_t slot = 0; slot < ring; ++slot) phases.fill(lines + slot * phases.size(), kLowest<T>);
+    for (int64_t o = 0; o < registers; ++o) first_columns[o] = Number<T>(o < out ? window_of(args.width, o).first : 0);
+
+    int64_t split_to = -1;  // rows of the plane below this one are in the ring
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / args.height.out, out_row = row % args.height.out;
+      const Window window = window_of(args.height, out_row);
+      if (split_to < 0 || out_row == 0) split_to = window.begin;
+      for (int64_t h = larger(split_to, window.begin); h < window.end; ++h)
+        phases.split(get_row<T>(args.x, args.dtype, plane * args.height.in + h, in, buffer), in,
+                     lines + h % ring * phases.size());
+      split_to = larger(split_to, window.end);
+      SplitRows<T> rows{{}, 0, window.first * args.width.kernel};
+      for (int64_t h = window.begin; h < window.end; h += args.height.dilation)
+        rows.line[rows.count++] = lines + h % ring * phases.size();
+      T* best = sink.line<T>(row, out, line);
+      uint8_t* taps = taps_of(args, row, tap_line);
+      max_row_by_taps<tapped, fixed, T>(phases, rows, first_columns, out, best, taps);
+      if (tapped) finish_row(args, row, taps);
+      sink.put(row, out, best);
+    }
+    sink.finish();
+  });
+}
+
+// ----------------------------------------------------------------------------------------- by folds
+
+// Folds a row into the maxima so far of its columns and the numbers of their rows.
+template <class T>
+void fold_row(const T* x, Number<T> number, int64_t n, T* best, Number<T>* rows) {
+#pragma GCC ivdep
+  for (int64_t w = 0; w < n; ++w) {
+    const bool wins = (x[w] > best[w]) | (x[w] != x[w]);
+    best[w] = wins ? x[w] : best[w];
+    rows[w] = wins ? number : rows[w];
+  }
+}
+
+// The maximum of a window over the line, and its tap: of equal values the first in order of rows, then
+// columns; of NaNs the last.
+template <class T>
+Number<T> max_of_window(const PoolAxis& width, const Window& window, const T* best, const Number<T>* rows, T* value) {
+  const int64_t step = width.dilation;
+  bool has_nan = false;
+  T highest = kLowest<T>;
+  if (step == 1) {
+    highest = row_max(best + window.begin, window.end - window.begin);
+    for (int64_t w = window.begin; w < window.end; ++w) has_nan |= best[w] != best[w];
+  } else {
+    for (int64_t w = window.begin; w < window.end; w += step) {
+      highest = best[w] > highest ? best[w] : highest;
+      has_nan |= best[w] != best[w];
+    }
+  }
+  const Number<T> width_taps = Number<T>(width.kernel);
+  Number<T> column = Number<T>(window.first), tap = -1;
+  if (has_nan) {
+    *value = T(__builtin_nan(""));
+    for (int64_t w = window.begin; w < window.end; w += step, ++column) {
+      const Number<T> number = rows[w] * width_taps + column;
+      tap = best[w] != best[w] && number > tap ? number : tap;
+    }
+  } else {
+    *value = highest;
+    for (int64_t w = window.begin; w < window.end; w += step, ++column) {
+      const Number<T> number = rows[w] * width_taps + column;
+      tap = best[w] == highest && (tap < 0 || number < tap) ? number : tap;
+    }
+  }
+  return tap;
+}
+
+template <class Tap, class T>
+void max_forward_by_folds(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out;
+  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<Number<T>>(in) + Pieces::size<T>(2 * out) +
+                  Pieces::size<Tap>(out));
+    T *best = pieces.take<T>(in), *buffer = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
+    Number<T>* best_rows = pieces.take<Number<T>>(in);
+    Tap* tap_line = pieces.take<Tap>(out);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / args.height.out;
+      const Window rows = window_of(args.height, row % args.height.out);
+      for (int64_t w = 0; w < in; ++w) best[w] = kLowest<T>, best_rows[w] = Number<T>(rows.first);
+      Number<T> number = Number<T>(rows.first);
+      for (int64_t h = rows.begin; h < rows.end; h += args.height.dilation, ++number)
+        fold_row<T>(get_row<T>(args.x, args.dtype, plane * args.height.in + h, in, buffer), number, in, best,
+                    best_rows);
+      T* values = sink.line<T>(row, out, line);
+      Tap* taps = taps_of(args, row, tap_line);
+      for (int64_t o = 0; o < out; ++o) {
+        const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), best, best_rows, values + o);
+        taps[o] = Tap(rows.begin < rows.end ? tap : -1);
+      }
+      finish_row(args, row, taps);
+      sink.put(row, out, values);
+    }
+    sink.finish();
+  });
+}
+
+// ---------------------------------------------------------------------------------------- launchers
+
+// A dilated window that reaches into the padding may hold nothing: only folds look out for that.
+bool may_be_empty(const PoolAxis& axis) { return axis.dilation > 1 && axis.padding > 0; }
+
+template <bool tapped, class T>
+void max_forward_tapped(const PoolArgs& args) {
+  if (is_2x2(args)) return max_forward_pairs<tapped, T>(args);
+  if (goes_by_taps(args) && !may_be_empty(args.height) && !may_be_empty(args.width)) {
+    if (args.width.kernel == 2) return max_forward_by_taps<tapped, 2, T>(args);
+    if (args.width.kernel == 3) return max_forward_by_taps<tapped, 3, T>(args);
+    return max_forward_by_taps<tapped, 0, T>(args);
+  }
+  if (args.tap_dtype == DType::UInt8) return max_forward_by_folds<uint8_t, T>(args);
+  max_forward_by_folds<int32_t, T>(args);
+}
+
+template <class T>
+void max_forward_typed(const PoolArgs& args) {
+  args.taps || args.indices ? max_forward_tapped<true, T>(args) : max_forward_tapped<false, T>(args);
+}
+
+void max_forward(const PoolArgs& args) {
+  args.dtype == DType::Float64 ? max_forward_typed<double>(args) : max_forward_typed<float>(args);
+}
+
+}  // namespace
+
+FASTNN_CPU_KERNEL(max_pool_forward, max_forward)
+
+}  // namespace fastnn

@@ -1,0 +1,220 @@
+// The gradient of maximum pooling of contiguous planes on the CPU, and that gradient's own.
+//
+//   dx[i] = sum of dy[o] over the windows o whose maximum i was        bytes: dy and the taps once, dx once
+//
+// Every row of dx is gathered from the output rows whose windows cover it, in ascending order: no atomics, the
+// same bits for any number of threads, dx written once. As in the forward: pairs; small fixed windows by
+// taps, where a register of dx selects from dy by comparing taps; anything else output by output.
+#include "ops/pool/pairs_cpu.h"
+#include "ops/pool/rows_cpu.h"
+
+namespace fastnn {
+namespace {
+
+// ------------------------------------------------------------------------------------------- pairs
+
+template <class T>
+void max_backward_pairs(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out;
+  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const int64_t pairs = (args.height.in + 1) / 2;
+  for_each_rows(args, pairs, 2 * in, [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<T>(2 * in) * 2 + Pieces::size<T>(out));
+    T *upper = pieces.take<T>(2 * in), *lower = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const int64_t plane = pair / pairs, out_row = pair % pairs;
+      const int64_t row = plane * args.height.in + 2 * out_row;
+      const bool has_bottom = 2 * out_row + 1 < args.height.in;
+      T* top = sink.line<T>(row, in, upper);
+      T* bottom = has_bottom ? sink.line<T>(row + 1, in, lower) : lower;
+      if (out_row < args.height.out) {
+        const int64_t from = plane * args.height.out + out_row;
+        const T* dy = get_row<T>(args.y, args.dtype, from, out, buffer);
+        spread_max_pairs<T>(dy, static_cast<const uint8_t*>(args.taps) + from * out, out, top, bottom);
+        for (int64_t w = 2 * out; w < in; ++w) top[w] = bottom[w] = T(0);
+      } else {
+        for (int64_t w = 0; w < in; ++w) top[w] = bottom[w] = T(0);
+      }
+      sink.put(row, in, top);
+      if (has_bottom) sink.put(row + 1, in, bottom);
+    }
+    sink.finish();
+  });
+}
+
+// ------------------------------------------------------------------------------------------ by taps
+
+// dy and the taps of a few output rows, with margins whose taps match nothing.
+template <class T>
+struct OutputRows {
+  T* dy;
+  uint8_t* taps;
+  int64_t ring, margin, length;  // of a row with its margins
+
+  T* dy_of(int64_t row) const { return dy + row % ring * length + margin; }
+  uint8_t* taps_of(int64_t row) const { return taps + row % ring * length + margin; }
+};
+
+// What a register of one phase of dx gets: dy at the same place of `dy` where the taps are `tap`.
+template <class T>
+struct Contribution {
+  const T* dy;
+  const uint8_t* taps;
+  int64_t tap;
+};
+
+// Fills the list for phase r of row `position`.
+template <class T>
+int64_t contributions(const PoolArgs& args, const Spread& spread, const OutputRows<T>& rows, int64_t position,
+                      int64_t r, Contribution<T>* list) {
+  const Cover cover = cover_of(args.height, position);
+  int64_t n = 0;
+  for (int64_t out_row = cover.begin; out_row < cover.end; ++out_row) {
+    const int64_t row_tap = tap_at(args.height, out_row, position);
+    if (row_tap < 0) continue;
+    for (int64_t k = 0; k < spread.count[r]; ++k) {
+      const auto [tap, shift] = spread.source[r][k];
+      list[n++] = {rows.dy_of(out_row) + shift, rows.taps_of(out_row) + shift, row_tap * args.width.kernel + tap};
+    }
+  }
+  return n;
+}
+
+template <int fixed_stride, class T>
+void gather_row(const PoolArgs& args, const Spread& spread, const OutputRows<T>& rows, int64_t position, T* dx) {
+  const int64_t stride = fixed_stride ? fixed_stride : args.width.stride;
+  Contribution<T> list[kMaxStride][kMaxTaps];
+  int64_t n[kMaxStride];
+  for (int64_t r = 0; r < stride; ++r) n[r] = contributions(args, spread, rows, position, r, list[r]);
+  for (int64_t i = 0; i * stride < args.width.in; i += kLanes<T>) {
+    Values<T> phases[kMaxStride];
+    for (int64_t r = 0; r < stride; ++r) {
+      Values<T> sum{};
+      for (int64_t k = 0; k < n[r]; ++k) {
+        const Contribution<T>& from = list[r][k];
+        sum += where_tap<T>(load_taps<T>(from.taps + i), broadcast_number<T>(from.tap), load_values<T>(from.dy + i));
+      }
+      phases[r] = sum;
+    }
+    merge<T>(phases, stride, dx + i * stride);
+  }
+}
+
+template <int fixed_stride, class T>
+void max_backward_by_taps(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out, stride = args.width.stride;
+  const Spread spread(args.width);
+  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const int64_t blocks = (in + stride * kLanes<T> - 1) / (stride * kLanes<T>);
+  const int64_t ring = (reach_of(args.height) - 1) / args.height.stride + 1;
+  const int64_t length = larger(out, blocks * kLanes<T>) + 2 * spread.margin, line_size = blocks * kLanes<T> * stride;
+  for_each_rows(args, args.height.in, 2 * in, [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<T>(ring * length) + Pieces::size<uint8_t>(ring * length) +
+                  Pieces::size<T>(larger(line_size, 2 * in)));
+    OutputRows<T> rows{pieces.take<T>(ring * length), pieces.take<uint8_t>(ring * length), ring, spread.margin, length};
+    T* line = pieces.take<T>(larger(line_size, 2 * in));
+    memset(rows.taps, 255, size_t(ring * length));
+    for (int64_t i = 0; i < ring * length; ++i) rows.dy[i] = T(0);
+
+    int64_t loaded_to = -1;  // output rows of the plane below this one are in the ring
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / args.height.in, position = row % args.height.in;
+      const Cover cover = cover_of(args.height, position);
+      if (loaded_to < 0 || position == 0) loaded_to = cover.begin;
+      for (; loaded_to < cover.end; ++loaded_to) {
+        const int64_t from = plane * args.height.out + loaded_to;
+        memcpy(rows.dy_of(loaded_to), get_row<T>(args.y, args.dtype, from, out, line), size_t(out) * sizeof(T));
+        memcpy(rows.taps_of(loaded_to), static_cast<const uint8_t*>(args.taps) + from * out, size_t(out));
+      }
+      gather_row<fixed_stride, T>(args, spread, rows, position, line);
+      T* dx = sink.line<T>(row, in, line);
+      if (dx != line) memcpy(dx, line, size_t(in) * sizeof(T));
+      sink.put(row, in, dx);
+    }
+    sink.finish();
+  });
+}
+
+// ----------------------------------------------------------------------------------------- in general
+
+template <class Tap, class T>
+void max_backward_by_outputs(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out;
+  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  for_each_rows(args, args.height.in, 2 * in, [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<T>(2 * in) + Pieces::size<T>(out));
+    T *line = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);
+    for (int64_t row = begin; row < end; ++row) {
+      const int64_t plane = row / args.height.in, position = row % args.height.in;
+      T* dx = sink.line<T>(row, in, line);
+      for (int64_t w = 0; w < in; ++w) dx[w] = T(0);
+      const Cover cover = cover_of(args.height, position);
+      for (int64_t out_row = cover.begin; out_row < cover.end; ++out_row) {
+        const int64_t first = tap_at(args.height, out_row, position) * args.width.kernel;
+        const int64_t from = plane * args.height.out + out_row;
+        const Tap* taps = static_cast<const Tap*>(args.taps) + from * out;
+        const T* dy = get_row<T>(args.y, args.dtype, from, out, buffer);
+        for (int64_t o = 0; o < out; ++o) {
+          const int64_t column = taps[o] == Tap(-1) ? -1 : int64_t(taps[o]) - first;
+          if (column >= 0 && column < args.width.kernel && first >= 0) dx[position_of(args.width, o, column)] += dy[o];
+        }
+      }
+      sink.put(row, in, dx);
+    }
+    sink.finish();
+  });
+}
+
+// ------------------------------------------------------------------------------------------- gather
+
+// y = x at the maxima, or zero where a window had none; in any layout, and without arithmetic.
+template <class Tap>
+void gather_typed(const PoolArgs& args) {
+  const int64_t channels = args.channels, bytes = int64_t(item_size(args.dtype));
+  for_each_rows(args, args.height.out, args.width.out * channels, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const char* x =
+          static_cast<const char*>(args.x) + row / args.height.out * args.height.in * args.width.in * channels * bytes;
+      for (int64_t i = 0; i < args.width.out * channels; ++i) {
+        const Tap tap = static_cast<const Tap*>(args.taps)[row * args.width.out * channels + i];
+        char* y = static_cast<char*>(args.y) + (row * args.width.out * channels + i) * bytes;
+        if (tap == Tap(-1)) {
+          memset(y, 0, size_t(bytes));
+          continue;
+        }
+        const int64_t h = position_of(args.height, row % args.height.out, int64_t(tap) / args.width.kernel);
+        const int64_t w = position_of(args.width, i / channels, int64_t(tap) % args.width.kernel);
+        memcpy(y, x + ((h * args.width.in + w) * channels + i % channels) * bytes, size_t(bytes));
+      }
+    }
+  });
+}
+
+// ---------------------------------------------------------------------------------------- launchers
+
+template <class T>
+void max_backward_typed(const PoolArgs& args) {
+  if (is_2x2(args)) return max_backward_pairs<T>(args);
+  if (goes_by_taps(args)) {
+    if (args.width.stride == 1) return max_backward_by_taps<1, T>(args);
+    if (args.width.stride == 2) return max_backward_by_taps<2, T>(args);
+    return max_backward_by_taps<0, T>(args);
+  }
+  if (args.tap_dtype == DType::UInt8) return max_backward_by_outputs<uint8_t, T>(args);
+  max_backward_by_outputs<int32_t, T>(args);
+}
+
+void max_backward(const PoolArgs& args) {
+  args.dtype == DType::Float64 ? max_backward_typed<double>(args) : max_backward_typed<float>(args);
+}
+
+void gather(const PoolArgs& args) {
+  args.tap_dtype == DType::UInt8 ? gather_typed<uint8_t>(args) : gather_typed<int32_t>(args);
+}
+
+}  // namespace
+
+FASTNN_CPU_KERNEL(max_pool_backward, max_backward)
+FASTNN_CPU_KERNEL(max_pool_gather, gather)
+
+}  // namespace fastnn
