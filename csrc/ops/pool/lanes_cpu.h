@@ -215,17 +215,30 @@ inline void interleave(Values<T> even, Values<T> odd, Values<T>& low, Values<T>&
 }
 
 // Covers [0, n) by whole registers, the last one overlapping its neighbour, or by one partial register:
-// calls block(i, count). For results that do not depend on their neighbours.
+// calls block(i, count). For results that do not depend on their neighbours. The block is inlined, so that
+// `count` is a constant in whole registers.
+#define FASTNN_BLOCK(i, count) [&](int64_t i, int64_t count) __attribute__((always_inline))
 template <class T, class Block>
 inline __attribute__((always_inline)) void for_each_block(int64_t n, const Block& block) {
   constexpr int64_t lanes = kLanes<T>;
-  if (n < lanes) {
-    if (n > 0) block(int64_t(0), n);
-    return;
+  if (n >= lanes) {
+    for (int64_t i = 0; i < n; i += lanes) block(smaller(i, n - lanes), lanes);
+  } else if (n > 0) {
+    block(int64_t(0), n);
   }
-  for (int64_t i = 0; i + lanes <= n; i += lanes) block(i, lanes);
-  if (n % lanes) block(n - lanes, lanes);
 }
+
+// Row `row` of plane `plane`, of `height` rows each; `index` counts through all planes.
+struct RowCursor {
+  int64_t index, plane, row, height;
+
+  RowCursor(int64_t begin, int64_t rows) : index(begin), plane(begin / rows), row(begin % rows), height(rows) {}
+  RowCursor& operator++() {
+    ++index;
+    if (++row == height) row = 0, ++plane;
+    return *this;
+  }
+};
 
 }  // namespace
 }  // namespace fastnn

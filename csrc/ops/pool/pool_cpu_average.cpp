@@ -21,9 +21,7 @@ struct Columns {
   Phases<T> phases;
   T* extents;  // of every window, rounded up to whole registers
 
-  static bool go_by_taps(const PoolAxis& width) {
-    return width.stride && width.stride <= kMaxStride && width.kernel <= 16;
-  }
+  static bool go_by_taps(const PoolAxis& width) { return width.stride && width.stride <= 2 && width.kernel <= 16; }
   static PoolAxis axis_of_phases(const PoolAxis& width) {
     return go_by_taps(width) ? width : PoolAxis{1, 1, 1, 1, 0, 1};
   }
@@ -42,16 +40,17 @@ struct Columns {
 template <class T>
 void divide_row(const PoolArgs& args, const Columns<T>& columns, int64_t row_extent, const T* values, T* quotients) {
   const Values<T> given = broadcast<T>(T(args.divisor_override));
-  for_each_block<T>(args.width.out, [&](int64_t i, int64_t count) {
-    const Values<T> extents = load_values<T>(columns.extents + i) * T(row_extent);
-    store_values<T>(quotients + i, load_values<T>(values + i, count) / (args.divisor_override ? given : extents),
-                    count);
-  });
+  for_each_block<T>(
+      args.width.out, FASTNN_BLOCK(i, count) {
+        const Values<T> extents = load_values<T>(columns.extents + i) * T(row_extent);
+        store_values<T>(quotients + i, load_values<T>(values + i, count) / (args.divisor_override ? given : extents),
+                        count);
+      });
 }
 
-// The sum of n contiguous values, in four registers side by side.
+// The n contiguous values summed into one register, through four side by side.
 template <class Stored>
-Compute<Stored> sum_of_run(const Stored* x, int64_t n) {
+inline Values<Compute<Stored>> lane_sums(const Stored* x, int64_t n) {
   using T = Compute<Stored>;
   constexpr int64_t lanes = kLanes<T>;
   Values<T> sums[4] = {};
@@ -60,10 +59,20 @@ Compute<Stored> sum_of_run(const Stored* x, int64_t n) {
     for (int r = 0; r < 4; ++r) sums[r] += load_values<Stored>(x + i + r * lanes);
   for (; i + lanes <= n; i += lanes) sums[0] += load_values<Stored>(x + i);
   if (i < n) sums[1] += load_values<Stored>(x + i, n - i);
-  Values<T> sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  T total = sum[0];
-  for (int lane = 1; lane < lanes; ++lane) total += sum[lane];
-  return total;
+  return (sums[0] + sums[1]) + (sums[2] + sums[3]);
+}
+
+// The sum of a window along a line: of a short one, value by value.
+template <class T>
+T sum_of_run(const T* x, int64_t n) {
+  T sum = T(0);
+  if (n < 2 * kLanes<T>) {
+    for (int64_t i = 0; i < n; ++i) sum += x[i];
+  } else {
+    const Values<T> sums = lane_sums(x, n);
+    for (int lane = 0; lane < kLanes<T>; ++lane) sum += sums[lane];
+  }
+  return sum;
 }
 
 // ---------------------------------------------------------------------------------------- forward
@@ -100,11 +109,12 @@ void sum_windows(const PoolArgs& args, const Columns<T>& columns, const T* line,
   }
   const Phases<T>& phases = columns.phases;
   phases.split(line, args.width.in, split);
-  for_each_block<T>(args.width.out, [&](int64_t i, int64_t count) {
-    Values<T> sum = load_values<T>(split + phases.offset[0] + i);
-    for (int64_t t = 1; t < phases.taps; ++t) sum += load_values<T>(split + phases.offset[t] + i);
-    store_values<T>(sums + i, sum, count);
-  });
+  for_each_block<T>(
+      args.width.out, FASTNN_BLOCK(i, count) {
+        Values<T> sum = load_values<T>(split + phases.offset[0] + i);
+        for (int64_t t = 1; t < phases.taps; ++t) sum += load_values<T>(split + phases.offset[t] + i);
+        store_values<T>(sums + i, sum, count);
+      });
 }
 
 template <class Stored>
@@ -120,15 +130,14 @@ void avg_forward_rows(const PoolArgs& args) {
     T *line = pieces.take<T>(in), *sums = pieces.take<T>(out), *means = pieces.take<T>(2 * out);
     T* split = pieces.take<T>(split_size);
     for (int64_t i = 0; i < split_size; ++i) split[i] = T(0);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.out;
-      const Window rows = window_of(args.height, row % args.height.out, args.count_include_pad);
-      add_rows(static_cast<const Stored*>(args.x) + (plane * args.height.in + rows.begin) * in, rows.end - rows.begin,
-               in, line);
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Window rows = window_of(args.height, at.row, args.count_include_pad);
+      add_rows(static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in,
+               rows.end - rows.begin, in, line);
       sum_windows(args, columns, line, split, sums);
-      T* y = sink.line<T>(row, out, means);
+      T* y = sink.line<T>(at.index, out, means);
       divide_row(args, columns, rows.extent, sums, y);
-      sink.put(row, out, y);
+      sink.put(at.index, out, y);
     }
     sink.finish();
   });
@@ -141,13 +150,13 @@ void avg_forward_pairs(const PoolArgs& args) {
   for_each_rows(args, args.height.out, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out));
     T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t in_row = row / args.height.out * args.height.in + row % args.height.out * 2;
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const int64_t in_row = at.plane * args.height.in + 2 * at.row;
       const T* top = get_row<T>(args.x, args.dtype, in_row, in, upper);
       const T* bottom = get_row<T>(args.x, args.dtype, in_row + 1, in, lower);
-      T* y = sink.line<T>(row, out, line);
+      T* y = sink.line<T>(at.index, out, line);
       mean_of_pairs<T>(top, bottom, out, y);
-      sink.put(row, out, y);
+      sink.put(at.index, out, y);
     }
     sink.finish();
   });
@@ -172,9 +181,12 @@ void avg_forward_planes(const PoolArgs& args) {
   const int64_t plane_size = args.height.in * args.width.in;
   const T divisor = divisor_of_plane<T>(args);
   for_each_rows(args, 1, plane_size, [&](int64_t begin, int64_t end) {
-    for (int64_t plane = begin; plane < end; ++plane) {
-      const T sum = sum_of_run(static_cast<const Stored*>(args.x) + plane * plane_size, plane_size);
-      static_cast<Stored*>(args.y)[plane] = to_stored<Stored>(sum / divisor);
+    for (int64_t plane = begin; plane < end; plane += kLanes<T>) {  // one of the results' registers at a time
+      const int64_t count = smaller(end - plane, kLanes<T>);
+      Vec<T> sums[kLanes<T>] = {};
+      for (int64_t i = 0; i < count; ++i)
+        sums[i] = Vec<T>(lane_sums(static_cast<const Stored*>(args.x) + (plane + i) * plane_size, plane_size));
+      store_values<Stored>(static_cast<Stored*>(args.y) + plane, row_sums(sums).raw / divisor, count);
     }
   });
 }
@@ -214,12 +226,13 @@ void spread_windows(const PoolArgs& args, const Columns<T>& columns, const Sprea
 // dx = sum of the lines [begin, end) of a ring.
 template <class T>
 void add_lines(const T* ring, int64_t slots, int64_t length, Cover cover, int64_t n, T* dx) {
-  for_each_block<T>(n, [&](int64_t w, int64_t count) {
-    Values<T> sum{};
-    for (int64_t row = cover.begin; row < cover.end; ++row)
-      sum += load_values<T>(ring + row % slots * length + w, count);
-    store_values<T>(dx + w, sum, count);
-  });
+  for_each_block<T>(
+      n, FASTNN_BLOCK(w, count) {
+        Values<T> sum{};
+        for (int64_t row = cover.begin; row < cover.end; ++row)
+          sum += load_values<T>(ring + (row & (slots - 1)) * length + w, count);
+        store_values<T>(dx + w, sum, count);
+      });
 }
 
 // The most windows that cover one position of an axis.
@@ -234,7 +247,7 @@ void avg_backward_rows(const PoolArgs& args) {
   const Spread spread(Columns<T>::axis_of_phases(args.width));
   const int64_t per_register = larger(args.width.stride, 1) * kLanes<T>;
   const int64_t blocks = (in + per_register - 1) / per_register;
-  const int64_t length = blocks * per_register, slots = widest_cover(args.height);
+  const int64_t length = blocks * per_register, slots = ring_slots(widest_cover(args.height));
   const int64_t shares_length = larger(out, blocks * kLanes<T>) + 2 * spread.margin;
   for_each_rows(args, args.height.in, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Columns<T>::size(args.width) + Pieces::size<T>(out) + Pieces::size<T>(shares_length) +
@@ -244,19 +257,18 @@ void avg_backward_rows(const PoolArgs& args) {
     T *ring = pieces.take<T>(slots * length), *line = pieces.take<T>(2 * in);
     for (int64_t i = 0; i < shares_length; ++i) shares[i] = T(0);
     int64_t spread_to = -1;  // output rows of the plane below this one are in the ring
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.in, position = row % args.height.in;
-      const Cover cover = cover_of(args.height, position);
-      if (spread_to < 0 || position == 0) spread_to = cover.begin;
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      const Cover cover = cover_of(args.height, at.row);
+      if (spread_to < 0 || at.row == 0) spread_to = cover.begin;
       for (; spread_to < cover.end; ++spread_to) {
-        const T* dy = get_row<T>(args.y, args.dtype, plane * args.height.out + spread_to, out, buffer);
+        const T* dy = get_row<T>(args.y, args.dtype, at.plane * args.height.out + spread_to, out, buffer);
         const int64_t row_extent = window_of(args.height, spread_to, args.count_include_pad).extent;
         divide_row(args, columns, row_extent, dy, shares + spread.margin);
-        spread_windows(args, columns, spread, shares + spread.margin, ring + spread_to % slots * length);
+        spread_windows(args, columns, spread, shares + spread.margin, ring + (spread_to & (slots - 1)) * length);
       }
-      T* dx = sink.line<T>(row, in, line);
+      T* dx = sink.line<T>(at.index, in, line);
       add_lines(ring, slots, length, cover, in, dx);
-      sink.put(row, in, dx);
+      sink.put(at.index, in, dx);
     }
     sink.finish();
   });
@@ -269,14 +281,15 @@ void avg_backward_pairs(const PoolArgs& args) {
   for_each_rows(args, args.height.in, in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(2 * in) + Pieces::size<T>(out));
     T *line = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.in, out_row = row % args.height.in / 2;
-      T* dx = sink.line<T>(row, in, line);
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      const int64_t out_row = at.row / 2;
+      T* dx = sink.line<T>(at.index, in, line);
       const bool is_covered = out_row < args.height.out;
       if (is_covered)
-        spread_mean_pairs<T>(get_row<T>(args.y, args.dtype, plane * args.height.out + out_row, out, buffer), out, dx);
+        spread_mean_pairs<T>(get_row<T>(args.y, args.dtype, at.plane * args.height.out + out_row, out, buffer), out,
+                             dx);
       for (int64_t w = is_covered ? 2 * out : 0; w < in; ++w) dx[w] = T(0);
-      sink.put(row, in, dx);
+      sink.put(at.index, in, dx);
     }
     sink.finish();
   });
@@ -287,13 +300,14 @@ void avg_backward_planes(const PoolArgs& args) {
   using T = Compute<Stored>;
   const int64_t plane_size = args.height.in * args.width.in;
   const T divisor = divisor_of_plane<T>(args);
+  const bool streams = args.planes * plane_size * int64_t(sizeof(Stored)) >= kStreamedBytes;
   for_each_rows(args, 1, plane_size, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const T dy = load_values<Stored>(static_cast<const Stored*>(args.y) + plane, 1)[0];
-      const Values<T> share = broadcast<T>(dy / divisor);
       Stored* dx = static_cast<Stored*>(args.x) + plane * plane_size;
-      for_each_block<T>(plane_size, [&](int64_t i, int64_t count) { store_values<Stored>(dx + i, share, count); });
+      streams ? stream_fill<Stored>(dx, dy / divisor, plane_size) : fill<Stored>(dx, dy / divisor, plane_size);
     }
+    if (streams) finish_streaming();
   });
 }
 

@@ -23,15 +23,17 @@ struct Count {
   static constexpr int value = n;
 };
 
-// Calls block(Count, channel, lanes): that many registers, of `lanes` channels each.
-template <class T, class Block>
+// Calls block(Count, channel, lanes): that many registers, of `lanes` channels each; `most` at a time. The
+// block is inlined, so that `lanes` is a constant in whole registers.
+#define FASTNN_REGISTERS(count, channel, lanes) \
+  [&](auto count, int64_t channel, int64_t lanes) __attribute__((always_inline))
+template <class T, int most, class Block>
 inline __attribute__((always_inline)) void for_each_registers(int64_t channels, const Block& block) {
   constexpr int64_t lanes = kLanes<T>;
+  if (channels < lanes) return block(Count<1>{}, int64_t(0), channels);
   int64_t channel = 0;
-  for (; channel + 4 * lanes <= channels; channel += 4 * lanes) block(Count<4>{}, channel, lanes);
-  for (; channel + lanes <= channels; channel += lanes) block(Count<1>{}, channel, lanes);
-  if (channel == channels) return;
-  channels > lanes ? block(Count<1>{}, channels - lanes, lanes) : block(Count<1>{}, int64_t(0), channels);
+  for (; channel + most * lanes <= channels; channel += most * lanes) block(Count<most>{}, channel, lanes);
+  for (; channel < channels; channel += lanes) block(Count<1>{}, smaller(channel, channels - lanes), lanes);
 }
 
 // Calls rows(begin, end) for runs of the rows of all planes; `in_per_row` positions are touched for each.
@@ -121,41 +123,48 @@ void max_forward_typed(const PoolArgs& args) {
     Tap* buffer = nullptr;
     if (tapped && !args.taps)
       buffer = static_cast<Tap*>(thread_scratch(Scratch::Operation, size_t(args.channels) * sizeof(Tap)));
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.out, out_row = row % args.height.out;
-      const Window rows = window_of(args.height, out_row);
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Stored* x = static_cast<const Stored*>(args.x) + at.plane * in_size * args.channels;
+      const Window rows = window_of(args.height, at.row);
       for (int64_t o = 0; o < args.width.out; ++o) {
-        const int64_t at = (row * args.width.out + o) * args.channels;
-        const MaxPixel<Stored, Tap> pixel = {static_cast<const Stored*>(args.x) + plane * in_size * args.channels,
-                                             static_cast<Stored*>(args.y) + at,
-                                             args.taps ? static_cast<Tap*>(args.taps) + at : buffer,
+        const int64_t start = (at.index * args.width.out + o) * args.channels;
+        const MaxPixel<Stored, Tap> pixel = {x,
+                                             static_cast<Stored*>(args.y) + start,
+                                             args.taps ? static_cast<Tap*>(args.taps) + start : buffer,
                                              rows,
                                              window_of(args.width, o),
                                              streamed};
-        for_each_registers<Compute<Stored>>(args.channels, [&](auto count, int64_t channel, int64_t lanes) {
-          max_registers<tapped, decltype(count)::value>(args, pixel, channel, lanes);
-        });
-        if (tapped && args.indices) expand_taps(args, out_row, o, pixel.taps, args.indices + at);
+        for_each_registers<Compute<Stored>, 4>(
+            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
+              max_registers<tapped, decltype(count)::value>(args, pixel, channel, lanes);
+            });
+        if (tapped && args.indices) expand_taps(args, at.row, o, pixel.taps, args.indices + start);
       }
     }
     if (streamed) finish_streaming();
   });
 }
 
-// The covering windows of every column, worked out once for a chunk.
+// The covering windows of every column, and the extents of the windows, worked out once for a chunk.
 struct ColumnCover {
   int32_t begin, end;
 };
+struct Columns {
+  ColumnCover* covers;
+  int64_t* extents;
 
-ColumnCover* column_covers(const PoolAxis& width) {
-  void* memory = thread_scratch(Scratch::Operation, size_t(width.in) * sizeof(ColumnCover));
-  ColumnCover* covers = static_cast<ColumnCover*>(memory);
-  for (int64_t column = 0; column < width.in; ++column) {
-    const Cover cover = cover_of(width, column);
-    covers[column] = {int32_t(cover.begin), int32_t(cover.end)};
+  explicit Columns(const PoolArgs& args) {
+    const int64_t in = args.width.in, out = args.width.out;
+    extents = static_cast<int64_t*>(
+        thread_scratch(Scratch::Operation, size_t(out) * sizeof(int64_t) + size_t(in) * sizeof(ColumnCover)));
+    covers = reinterpret_cast<ColumnCover*>(extents + out);
+    for (int64_t o = 0; o < out; ++o) extents[o] = window_of(args.width, o, args.count_include_pad).extent;
+    for (int64_t column = 0; column < in; ++column) {
+      const Cover cover = cover_of(args.width, column);
+      covers[column] = {int32_t(cover.begin), int32_t(cover.end)};
+    }
   }
-  return covers;
-}
+};
 
 template <class Stored, class Tap>
 void max_backward_typed(const PoolArgs& args) {
@@ -163,33 +172,34 @@ void max_backward_typed(const PoolArgs& args) {
   const int64_t out_size = args.height.out * args.width.out;
   const bool streamed = is_streamed<Stored>(args, args.x, args.height.in, args.width.in);
   for_each_rows(args, args.height.in, 2 * args.width.in, [&](int64_t begin, int64_t end) {
-    const ColumnCover* covers = column_covers(args.width);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.in, position = row % args.height.in;
+    const Columns layout(args);
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      const int64_t position = at.row;
       const Cover rows = cover_of(args.height, position);
-      const Stored* dy = static_cast<const Stored*>(args.y) + plane * out_size * args.channels;
-      const Tap* taps = static_cast<const Tap*>(args.taps) + plane * out_size * args.channels;
+      const Stored* dy = static_cast<const Stored*>(args.y) + at.plane * out_size * args.channels;
+      const Tap* taps = static_cast<const Tap*>(args.taps) + at.plane * out_size * args.channels;
       for (int64_t column = 0; column < args.width.in; ++column) {
-        const ColumnCover columns = covers[column];
-        Stored* dx = static_cast<Stored*>(args.x) + (row * args.width.in + column) * args.channels;
-        for_each_registers<T>(args.channels, [&](auto count, int64_t channel, int64_t lanes) {
-          constexpr int n = decltype(count)::value;
-          Values<T> sums[n] = {};
-          for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
-            const int64_t row_tap = tap_at(args.height, out_row, position);
-            if (row_tap < 0) continue;
-            for (int64_t o = columns.begin; o < columns.end; ++o) {
-              const int64_t column_tap = tap_at(args.width, o, column);
-              if (column_tap < 0) continue;
-              const int64_t at = (out_row * args.width.out + o) * args.channels + channel;
-              const Numbers<T> number = broadcast_number<T>(row_tap * args.width.kernel + column_tap);
-              for (int r = 0; r < n; ++r)
-                sums[r] += where_tap<T>(load_taps<T, Tap>(taps + at + r * kLanes<T>, lanes), number,
-                                        load_values<Stored>(dy + at + r * kLanes<T>, lanes));
-            }
-          }
-          for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
-        });
+        const ColumnCover columns = layout.covers[column];
+        Stored* dx = static_cast<Stored*>(args.x) + (at.index * args.width.in + column) * args.channels;
+        for_each_registers<T, 4>(
+            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
+              constexpr int n = decltype(count)::value;
+              Values<T> sums[n] = {};
+              for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
+                const int64_t row_tap = tap_at(args.height, out_row, position);
+                if (row_tap < 0) continue;
+                for (int64_t o = columns.begin; o < columns.end; ++o) {
+                  const int64_t column_tap = tap_at(args.width, o, column);
+                  if (column_tap < 0) continue;
+                  const int64_t from = (out_row * args.width.out + o) * args.channels + channel;
+                  const Numbers<T> number = broadcast_number<T>(row_tap * args.width.kernel + column_tap);
+                  for (int r = 0; r < n; ++r)
+                    sums[r] += where_tap<T>(load_taps<T, Tap>(taps + from + r * kLanes<T>, lanes), number,
+                                            load_values<Stored>(dy + from + r * kLanes<T>, lanes));
+                }
+              }
+              for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
+            });
       }
     }
     if (streamed) finish_streaming();
@@ -198,31 +208,34 @@ void max_backward_typed(const PoolArgs& args) {
 
 // ------------------------------------------------------------------------------------------ average
 
+// Sums at a time: half of the registers, so that long windows read long runs.
+constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+
 template <class Stored>
 void avg_forward_typed(const PoolArgs& args) {
   using T = Compute<Stored>;
   const int64_t in_size = args.height.in * args.width.in;
   const bool streamed = is_streamed<Stored>(args, args.y, args.height.out, args.width.out);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.out, out_row = row % args.height.out;
-      const Window rows = window_of(args.height, out_row, args.count_include_pad);
-      const Stored* x = static_cast<const Stored*>(args.x) + plane * in_size * args.channels;
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Window rows = window_of(args.height, at.row, args.count_include_pad);
+      const Stored* x = static_cast<const Stored*>(args.x) + at.plane * in_size * args.channels;
       for (int64_t o = 0; o < args.width.out; ++o) {
         const Window columns = window_of(args.width, o, args.count_include_pad);
         const int64_t extent = args.divisor_override ? args.divisor_override : rows.extent * columns.extent;
         const Values<T> divisor = broadcast<T>(T(extent));
-        Stored* y = static_cast<Stored*>(args.y) + (row * args.width.out + o) * args.channels;
-        for_each_registers<T>(args.channels, [&](auto count, int64_t channel, int64_t lanes) {
-          constexpr int n = decltype(count)::value;
-          Values<T> sums[n] = {};
-          for (int64_t h = rows.begin; h < rows.end; ++h) {
-            const Stored* at = x + (h * args.width.in + columns.begin) * args.channels + channel;
-            for (int64_t w = columns.begin; w < columns.end; ++w, at += args.channels)
-              for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(at + r * kLanes<T>, lanes);
-          }
-          for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
-        });
+        Stored* y = static_cast<Stored*>(args.y) + (at.index * args.width.out + o) * args.channels;
+        for_each_registers<T, kSums>(
+            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
+              constexpr int n = decltype(count)::value;
+              Values<T> sums[n] = {};
+              for (int64_t h = rows.begin; h < rows.end; ++h) {
+                const Stored* from = x + (h * args.width.in + columns.begin) * args.channels + channel;
+                for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels)
+                  for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes);
+              }
+              for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
+            });
       }
     }
     if (streamed) finish_streaming();
@@ -235,28 +248,28 @@ void avg_backward_typed(const PoolArgs& args) {
   const int64_t out_size = args.height.out * args.width.out;
   const bool streamed = is_streamed<Stored>(args, args.x, args.height.in, args.width.in);
   for_each_rows(args, args.height.in, 2 * args.width.in, [&](int64_t begin, int64_t end) {
-    const ColumnCover* covers = column_covers(args.width);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.in;
-      const Cover rows = cover_of(args.height, row % args.height.in);
-      const Stored* dy = static_cast<const Stored*>(args.y) + plane * out_size * args.channels;
+    const Columns layout(args);
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      const Cover rows = cover_of(args.height, at.row);
+      const Stored* dy = static_cast<const Stored*>(args.y) + at.plane * out_size * args.channels;
       for (int64_t column = 0; column < args.width.in; ++column) {
-        const ColumnCover columns = covers[column];
-        Stored* dx = static_cast<Stored*>(args.x) + (row * args.width.in + column) * args.channels;
-        for_each_registers<T>(args.channels, [&](auto count, int64_t channel, int64_t lanes) {
-          constexpr int n = decltype(count)::value;
-          Values<T> sums[n] = {};
-          for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
-            const int64_t row_extent = window_of(args.height, out_row, args.count_include_pad).extent;
-            for (int64_t o = columns.begin; o < columns.end; ++o) {
-              const int64_t extent = row_extent * window_of(args.width, o, args.count_include_pad).extent;
-              const T share = T(1) / T(args.divisor_override ? args.divisor_override : extent);
-              const Stored* at = dy + (out_row * args.width.out + o) * args.channels + channel;
-              for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(at + r * kLanes<T>, lanes) * share;
-            }
-          }
-          for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
-        });
+        const ColumnCover columns = layout.covers[column];
+        Stored* dx = static_cast<Stored*>(args.x) + (at.index * args.width.in + column) * args.channels;
+        for_each_registers<T, 4>(
+            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
+              constexpr int n = decltype(count)::value;
+              Values<T> sums[n] = {};
+              for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
+                const int64_t row_extent = window_of(args.height, out_row, args.count_include_pad).extent;
+                for (int64_t o = columns.begin; o < columns.end; ++o) {
+                  const int64_t extent = row_extent * layout.extents[o];
+                  const T share = T(1) / T(args.divisor_override ? args.divisor_override : extent);
+                  const Stored* from = dy + (out_row * args.width.out + o) * args.channels + channel;
+                  for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes) * share;
+                }
+              }
+              for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
+            });
       }
     }
     if (streamed) finish_streaming();

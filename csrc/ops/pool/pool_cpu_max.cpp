@@ -36,8 +36,8 @@ Tap* taps_of(const PoolArgs& args, int64_t row, Tap* buffer) {
 }
 
 template <class Tap>
-void finish_row(const PoolArgs& args, int64_t row, const Tap* taps) {
-  if (args.indices) expand_taps(args, row % args.height.out, taps, args.indices + row * args.width.out);
+void finish_row(const PoolArgs& args, const RowCursor& at, const Tap* taps) {
+  if (args.indices) expand_taps(args, at.row, taps, args.indices + at.index * args.width.out);
 }
 
 // ------------------------------------------------------------------------------------------- pairs
@@ -50,15 +50,15 @@ void max_forward_pairs(const PoolArgs& args) {
     Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out) + Pieces::size<uint8_t>(out));
     T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
     uint8_t* tap_line = pieces.take<uint8_t>(out);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t in_row = row / args.height.out * args.height.in + row % args.height.out * 2;
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const int64_t in_row = at.plane * args.height.in + 2 * at.row;
       const T* top = get_row<T>(args.x, args.dtype, in_row, in, upper);
       const T* bottom = get_row<T>(args.x, args.dtype, in_row + 1, in, lower);
-      T* best = sink.line<T>(row, out, line);
-      uint8_t* taps = taps_of(args, row, tap_line);
+      T* best = sink.line<T>(at.index, out, line);
+      uint8_t* taps = taps_of(args, at.index, tap_line);
       max_pairs<tapped, T>(top, bottom, out, best, taps);
-      if (tapped) finish_row(args, row, taps);
-      sink.put(row, out, best);
+      if (tapped) finish_row(args, at, taps);
+      sink.put(at.index, out, best);
     }
     sink.finish();
   });
@@ -78,29 +78,32 @@ template <bool tapped, int fixed, class T>
 void max_row_by_taps(const Phases<T>& phases, const SplitRows<T>& rows, const Number<T>* first_columns, int64_t n,
                      T* best, uint8_t* taps) {
   const int64_t columns = fixed ? fixed : phases.taps;
-  for_each_block<T>(n, [&](int64_t i, int64_t count) {
-    Values<T> value = broadcast<T>(kLowest<T>);
-    Numbers<T> tap{}, number = broadcast_number<T>(rows.first);
-    if (tapped) {
-      memcpy(&tap, first_columns + i, sizeof tap);
-      tap += number;
-    }
-    for (int64_t r = 0; r < rows.count; ++r) {
-      const T* line = rows.line[r] + i;
+  int64_t offset[fixed ? fixed : kMaxTaps];  // a copy, for stores of taps may change anything else
+  for (int64_t t = 0; t < columns; ++t) offset[t] = phases.offset[t];
+  for_each_block<T>(
+      n, FASTNN_BLOCK(i, count) {
+        Values<T> value = broadcast<T>(kLowest<T>);
+        Numbers<T> tap{}, number = broadcast_number<T>(rows.first);
+        if (tapped) {
+          memcpy(&tap, first_columns + i, sizeof tap);
+          tap += number;
+        }
+        for (int64_t r = 0; r < rows.count; ++r) {
+          const T* line = rows.line[r] + i;
 #pragma GCC unroll 3
-      for (int64_t t = 0; t < columns; ++t) {
-        take<tapped, T>(load_values<T>(line + phases.offset[t]), number, value, tap);
-        if (tapped) number += 1;
-      }
-    }
-    store_values<T>(best + i, value, count);
-    if (tapped) store_taps<T>(taps + i, tap, count);
-  });
+          for (int64_t t = 0; t < columns; ++t) {
+            take<tapped, T>(load_values<T>(line + offset[t]), number, value, tap);
+            if (tapped) number += 1;
+          }
+        }
+        store_values<T>(best + i, value, count);
+        if (tapped) store_taps<T>(taps + i, tap, count);
+      });
 }
 
 template <bool tapped, int fixed, class T>
 void max_forward_by_taps(const PoolArgs& args) {
-  const int64_t in = args.width.in, out = args.width.out, ring = reach_of(args.height);
+  const int64_t in = args.width.in, out = args.width.out, ring = ring_slots(reach_of(args.height) + args.height.stride);
   const Phases<T> phases(args.width);
   const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
   const int64_t registers = larger(out, kLanes<T>);
@@ -114,22 +117,22 @@ void max_forward_by_taps(const PoolArgs& args) {
     for (int64_t o = 0; o < registers; ++o) first_columns[o] = Number<T>(o < out ? window_of(args.width, o).first : 0);
 
     int64_t split_to = -1;  // rows of the plane below this one are in the ring
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.out, out_row = row % args.height.out;
-      const Window window = window_of(args.height, out_row);
-      if (split_to < 0 || out_row == 0) split_to = window.begin;
-      for (int64_t h = larger(split_to, window.begin); h < window.end; ++h)
-        phases.split(get_row<T>(args.x, args.dtype, plane * args.height.in + h, in, buffer), in,
-                     lines + h % ring * phases.size());
-      split_to = larger(split_to, window.end);
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Window window = window_of(args.height, at.row);
+      if (split_to < 0 || at.row == 0) split_to = window.begin;
+      // One output row ahead: a load from a line that is still being stored would wait for the store.
+      const Window ahead = at.row + 1 < args.height.out ? window_of(args.height, at.row + 1) : window;
+      for (; split_to < ahead.end; ++split_to)
+        phases.split(get_row<T>(args.x, args.dtype, at.plane * args.height.in + split_to, in, buffer), in,
+                     lines + (split_to & (ring - 1)) * phases.size());
       SplitRows<T> rows{{}, 0, window.first * args.width.kernel};
       for (int64_t h = window.begin; h < window.end; h += args.height.dilation)
-        rows.line[rows.count++] = lines + h % ring * phases.size();
-      T* best = sink.line<T>(row, out, line);
-      uint8_t* taps = taps_of(args, row, tap_line);
+        rows.line[rows.count++] = lines + (h & (ring - 1)) * phases.size();
+      T* best = sink.line<T>(at.index, out, line);
+      uint8_t* taps = taps_of(args, at.index, tap_line);
       max_row_by_taps<tapped, fixed, T>(phases, rows, first_columns, out, best, taps);
-      if (tapped) finish_row(args, row, taps);
-      sink.put(row, out, best);
+      if (tapped) finish_row(args, at, taps);
+      sink.put(at.index, out, best);
     }
     sink.finish();
   });
@@ -192,22 +195,21 @@ void max_forward_by_folds(const PoolArgs& args) {
     T *best = pieces.take<T>(in), *buffer = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
     Number<T>* best_rows = pieces.take<Number<T>>(in);
     Tap* tap_line = pieces.take<Tap>(out);
-    for (int64_t row = begin; row < end; ++row) {
-      const int64_t plane = row / args.height.out;
-      const Window rows = window_of(args.height, row % args.height.out);
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Window rows = window_of(args.height, at.row);
       for (int64_t w = 0; w < in; ++w) best[w] = kLowest<T>, best_rows[w] = Number<T>(rows.first);
       Number<T> number = Number<T>(rows.first);
       for (int64_t h = rows.begin; h < rows.end; h += args.height.dilation, ++number)
-        fold_row<T>(get_row<T>(args.x, args.dtype, plane * args.height.in + h, in, buffer), number, in, best,
+        fold_row<T>(get_row<T>(args.x, args.dtype, at.plane * args.height.in + h, in, buffer), number, in, best,
                     best_rows);
-      T* values = sink.line<T>(row, out, line);
-      Tap* taps = taps_of(args, row, tap_line);
+      T* values = sink.line<T>(at.index, out, line);
+      Tap* taps = taps_of(args, at.index, tap_line);
       for (int64_t o = 0; o < out; ++o) {
         const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), best, best_rows, values + o);
         taps[o] = Tap(rows.begin < rows.end ? tap : -1);
       }
-      finish_row(args, row, taps);
-      sink.put(row, out, values);
+      finish_row(args, at, taps);
+      sink.put(at.index, out, values);
     }
     sink.finish();
   });

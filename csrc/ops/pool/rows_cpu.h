@@ -19,7 +19,7 @@ namespace {
 
 constexpr int64_t kGrain = 1 << 17;  // elements that a chunk reads or writes, about
 constexpr int64_t kMaxTaps = 64;     // of a window that goes tap by tap
-constexpr int64_t kMaxStride = 8;
+constexpr int64_t kMaxStride = 4;    // beyond 2 the split is element by element
 
 // Calls rows(begin, end) for runs of the `n_rows` rows of all planes; a row takes about `work` elements.
 template <class Rows>
@@ -122,9 +122,9 @@ struct Phases {
       T* odd = line + (padding + 1) % 2 * length + (padding + 1) / 2;
       split_pairs(row, n, even, odd);
     } else {
-      for (int64_t w = 0, phase = padding % stride, i = padding / stride; w < n; ++w) {
-        line[phase * length + i] = row[w];
-        if (++phase == stride) phase = 0, ++i;
+      for (int64_t first = 0; first < stride; ++first) {
+        T* phase = line + (first + padding) % stride * length + (first + padding) / stride;
+        for (int64_t w = first, i = 0; w < n; w += stride, ++i) phase[i] = row[w];
       }
     }
   }
@@ -190,9 +190,17 @@ inline void merge(const Values<T>* phases, int64_t stride, T* line) {
 
 // Fixed windows that go tap by tap.
 inline bool goes_by_taps(const PoolArgs& args) {
-  const PoolAxis &height = args.height, &width = args.width;
-  return width.stride && width.stride <= kMaxStride && height.kernel <= kMaxTaps && width.kernel <= kMaxTaps &&
-         height.stride && reach_of(height) <= kMaxTaps && height.kernel * width.kernel <= kMaxTaps;
+  const auto is_small = [](const PoolAxis& axis) {
+    return axis.stride && axis.stride <= kMaxStride && reach_of(axis) <= kMaxTaps;
+  };
+  return is_small(args.height) && is_small(args.width) && args.height.kernel * args.width.kernel <= kMaxTaps;
+}
+
+// Rows of a ring that holds `n` in succession: a power of two, so that row & (slots - 1) is a row's slot.
+inline int64_t ring_slots(int64_t n) {
+  int64_t slots = 1;
+  while (slots < n) slots *= 2;
+  return slots;
 }
 
 inline bool is_2x2(const PoolArgs& args) {

@@ -44,5 +44,27 @@ inline void stream_copy(void* to, const void* from, int64_t bytes) {
   memcpy(target + i, source + i, size_t(bytes - i));
 }
 
+// n times the value; stream_fill streams the whole lines.
+template <class Stored>
+inline void fill(Stored* to, Compute<Stored> value, int64_t n) {
+  using T = Compute<Stored>;
+  const Values<T> values = broadcast<T>(value);
+  for_each_block<T>(n, FASTNN_BLOCK(i, count) { store_values<Stored>(to + i, values, count); });
+}
+template <class Stored>
+inline void stream_fill(Stored* to, Compute<Stored> value, int64_t n) {
+  constexpr int64_t per_line = 64 / int64_t(sizeof(Stored));
+  const int64_t head = smaller(int64_t(-reinterpret_cast<uintptr_t>(to) % 64) / int64_t(sizeof(Stored)), n);
+  alignas(64) Stored line[per_line];
+  fill<Stored>(line, value, per_line);
+  fill<Stored>(to, value, head);
+  const int64_t lines = (n - head) / per_line;
+  for (int64_t i = 0; i < lines; ++i)
+    for (int64_t part = 0; part < 64; part += kVectorBytes)
+      stream_values(reinterpret_cast<float*>(reinterpret_cast<char*>(to + head + i * per_line) + part),
+                    Vec<float>::load(reinterpret_cast<const float*>(reinterpret_cast<const char*>(line) + part)).raw);
+  fill<Stored>(to + head + lines * per_line, value, n - head - lines * per_line);
+}
+
 }  // namespace
 }  // namespace fastnn
