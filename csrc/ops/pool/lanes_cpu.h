@@ -97,6 +97,46 @@ inline void store_narrow(void* p, NarrowLanes<Narrow, T> lanes, int64_t n) {
   memcpy(p, &lanes, size_t(n) * sizeof(Narrow));
 }
 
+// Between narrow integers and those of a register, cut off. GCC 12 widens and narrows vectors of less than a
+// register element by element; its forms without a mask warn of an undefined register.
+template <class Wide, class Narrow>
+inline Wide widen(Narrow lanes) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Narrow) == 16 && sizeof(lanes[0]) == 1)
+    return Wide(_mm512_maskz_cvtepu8_epi32(0xffff, __m128i(lanes)));
+  else if constexpr (sizeof(Narrow) == 32 && sizeof(lanes[0]) == 2)
+    return Wide(_mm512_maskz_cvtepu16_epi32(0xffff, __m256i(lanes)));
+  else
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Narrow) == 8 && sizeof(lanes[0]) == 1)
+    return Wide(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((long long)lanes)));
+  else if constexpr (sizeof(Narrow) == 16 && sizeof(lanes[0]) == 2)
+    return Wide(_mm256_cvtepu16_epi32(__m128i(lanes)));
+  else
+#endif
+    return __builtin_convertvector(lanes, Wide);
+}
+template <class Narrow, class Wide>
+inline Narrow narrow(Wide lanes) {
+#if defined(__AVX512BW__)
+  if constexpr (sizeof(Narrow) == 16 && sizeof(lanes[0]) == 4)
+    return Narrow(_mm512_maskz_cvtepi32_epi8(0xffff, __m512i(lanes)));
+  else if constexpr (sizeof(Narrow) == 32 && sizeof(lanes[0]) == 4)
+    return Narrow(_mm512_maskz_cvtepi32_epi16(0xffff, __m512i(lanes)));
+  else
+#elif defined(__AVX2__)
+  if constexpr (sizeof(Narrow) <= 16 && sizeof(lanes[0]) == 4) {
+    const __m256i kept = _mm256_and_si256(__m256i(lanes), _mm256_set1_epi32(sizeof(Narrow) == 8 ? 0xff : 0xffff));
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(kept), _mm256_extracti128_si256(kept, 1));
+    if constexpr (sizeof(Narrow) == 16)
+      return Narrow(words);
+    else
+      return Narrow(_mm_cvtsi128_si64(_mm_packus_epi16(words, words)));
+  } else
+#endif
+    return __builtin_convertvector(lanes, Narrow);
+}
+
 // ------------------------------------------------------------------------------------------- values
 
 template <class Stored>
@@ -108,9 +148,9 @@ inline Values<Compute<Stored>> load_values(const Stored* p, int64_t n = kLanes<C
     const auto bits = load_narrow<uint16_t, float>(p, n);
     if constexpr (__is_same(Stored, bfloat16)) {
       typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-      return Values<float>(__builtin_convertvector(bits, Words) << 16);
+      return Values<float>(widen<Words>(bits) << 16);
     } else {
-#if defined(__AVX512F__)  // the forms without mask warn of an undefined register in GCC 12
+#if defined(__AVX512F__)
       return Values<float>(_mm512_maskz_cvtph_ps(0xffff, __m256i(bits)));
 #elif defined(__F16C__)
       return Values<float>(_mm256_cvtph_ps(__m128i(bits)));
@@ -134,7 +174,7 @@ inline void store_values(Stored* p, Values<Compute<Stored>> values, int64_t n = 
     const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const Words quiet_nan = (bits >> 16) | 0x40u;
     const Words result = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
-    store_narrow<uint16_t, float>(p, __builtin_convertvector(result, NarrowLanes<uint16_t, float>), n);
+    store_narrow<uint16_t, float>(p, narrow<NarrowLanes<uint16_t, float>>(result), n);
   } else {
     NarrowLanes<uint16_t, float> bits;
 #if defined(__AVX512F__)
@@ -152,22 +192,12 @@ inline void store_values(Stored* p, Values<Compute<Stored>> values, int64_t n = 
 
 template <class T, class Tap>
 inline Numbers<T> load_taps(const Tap* p, int64_t n = kLanes<T>) {
-  return __builtin_convertvector((load_narrow<Tap, T>(p, n)), Numbers<T>);
+  return widen<Numbers<T>>(load_narrow<Tap, T>(p, n));
 }
 
 template <class T, class Tap>
 inline void store_taps(Tap* p, Numbers<T> taps, int64_t n = kLanes<T>) {
-#if defined(__AVX2__) && !defined(__AVX512F__)
-  if constexpr (sizeof(Tap) == 1 && sizeof(T) == 4) {  // GCC narrows this one element by element
-    const __m256i bytes = _mm256_and_si256(__m256i(taps), _mm256_set1_epi32(255));
-    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
-    const __m128i packed = _mm_packus_epi16(words, words);
-    NarrowLanes<Tap, T> lanes;
-    memcpy(&lanes, &packed, sizeof lanes);
-    return store_narrow<Tap, T>(p, lanes, n);
-  }
-#endif
-  store_narrow<Tap, T>(p, __builtin_convertvector(taps, NarrowLanes<Tap, T>), n);
+  store_narrow<Tap, T>(p, narrow<NarrowLanes<Tap, T>>(taps), n);
 }
 
 // --------------------------------------------------------------------------------------- operations
