@@ -121,7 +121,7 @@ template <class Stored>
 void avg_forward_rows(const PoolArgs& args) {
   using T = Compute<Stored>;
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
     const int64_t split_size = Columns<T>::go_by_taps(args.width) ? Phases<T>(args.width).size() : 0;
     Pieces pieces(Columns<T>::size(args.width) + Pieces::size<T>(in) + Pieces::size<T>(out) + Pieces::size<T>(2 * out) +
@@ -146,7 +146,7 @@ void avg_forward_rows(const PoolArgs& args) {
 template <class T>
 void avg_forward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out));
     T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
@@ -243,7 +243,7 @@ int64_t widest_cover(const PoolAxis& axis) {
 template <class T>
 void avg_backward_rows(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const Sink sink = gradient_rows<T>(args);
   const Spread spread(Columns<T>::axis_of_phases(args.width));
   const int64_t per_register = larger(args.width.stride, 1) * kLanes<T>;
   const int64_t blocks = (in + per_register - 1) / per_register;
@@ -277,7 +277,7 @@ void avg_backward_rows(const PoolArgs& args) {
 template <class T>
 void avg_backward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const Sink sink = gradient_rows<T>(args);
   for_each_rows(args, args.height.in, in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(2 * in) + Pieces::size<T>(out));
     T *line = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);
@@ -300,7 +300,8 @@ void avg_backward_planes(const PoolArgs& args) {
   using T = Compute<Stored>;
   const int64_t plane_size = args.height.in * args.width.in;
   const T divisor = divisor_of_plane<T>(args);
-  const bool streams = args.planes * plane_size * int64_t(sizeof(Stored)) >= kStreamedBytes;
+  const bool streams =
+      args.planes * plane_size * int64_t(sizeof(Stored)) >= kStreamedBytes && plane_size * sizeof(Stored) % 64 == 0;
   for_each_rows(args, 1, plane_size, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; ++plane) {
       const T dy = load_values<Stored>(static_cast<const Stored*>(args.y) + plane, 1)[0];

@@ -45,7 +45,7 @@ void finish_row(const PoolArgs& args, const RowCursor& at, const Tap* taps) {
 template <bool tapped, class T>
 void max_forward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out) + Pieces::size<uint8_t>(out));
     T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
@@ -105,7 +105,7 @@ template <bool tapped, int fixed, class T>
 void max_forward_by_taps(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out, ring = ring_slots(reach_of(args.height) + args.height.stride);
   const Phases<T> phases(args.width);
-  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  const Sink sink = result_rows<T>(args.y, args.dtype);
   const int64_t registers = larger(out, kLanes<T>);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(ring * phases.size()) + Pieces::size<T>(in) + Pieces::size<T>(2 * out) +
@@ -188,7 +188,7 @@ Number<T> max_of_window(const PoolAxis& width, const Window& window, const T* be
 template <class Tap, class T>
 void max_forward_by_folds(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.y, args.dtype, args.planes * args.height.out * out);
+  const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<Number<T>>(in) + Pieces::size<T>(2 * out) +
                   Pieces::size<Tap>(out));

@@ -16,7 +16,7 @@ namespace {
 template <class T>
 void max_backward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const Sink sink = gradient_rows<T>(args);
   const int64_t pairs = (args.height.in + 1) / 2;
   for_each_rows(args, pairs, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(2 * in) * 2 + Pieces::size<T>(out));
@@ -118,7 +118,7 @@ template <int fixed_stride, class T>
 void max_backward_by_taps(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out, stride = args.width.stride;
   const Spread spread(args.width);
-  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const Sink sink = gradient_rows<T>(args);
   const int64_t blocks = (in + stride * kLanes<T> - 1) / (stride * kLanes<T>)+1;
   const int64_t ring = ring_slots((reach_of(args.height) - 1) / args.height.stride + 2);
   const int64_t length = larger(out, blocks * kLanes<T>) + 2 * spread.margin, line_size = blocks * kLanes<T> * stride;
@@ -155,7 +155,7 @@ void max_backward_by_taps(const PoolArgs& args) {
 template <class Tap, class T>
 void max_backward_by_outputs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = sink_of<T>(args.x, args.dtype, args.planes * args.height.in * in);
+  const Sink sink = gradient_rows<T>(args);
   for_each_rows(args, args.height.in, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(2 * in) + Pieces::size<T>(out));
     T *line = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);

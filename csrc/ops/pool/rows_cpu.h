@@ -63,10 +63,17 @@ struct Sink {
   }
 };
 
+// Rows of n elements. Gradients, larger than what they are made from, are stored past the caches when they are
+// large and their rows whole lines.
 template <class T>
-Sink sink_of(void* rows, DType dtype, int64_t elements) {
-  const bool streams = elements * int64_t(item_size(dtype)) >= kStreamedBytes;
-  return {static_cast<char*>(rows), dtype, dtype != dtype_of<T>(), streams};
+Sink result_rows(void* rows, DType dtype) {
+  return {static_cast<char*>(rows), dtype, dtype != dtype_of<T>(), false};
+}
+template <class T>
+Sink gradient_rows(const PoolArgs& args) {
+  const int64_t row = args.width.in * int64_t(item_size(args.dtype));
+  const bool streams = args.planes * args.height.in * row >= kStreamedBytes && row % 64 == 0 && is_line_start(args.x);
+  return {static_cast<char*>(args.x), args.dtype, args.dtype != dtype_of<T>(), streams};
 }
 
 // Pieces of a chunk's scratch, each aligned to cache lines.

@@ -1,5 +1,6 @@
 // Stores past the caches, for results too large to stay in them: the line is not read before it is
-// overwritten, which saves a third of a copy's traffic. Ordinary stores at levels below AVX2.
+// overwritten, which halves the traffic of writing. They pay where whole lines are written from registers and
+// nothing stored shortly before is loaded again. Ordinary stores at levels below AVX2.
 #pragma once
 
 #include "ops/pool/lanes_cpu.h"
