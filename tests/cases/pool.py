@@ -10,7 +10,7 @@ from cases.case import BenchRow, Case, Values, error, f32, sample
 
 values = Values(6)
 F = "nn.functional."
-PLANE, LINE = (2, 3, 7, 9), (2, 3, 13)
+PLANE, LINE, VOLUME = (2, 3, 7, 9), (2, 3, 13), (2, 2, 5, 6, 7)
 # kernel, stride, padding, dilation, ceil_mode
 MAX = [
     ((2,), {}),
@@ -29,6 +29,8 @@ AVERAGE = [
     ((3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
 ]
 PLANE_AVERAGE = [*AVERAGE, (((3, 2), (2, 1), (1, 0)), {}), ((2,), {"divisor_override": 3})]
+VOLUME_MAX = [*MAX[1:], (((2, 3, 2), (1, 2, 2), (0, 1, 1)), {}), (((2, 1, 2), None, (1, 0, 1), (2, 1, 1)), {})]
+VOLUME_AVERAGE = [*AVERAGE, (((3, 2, 2), (1, 2, 1), (1, 0, 1)), {}), ((2,), {"divisor_override": 3})]
 NAN = values.normal(1, 1, 4, 6)
 NAN[0, 0, 1, 1], NAN[0, 0, 3, 5], NAN[0, 0, 0, 4] = np.nan, -np.inf, np.inf
 
@@ -63,7 +65,7 @@ def _with_indices(name: str) -> Any:
 
 
 def _average_terms(x: Any, kernel: Any, *_: Any, **__: Any) -> int:
-    return int(np.prod(np.broadcast_to(kernel, 2)))
+    return int(np.prod(np.broadcast_to(kernel, np.ndim(x) - 2)))
 
 
 def _adaptive(name: str, formula: Any, shape: tuple[int, ...], sizes: list[Any], **options: Any) -> Case:
@@ -96,9 +98,34 @@ def _large() -> tuple[Any, ...]:
     return np.random.default_rng(0).standard_normal((3, 16, 65, 63)), 2
 
 
-def _bench() -> list[BenchRow]:
-    make = lambda: (np.random.default_rng(0).standard_normal((64, 6, 28, 28)), 2)  # noqa: E731
-    return [BenchRow("64x6x28x28 k2", make, bytes=4 * 64 * 6 * 28 * 28 * 1.25)]
+def _rows(*args: Any, label: str, shape: tuple[int, ...]) -> list[BenchRow]:
+    """Forward, and forward with backward: x is read, y written; then dy is read and dx written."""
+    text = "x".join(map(str, shape))
+    make = lambda: (np.random.default_rng(0).standard_normal(shape).astype(np.float32).astype(np.float64), *args)  # noqa: E731
+    size = 4.0 * float(np.prod(shape))
+    return [BenchRow(f"{text} {label}", make, bytes=size, backward=backward) for backward in (False, True)]
+
+
+STAGE, LENET = (32, 64, 112, 112), ((64, 6, 28, 28), (64, 16, 10, 10))
+
+
+def _fixed_rows() -> list[BenchRow]:
+    return [
+        *_rows(2, label="k2", shape=LENET[0]),
+        *_rows(2, label="k2", shape=LENET[1]),
+        *_rows(2, label="k2", shape=STAGE),
+        *_rows(3, 2, 1, label="k3 s2 p1", shape=STAGE),
+        *_rows(3, 1, 1, label="k3 s1 p1", shape=STAGE),
+    ]
+
+
+def _adaptive_rows() -> list[BenchRow]:
+    return [
+        *_rows(7, label="to 7x7", shape=(32, 256, 56, 56)),
+        *_rows(7, label="to 7x7", shape=STAGE),
+        *_rows(1, label="to 1x1", shape=(32, 256, 56, 56)),
+        *_rows(1, label="to 1x1", shape=(64, 2048, 7, 7)),
+    ]
 
 
 CASES = [
@@ -111,7 +138,7 @@ CASES = [
         large=_large,
         specials=[sample(NAN, 2), sample(np.full((1, 1, 4, 4), -np.inf), 2)],
         errors=_errors("max_pool2d", f32(2, 3, 7, 9)),
-        bench=_bench(),
+        bench=_fixed_rows(),
     ),
     Case(
         "max_pool2d_with_indices",
@@ -164,7 +191,7 @@ CASES = [
         large=_large,
         magnitude=lambda x, *a, **k: ref.avg_pool2d(np.abs(x), *a, **k),
         errors=_errors("avg_pool2d", f32(2, 3, 7, 9)),
-        bench=_bench(),
+        bench=_fixed_rows(),
     ),
     Case(
         "avg_pool1d",
@@ -182,9 +209,15 @@ CASES = [
         [1, (3, 4), (7, 9), (2, 11)],
         terms=63,
         magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size),
+        bench=_adaptive_rows(),
     ),
     _adaptive(
-        "adaptive_max_pool2d", partial(ref.adaptive_pool2d, reduce=np.max), PLANE, [1, (3, 4), (7, 9)], exact=True
+        "adaptive_max_pool2d",
+        partial(ref.adaptive_pool2d, reduce=np.max),
+        PLANE,
+        [1, (3, 4), (7, 9)],
+        exact=True,
+        bench=_adaptive_rows()[:4],
     ),
     Case(
         "adaptive_max_pool2d_with_indices",
@@ -209,4 +242,51 @@ CASES = [
         magnitude=lambda x, size: _one_dimension(np.mean)(np.abs(x), size),
     ),
     _adaptive("adaptive_max_pool1d", _one_dimension(np.max), LINE, [1, 4, 13], exact=True),
+    Case(
+        "max_pool3d",
+        ref.max_pool3d,
+        _samples(VOLUME, VOLUME_MAX),
+        F + "max_pool3d",
+        exact=True,
+        specials=[sample(np.stack([NAN, NAN], 2), 2)],
+        errors=_errors("max_pool3d", f32(*VOLUME)),
+    ),
+    Case(
+        "max_pool3d_with_indices",
+        partial(ref.max_pool3d, return_indices=True),
+        _samples(VOLUME, VOLUME_MAX[:-1]),
+        exact=True,
+        call=_with_indices("max_pool3d"),
+    ),
+    Case(
+        "avg_pool3d",
+        ref.avg_pool3d,
+        _samples(VOLUME, VOLUME_AVERAGE, values.normal),
+        F + "avg_pool3d",
+        terms=_average_terms,
+        magnitude=lambda x, *a, **k: ref.avg_pool3d(np.abs(x), *a, **k),
+        errors=_errors("avg_pool3d", f32(*VOLUME)),
+    ),
+    _adaptive(
+        "adaptive_avg_pool3d",
+        ref.adaptive_pool3d,
+        VOLUME,
+        [1, (3, 4, 2), (5, 6, 7)],
+        terms=210,
+        magnitude=lambda x, size: ref.adaptive_pool3d(np.abs(x), size),
+    ),
+    _adaptive(
+        "adaptive_max_pool3d",
+        partial(ref.adaptive_pool3d, reduce=np.max),
+        VOLUME,
+        [1, (3, 4, 2), (5, 6, 7)],
+        exact=True,
+    ),
+    Case(
+        "adaptive_max_pool3d_with_indices",
+        ref.adaptive_max_pool3d,
+        [sample(values.distinct(*VOLUME), (3, 4, 2))],
+        exact=True,
+        call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool3d(x, size, return_indices=True),
+    ),
 ]
