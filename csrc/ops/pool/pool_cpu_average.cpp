@@ -48,6 +48,10 @@ void divide_row(const PoolArgs& args, const Columns<T>& columns, int64_t row_ext
       });
 }
 
+// How far ahead a sum asks for its input: rows of planes are short of what the hardware follows by itself.
+constexpr int64_t kAhead = 2048;
+inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead); }
+
 // The n contiguous values summed into one register, through four side by side.
 template <class Stored>
 inline Values<Compute<Stored>> lane_sums(const Stored* x, int64_t n) {
@@ -56,7 +60,10 @@ inline Values<Compute<Stored>> lane_sums(const Stored* x, int64_t n) {
   Values<T> sums[4] = {};
   int64_t i = 0;
   for (; i + 4 * lanes <= n; i += 4 * lanes)
-    for (int r = 0; r < 4; ++r) sums[r] += load_values<Stored>(x + i + r * lanes);
+    for (int r = 0; r < 4; ++r) {
+      prefetch(x + i + r * lanes);
+      sums[r] += load_values<Stored>(x + i + r * lanes);
+    }
   for (; i + lanes <= n; i += lanes) sums[0] += load_values<Stored>(x + i);
   if (i < n) sums[1] += load_values<Stored>(x + i, n - i);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
@@ -86,20 +93,27 @@ void add_rows(const Stored* x, int64_t n_rows, int64_t width, Compute<Stored>* l
   for (; w + 4 * lanes <= width; w += 4 * lanes) {
     Values<T> sums[4] = {};
     for (int64_t row = 0; row < n_rows; ++row)
-      for (int r = 0; r < 4; ++r) sums[r] += load_values<Stored>(x + row * width + w + r * lanes);
+      for (int r = 0; r < 4; ++r) {
+        const Stored* at = x + row * width + w + r * lanes;
+        prefetch(at);
+        sums[r] += load_values<Stored>(at);
+      }
     for (int r = 0; r < 4; ++r) store_values<T>(line + w + r * lanes, sums[r]);
   }
   for (; w < width; w += lanes) {
     const int64_t count = smaller(width - w, lanes);
     Values<T> sum{};
-    for (int64_t row = 0; row < n_rows; ++row) sum += load_values<Stored>(x + row * width + w, count);
+    for (int64_t row = 0; row < n_rows; ++row) {
+      prefetch(x + row * width + w);
+      sum += load_values<Stored>(x + row * width + w, count);
+    }
     store_values<T>(line + w, sum, count);
   }
 }
 
-// The sums of the windows of a line; `split` is room for its phases, filled with zeros.
+// The sums of the windows of a line, or of its split, if the windows go tap by tap.
 template <class T>
-void sum_windows(const PoolArgs& args, const Columns<T>& columns, const T* line, T* split, T* sums) {
+void sum_windows(const PoolArgs& args, const Columns<T>& columns, const T* line, T* sums) {
   if (!columns.by_taps) {
     for (int64_t o = 0; o < args.width.out; ++o) {
       const Window window = window_of(args.width, o);
@@ -108,11 +122,10 @@ void sum_windows(const PoolArgs& args, const Columns<T>& columns, const T* line,
     return;
   }
   const Phases<T>& phases = columns.phases;
-  phases.split(line, args.width.in, split);
   for_each_block<T>(
       args.width.out, FASTNN_BLOCK(i, count) {
-        Values<T> sum = load_values<T>(split + phases.offset[0] + i);
-        for (int64_t t = 1; t < phases.taps; ++t) sum += load_values<T>(split + phases.offset[t] + i);
+        Values<T> sum = load_values<T>(line + phases.offset[0] + i);
+        for (int64_t t = 1; t < phases.taps; ++t) sum += load_values<T>(line + phases.offset[t] + i);
         store_values<T>(sums + i, sum, count);
       });
 }
@@ -123,23 +136,31 @@ void avg_forward_rows(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
   const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
-    const int64_t split_size = Columns<T>::go_by_taps(args.width) ? Phases<T>(args.width).size() : 0;
-    Pieces pieces(Columns<T>::size(args.width) + Pieces::size<T>(in) + Pieces::size<T>(out) + Pieces::size<T>(2 * out) +
-                  Pieces::size<T>(split_size));
+    const int64_t line_size = larger(Columns<T>::go_by_taps(args.width) ? Phases<T>(args.width).size() : 0, in);
+    Pieces pieces(Columns<T>::size(args.width) + 3 * Pieces::size<T>(line_size) + Pieces::size<T>(out) +
+                  Pieces::size<T>(2 * out));
     const Columns<T> columns(args, pieces);
-    T *line = pieces.take<T>(in), *sums = pieces.take<T>(out), *means = pieces.take<T>(2 * out);
-    T* split = pieces.take<T>(split_size);
-    for (int64_t i = 0; i < split_size; ++i) split[i] = T(0);
-    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
-      const Window rows = window_of(args.height, at.row, args.count_include_pad);
-      add_rows(static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in,
-               rows.end - rows.begin, in, line);
-      sum_windows(args, columns, line, split, sums);
+    T* whole = pieces.take<T>(line_size);
+    T* lines[2] = {pieces.take<T>(line_size), pieces.take<T>(line_size)};
+    T *sums = pieces.take<T>(out), *means = pieces.take<T>(2 * out);
+    for (T* line : lines)
+      for (int64_t i = 0; i < line_size; ++i) line[i] = T(0);
+    const auto add = [&](const RowCursor& at) {
+      const Window rows = window_of(args.height, at.row);
+      const Stored* x = static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in;
+      add_rows(x, rows.end - rows.begin, in, columns.by_taps ? whole : lines[at.index & 1]);
+      if (columns.by_taps) columns.phases.split(whole, in, lines[at.index & 1]);
+    };
+    // One row ahead: a load from a line that is still being stored would wait for the store.
+    RowCursor at(begin, args.height.out), ahead = at;
+    add(ahead);
+    for (; at.index < end; ++at) {
+      if ((++ahead).index < end) add(ahead);
+      sum_windows(args, columns, lines[at.index & 1], sums);
       T* y = sink.line<T>(at.index, out, means);
-      divide_row(args, columns, rows.extent, sums, y);
+      divide_row(args, columns, window_of(args.height, at.row, args.count_include_pad).extent, sums, y);
       sink.put(at.index, out, y);
     }
-    sink.finish();
   });
 }
 
@@ -158,7 +179,6 @@ void avg_forward_pairs(const PoolArgs& args) {
       mean_of_pairs<T>(top, bottom, out, y);
       sink.put(at.index, out, y);
     }
-    sink.finish();
   });
 }
 

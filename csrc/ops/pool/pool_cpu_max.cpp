@@ -60,7 +60,6 @@ void max_forward_pairs(const PoolArgs& args) {
       if (tapped) finish_row(args, at, taps);
       sink.put(at.index, out, best);
     }
-    sink.finish();
   });
 }
 
@@ -134,84 +133,99 @@ void max_forward_by_taps(const PoolArgs& args) {
       if (tapped) finish_row(args, at, taps);
       sink.put(at.index, out, best);
     }
-    sink.finish();
   });
 }
 
 // ----------------------------------------------------------------------------------------- by folds
 
-// Folds a row into the maxima so far of its columns and the numbers of their rows.
-template <class T>
-void fold_row(const T* x, Number<T> number, int64_t n, T* best, Number<T>* rows) {
-#pragma GCC ivdep
-  for (int64_t w = 0; w < n; ++w) {
-    const bool wins = (x[w] > best[w]) | (x[w] != x[w]);
-    best[w] = wins ? x[w] : best[w];
-    rows[w] = wins ? number : rows[w];
-  }
+// The maxima of the columns over rows `step` elements apart, and the numbers of their rows from `first` on.
+template <class Stored>
+void fold_rows(const Stored* x, int64_t n_rows, int64_t step, int64_t first, int64_t n, Compute<Stored>* best,
+               Number<Compute<Stored>>* rows) {
+  using T = Compute<Stored>;
+  for_each_block<T>(
+      n, FASTNN_BLOCK(i, count) {
+        Values<T> value = broadcast<T>(kLowest<T>);
+        Numbers<T> at = broadcast_number<T>(first), number = at;
+        for (int64_t row = 0; row < n_rows; ++row, number += 1)
+          take<true, T>(load_values<Stored>(x + row * step + i, count), number, value, at);
+        store_values<T>(best + i, value, count);
+        memcpy(rows + i, &at, size_t(count) * sizeof(Number<T>));
+      });
 }
 
-// The maximum of a window over the line, and its tap: of equal values the first in order of rows, then
-// columns; of NaNs the last.
+// A line of such maxima, and whether there is a NaN among them.
 template <class T>
-Number<T> max_of_window(const PoolAxis& width, const Window& window, const T* best, const Number<T>* rows, T* value) {
+struct Folded {
+  T* best;
+  Number<T>* rows;
+  bool has_nan;
+};
+
+// The maximum of a window over the line, and its tap: of equal values the first in order of rows, then
+// columns; of NaNs the last. Short windows go value by value.
+template <class T>
+Number<T> max_of_window(const PoolAxis& width, const Window& window, const Folded<T>& line, T* value) {
   const int64_t step = width.dilation;
-  bool has_nan = false;
+  const Number<T> row_taps = Number<T>(width.kernel);
   T highest = kLowest<T>;
-  if (step == 1) {
-    highest = row_max(best + window.begin, window.end - window.begin);
-    for (int64_t w = window.begin; w < window.end; ++w) has_nan |= best[w] != best[w];
-  } else {
-    for (int64_t w = window.begin; w < window.end; w += step) {
-      highest = best[w] > highest ? best[w] : highest;
-      has_nan |= best[w] != best[w];
-    }
-  }
-  const Number<T> width_taps = Number<T>(width.kernel);
   Number<T> column = Number<T>(window.first), tap = -1;
-  if (has_nan) {
-    *value = T(__builtin_nan(""));
+  if (line.has_nan) {
     for (int64_t w = window.begin; w < window.end; w += step, ++column) {
-      const Number<T> number = rows[w] * width_taps + column;
-      tap = best[w] != best[w] && number > tap ? number : tap;
+      const T x = line.best[w];
+      const Number<T> number = line.rows[w] * row_taps + column;
+      const bool wins =
+          x != x ? highest == highest || number > tap : x > highest || (x == highest && (tap < 0 || number < tap));
+      if (wins) highest = x, tap = number;
     }
+  } else if (step == 1 && window.end - window.begin >= 2 * kLanes<T>) {
+    highest = row_max(line.best + window.begin, window.end - window.begin);
+    Number<T> lowest = Number<T>(INT32_MAX);
+    for (int64_t w = window.begin; w < window.end; ++w, ++column) {
+      const Number<T> number = line.rows[w] * row_taps + column;
+      lowest = line.best[w] == highest && number < lowest ? number : lowest;
+    }
+    tap = lowest;
   } else {
-    *value = highest;
     for (int64_t w = window.begin; w < window.end; w += step, ++column) {
-      const Number<T> number = rows[w] * width_taps + column;
-      tap = best[w] == highest && (tap < 0 || number < tap) ? number : tap;
+      const T x = line.best[w];
+      const Number<T> number = line.rows[w] * row_taps + column;
+      const bool wins = (x > highest) | ((x == highest) & ((tap < 0) | (number < tap)));
+      highest = wins ? x : highest;
+      tap = wins ? number : tap;
     }
   }
+  *value = highest;
   return tap;
 }
 
-template <class Tap, class T>
+template <class Tap, class Stored>
 void max_forward_by_folds(const PoolArgs& args) {
-  const int64_t in = args.width.in, out = args.width.out;
+  using T = Compute<Stored>;
+  const int64_t in = args.width.in, out = args.width.out, step = args.height.dilation * in;
   const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
-    Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<Number<T>>(in) + Pieces::size<T>(2 * out) +
+    Pieces pieces(Pieces::size<T>(in) + Pieces::size<Number<T>>(in) + Pieces::size<T>(2 * out) +
                   Pieces::size<Tap>(out));
-    T *best = pieces.take<T>(in), *buffer = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
-    Number<T>* best_rows = pieces.take<Number<T>>(in);
+    Folded<T> folded{pieces.take<T>(in), pieces.take<Number<T>>(in), false};
+    T* line = pieces.take<T>(2 * out);
     Tap* tap_line = pieces.take<Tap>(out);
     for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
       const Window rows = window_of(args.height, at.row);
-      for (int64_t w = 0; w < in; ++w) best[w] = kLowest<T>, best_rows[w] = Number<T>(rows.first);
-      Number<T> number = Number<T>(rows.first);
-      for (int64_t h = rows.begin; h < rows.end; h += args.height.dilation, ++number)
-        fold_row<T>(get_row<T>(args.x, args.dtype, at.plane * args.height.in + h, in, buffer), number, in, best,
-                    best_rows);
+      const int64_t n_rows = larger(rows.end - rows.begin + args.height.dilation - 1, 0) / args.height.dilation;
+      fold_rows(static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in, n_rows, step,
+                rows.first, in, folded.best, folded.rows);
+      folded.has_nan = false;
+      for (int64_t w = 0; w < in; ++w) folded.has_nan |= folded.best[w] != folded.best[w];
       T* values = sink.line<T>(at.index, out, line);
       Tap* taps = taps_of(args, at.index, tap_line);
       for (int64_t o = 0; o < out; ++o) {
-        const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), best, best_rows, values + o);
-        taps[o] = Tap(rows.begin < rows.end ? tap : -1);
+        const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), folded, values + o);
+        taps[o] = Tap(n_rows > 0 ? tap : -1);
       }
       finish_row(args, at, taps);
       sink.put(at.index, out, values);
     }
-    sink.finish();
   });
 }
 
@@ -220,25 +234,31 @@ void max_forward_by_folds(const PoolArgs& args) {
 // A dilated window that reaches into the padding may hold nothing: only folds look out for that.
 bool may_be_empty(const PoolAxis& axis) { return axis.dilation > 1 && axis.padding > 0; }
 
-template <bool tapped, class T>
+template <bool tapped, class Stored>
 void max_forward_tapped(const PoolArgs& args) {
+  using T = Compute<Stored>;
   if (is_2x2(args)) return max_forward_pairs<tapped, T>(args);
   if (goes_by_taps(args) && !may_be_empty(args.height) && !may_be_empty(args.width)) {
     if (args.width.kernel == 2) return max_forward_by_taps<tapped, 2, T>(args);
     if (args.width.kernel == 3) return max_forward_by_taps<tapped, 3, T>(args);
     return max_forward_by_taps<tapped, 0, T>(args);
   }
-  if (args.tap_dtype == DType::UInt8) return max_forward_by_folds<uint8_t, T>(args);
-  max_forward_by_folds<int32_t, T>(args);
+  if (args.tap_dtype == DType::UInt8) return max_forward_by_folds<uint8_t, Stored>(args);
+  max_forward_by_folds<int32_t, Stored>(args);
 }
 
-template <class T>
+template <class Stored>
 void max_forward_typed(const PoolArgs& args) {
-  args.taps || args.indices ? max_forward_tapped<true, T>(args) : max_forward_tapped<false, T>(args);
+  args.taps || args.indices ? max_forward_tapped<true, Stored>(args) : max_forward_tapped<false, Stored>(args);
 }
 
 void max_forward(const PoolArgs& args) {
-  args.dtype == DType::Float64 ? max_forward_typed<double>(args) : max_forward_typed<float>(args);
+  switch (args.dtype) {
+    case DType::Float64: return max_forward_typed<double>(args);
+    case DType::BFloat16: return max_forward_typed<bfloat16>(args);
+    case DType::Float16: return max_forward_typed<float16>(args);
+    default: return max_forward_typed<float>(args);
+  }
 }
 
 }  // namespace
