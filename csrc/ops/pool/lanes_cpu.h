@@ -11,6 +11,9 @@
 namespace fastnn {
 namespace {
 
+// For lambdas that compilers would otherwise call: their constant arguments must reach the loops.
+#define FASTNN_INLINED __attribute__((always_inline))
+
 template <class T>
 using Values = typename Vec<T>::Raw;
 template <class T>
@@ -216,6 +219,21 @@ inline Values<T> where_tap(Numbers<T> taps, Numbers<T> number, Values<T> values)
   return taps == number ? values : Values<T>{};
 }
 
+// 0, 1, 2, ...
+template <class T>
+inline Numbers<T> lane_numbers() {
+  Numbers<T> numbers;
+  for (int i = 0; i < kLanes<T>; ++i) numbers[i] = i;
+  return numbers;
+}
+
+template <class T>
+inline bool any_lane(Numbers<T> mask) {
+  Number<T> any = 0;
+  for (int i = 0; i < kLanes<T>; ++i) any |= mask[i];
+  return any != 0;
+}
+
 // Lanes of (low, high) by number. clang has no __builtin_shuffle, but folds the loop.
 template <class T>
 inline Values<T> pick(Values<T> low, Values<T> high, Numbers<T> chosen) {
@@ -226,6 +244,27 @@ inline Values<T> pick(Values<T> low, Values<T> high, Numbers<T> chosen) {
 #else
   return __builtin_shuffle(low, high, chosen);
 #endif
+}
+
+// The largest value, none of them NaN, and the lowest number of all lanes.
+template <class T, int apart = kLanes<T> / 2>
+inline T highest_lane(Values<T> values) {
+  const Values<T> other = pick<T>(values, values, lane_numbers<T>() ^ Number<T>(apart));
+  const Values<T> higher = values > other ? values : other;
+  if constexpr (apart > 1)
+    return highest_lane<T, apart / 2>(higher);
+  else
+    return higher[0];
+}
+template <class T, int apart = kLanes<T> / 2>
+inline Number<T> lowest_lane(Numbers<T> numbers) {
+  const Values<T> bits = Values<T>(numbers);
+  const Numbers<T> other = Numbers<T>(pick<T>(bits, bits, lane_numbers<T>() ^ Number<T>(apart)));
+  const Numbers<T> lower = numbers < other ? numbers : other;
+  if constexpr (apart > 1)
+    return lowest_lane<T, apart / 2>(lower);
+  else
+    return lower[0];
 }
 
 // Elements 0, 2, 4, ... and 1, 3, 5, ... of two registers side by side; and back.
@@ -247,7 +286,6 @@ inline void interleave(Values<T> even, Values<T> odd, Values<T>& low, Values<T>&
 // Covers [0, n) by whole registers, the last one overlapping its neighbour, or by one partial register:
 // calls block(i, count). For results that do not depend on their neighbours. The block is inlined, so that
 // `count` is a constant in whole registers.
-#define FASTNN_BLOCK(i, count) [&](int64_t i, int64_t count) __attribute__((always_inline))
 template <class T, class Block>
 inline __attribute__((always_inline)) void for_each_block(int64_t n, const Block& block) {
   constexpr int64_t lanes = kLanes<T>;

@@ -40,12 +40,11 @@ struct Columns {
 template <class T>
 void divide_row(const PoolArgs& args, const Columns<T>& columns, int64_t row_extent, const T* values, T* quotients) {
   const Values<T> given = broadcast<T>(T(args.divisor_override));
-  for_each_block<T>(
-      args.width.out, FASTNN_BLOCK(i, count) {
-        const Values<T> extents = load_values<T>(columns.extents + i) * T(row_extent);
-        store_values<T>(quotients + i, load_values<T>(values + i, count) / (args.divisor_override ? given : extents),
-                        count);
-      });
+  for_each_block<T>(args.width.out, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    const Values<T> extents = load_values<T>(columns.extents + i) * T(row_extent);
+    store_values<T>(quotients + i, load_values<T>(values + i, count) / (args.divisor_override ? given : extents),
+                    count);
+  });
 }
 
 // How far ahead a sum asks for its input: rows of planes are short of what the hardware follows by itself.
@@ -122,12 +121,11 @@ void sum_windows(const PoolArgs& args, const Columns<T>& columns, const T* line,
     return;
   }
   const Phases<T>& phases = columns.phases;
-  for_each_block<T>(
-      args.width.out, FASTNN_BLOCK(i, count) {
-        Values<T> sum = load_values<T>(line + phases.offset[0] + i);
-        for (int64_t t = 1; t < phases.taps; ++t) sum += load_values<T>(line + phases.offset[t] + i);
-        store_values<T>(sums + i, sum, count);
-      });
+  for_each_block<T>(args.width.out, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    Values<T> sum = load_values<T>(line + phases.offset[0] + i);
+    for (int64_t t = 1; t < phases.taps; ++t) sum += load_values<T>(line + phases.offset[t] + i);
+    store_values<T>(sums + i, sum, count);
+  });
 }
 
 template <class Stored>
@@ -246,13 +244,12 @@ void spread_windows(const PoolArgs& args, const Columns<T>& columns, const Sprea
 // dx = sum of the lines [begin, end) of a ring.
 template <class T>
 void add_lines(const T* ring, int64_t slots, int64_t length, Cover cover, int64_t n, T* dx) {
-  for_each_block<T>(
-      n, FASTNN_BLOCK(w, count) {
-        Values<T> sum{};
-        for (int64_t row = cover.begin; row < cover.end; ++row)
-          sum += load_values<T>(ring + (row & (slots - 1)) * length + w, count);
-        store_values<T>(dx + w, sum, count);
-      });
+  for_each_block<T>(n, [&](int64_t w, int64_t count) FASTNN_INLINED {
+    Values<T> sum{};
+    for (int64_t row = cover.begin; row < cover.end; ++row)
+      sum += load_values<T>(ring + (row & (slots - 1)) * length + w, count);
+    store_values<T>(dx + w, sum, count);
+  });
 }
 
 // The most windows that cover one position of an axis.

@@ -23,16 +23,16 @@ struct Count {
   static constexpr int value = n;
 };
 
-// Calls block(Count, channel, lanes): that many registers, of `lanes` channels each; `most` at a time. The
+// Calls block(Count, channel, lanes): that many registers, of `lanes` channels each: `most`, four, or one. The
 // block is inlined, so that `lanes` is a constant in whole registers.
-#define FASTNN_REGISTERS(count, channel, lanes) \
-  [&](auto count, int64_t channel, int64_t lanes) __attribute__((always_inline))
 template <class T, int most, class Block>
 inline __attribute__((always_inline)) void for_each_registers(int64_t channels, const Block& block) {
   constexpr int64_t lanes = kLanes<T>;
   if (channels < lanes) return block(Count<1>{}, int64_t(0), channels);
   int64_t channel = 0;
-  for (; channel + most * lanes <= channels; channel += most * lanes) block(Count<most>{}, channel, lanes);
+  if constexpr (most > 4)
+    for (; channel + most * lanes <= channels; channel += most * lanes) block(Count<most>{}, channel, lanes);
+  for (; channel + 4 * lanes <= channels; channel += 4 * lanes) block(Count<4>{}, channel, lanes);
   for (; channel < channels; channel += lanes) block(Count<1>{}, smaller(channel, channels - lanes), lanes);
 }
 
@@ -135,7 +135,7 @@ void max_forward_typed(const PoolArgs& args) {
                                              window_of(args.width, o),
                                              streamed};
         for_each_registers<Compute<Stored>, 4>(
-            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
+            args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
               max_registers<tapped, decltype(count)::value>(args, pixel, channel, lanes);
             });
         if (tapped && args.indices) expand_taps(args, at.row, o, pixel.taps, args.indices + start);
@@ -181,25 +181,24 @@ void max_backward_typed(const PoolArgs& args) {
       for (int64_t column = 0; column < args.width.in; ++column) {
         const ColumnCover columns = layout.covers[column];
         Stored* dx = static_cast<Stored*>(args.x) + (at.index * args.width.in + column) * args.channels;
-        for_each_registers<T, 4>(
-            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
-              constexpr int n = decltype(count)::value;
-              Values<T> sums[n] = {};
-              for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
-                const int64_t row_tap = tap_at(args.height, out_row, position);
-                if (row_tap < 0) continue;
-                for (int64_t o = columns.begin; o < columns.end; ++o) {
-                  const int64_t column_tap = tap_at(args.width, o, column);
-                  if (column_tap < 0) continue;
-                  const int64_t from = (out_row * args.width.out + o) * args.channels + channel;
-                  const Numbers<T> number = broadcast_number<T>(row_tap * args.width.kernel + column_tap);
-                  for (int r = 0; r < n; ++r)
-                    sums[r] += where_tap<T>(load_taps<T, Tap>(taps + from + r * kLanes<T>, lanes), number,
-                                            load_values<Stored>(dy + from + r * kLanes<T>, lanes));
-                }
-              }
-              for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
-            });
+        for_each_registers<T, 4>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> sums[n] = {};
+          for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
+            const int64_t row_tap = tap_at(args.height, out_row, position);
+            if (row_tap < 0) continue;
+            for (int64_t o = columns.begin; o < columns.end; ++o) {
+              const int64_t column_tap = tap_at(args.width, o, column);
+              if (column_tap < 0) continue;
+              const int64_t from = (out_row * args.width.out + o) * args.channels + channel;
+              const Numbers<T> number = broadcast_number<T>(row_tap * args.width.kernel + column_tap);
+              for (int r = 0; r < n; ++r)
+                sums[r] += where_tap<T>(load_taps<T, Tap>(taps + from + r * kLanes<T>, lanes), number,
+                                        load_values<Stored>(dy + from + r * kLanes<T>, lanes));
+            }
+          }
+          for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
+        });
       }
     }
     if (streamed) finish_streaming();
@@ -225,17 +224,16 @@ void avg_forward_typed(const PoolArgs& args) {
         const int64_t extent = args.divisor_override ? args.divisor_override : rows.extent * columns.extent;
         const Values<T> divisor = broadcast<T>(T(extent));
         Stored* y = static_cast<Stored*>(args.y) + (at.index * args.width.out + o) * args.channels;
-        for_each_registers<T, kSums>(
-            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
-              constexpr int n = decltype(count)::value;
-              Values<T> sums[n] = {};
-              for (int64_t h = rows.begin; h < rows.end; ++h) {
-                const Stored* from = x + (h * args.width.in + columns.begin) * args.channels + channel;
-                for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels)
-                  for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes);
-              }
-              for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
-            });
+        for_each_registers<T, kSums>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> sums[n] = {};
+          for (int64_t h = rows.begin; h < rows.end; ++h) {
+            const Stored* from = x + (h * args.width.in + columns.begin) * args.channels + channel;
+            for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels)
+              for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes);
+          }
+          for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
+        });
       }
     }
     if (streamed) finish_streaming();
@@ -255,21 +253,20 @@ void avg_backward_typed(const PoolArgs& args) {
       for (int64_t column = 0; column < args.width.in; ++column) {
         const ColumnCover columns = layout.covers[column];
         Stored* dx = static_cast<Stored*>(args.x) + (at.index * args.width.in + column) * args.channels;
-        for_each_registers<T, 4>(
-            args.channels, FASTNN_REGISTERS(count, channel, lanes) {
-              constexpr int n = decltype(count)::value;
-              Values<T> sums[n] = {};
-              for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
-                const int64_t row_extent = window_of(args.height, out_row, args.count_include_pad).extent;
-                for (int64_t o = columns.begin; o < columns.end; ++o) {
-                  const int64_t extent = row_extent * layout.extents[o];
-                  const T share = T(1) / T(args.divisor_override ? args.divisor_override : extent);
-                  const Stored* from = dy + (out_row * args.width.out + o) * args.channels + channel;
-                  for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes) * share;
-                }
-              }
-              for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
-            });
+        for_each_registers<T, 4>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> sums[n] = {};
+          for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
+            const int64_t row_extent = window_of(args.height, out_row, args.count_include_pad).extent;
+            for (int64_t o = columns.begin; o < columns.end; ++o) {
+              const int64_t extent = row_extent * layout.extents[o];
+              const T share = T(1) / T(args.divisor_override ? args.divisor_override : extent);
+              const Stored* from = dy + (out_row * args.width.out + o) * args.channels + channel;
+              for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes) * share;
+            }
+          }
+          for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
+        });
       }
     }
     if (streamed) finish_streaming();

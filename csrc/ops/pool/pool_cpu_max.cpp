@@ -10,7 +10,6 @@
 // The backward is in pool_cpu_max_backward.cpp.
 #include "ops/pool/pairs_cpu.h"
 #include "ops/pool/rows_cpu.h"
-#include "simd/row.h"
 
 namespace fastnn {
 namespace {
@@ -79,25 +78,24 @@ void max_row_by_taps(const Phases<T>& phases, const SplitRows<T>& rows, const Nu
   const int64_t columns = fixed ? fixed : phases.taps;
   int64_t offset[fixed ? fixed : kMaxTaps];  // a copy, for stores of taps may change anything else
   for (int64_t t = 0; t < columns; ++t) offset[t] = phases.offset[t];
-  for_each_block<T>(
-      n, FASTNN_BLOCK(i, count) {
-        Values<T> value = broadcast<T>(kLowest<T>);
-        Numbers<T> tap{}, number = broadcast_number<T>(rows.first);
-        if (tapped) {
-          memcpy(&tap, first_columns + i, sizeof tap);
-          tap += number;
-        }
-        for (int64_t r = 0; r < rows.count; ++r) {
-          const T* line = rows.line[r] + i;
+  for_each_block<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    Values<T> value = broadcast<T>(kLowest<T>);
+    Numbers<T> tap{}, number = broadcast_number<T>(rows.first);
+    if (tapped) {
+      memcpy(&tap, first_columns + i, sizeof tap);
+      tap += number;
+    }
+    for (int64_t r = 0; r < rows.count; ++r) {
+      const T* line = rows.line[r] + i;
 #pragma GCC unroll 3
-          for (int64_t t = 0; t < columns; ++t) {
-            take<tapped, T>(load_values<T>(line + offset[t]), number, value, tap);
-            if (tapped) number += 1;
-          }
-        }
-        store_values<T>(best + i, value, count);
-        if (tapped) store_taps<T>(taps + i, tap, count);
-      });
+      for (int64_t t = 0; t < columns; ++t) {
+        take<tapped, T>(load_values<T>(line + offset[t]), number, value, tap);
+        if (tapped) number += 1;
+      }
+    }
+    store_values<T>(best + i, value, count);
+    if (tapped) store_taps<T>(taps + i, tap, count);
+  });
 }
 
 template <bool tapped, int fixed, class T>
@@ -138,65 +136,79 @@ void max_forward_by_taps(const PoolArgs& args) {
 
 // ----------------------------------------------------------------------------------------- by folds
 
-// The maxima of the columns over rows `step` elements apart, and the numbers of their rows from `first` on.
+// The maxima of the columns over rows `step` elements apart, and the taps that their rows begin with: `first`
+// and every `row_taps` from there on. Says whether there is a NaN among the maxima.
 template <class Stored>
-void fold_rows(const Stored* x, int64_t n_rows, int64_t step, int64_t first, int64_t n, Compute<Stored>* best,
-               Number<Compute<Stored>>* rows) {
+bool fold_rows(const Stored* x, int64_t n_rows, int64_t step, int64_t first, int64_t row_taps, int64_t n,
+               Compute<Stored>* best, Number<Compute<Stored>>* rows) {
   using T = Compute<Stored>;
-  for_each_block<T>(
-      n, FASTNN_BLOCK(i, count) {
-        Values<T> value = broadcast<T>(kLowest<T>);
-        Numbers<T> at = broadcast_number<T>(first), number = at;
-        for (int64_t row = 0; row < n_rows; ++row, number += 1)
-          take<true, T>(load_values<Stored>(x + row * step + i, count), number, value, at);
-        store_values<T>(best + i, value, count);
-        memcpy(rows + i, &at, size_t(count) * sizeof(Number<T>));
-      });
+  Numbers<T> nan{};
+  for_each_block<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    Values<T> value = broadcast<T>(kLowest<T>);
+    Numbers<T> at = broadcast_number<T>(first), number = at;
+    for (int64_t row = 0; row < n_rows; ++row, number += Number<T>(row_taps))
+      take<true, T>(load_values<Stored>(x + row * step + i, count), number, value, at);
+    store_values<T>(best + i, value, count);
+    memcpy(rows + i, &at, size_t(count) * sizeof(Number<T>));
+    nan |= value != value;
+  });
+  return any_lane<T>(nan);
 }
 
-// A line of such maxima, and whether there is a NaN among them.
+// A line of such maxima, with room for one more register; of `n_rows` rows.
 template <class T>
 struct Folded {
   T* best;
   Number<T>* rows;
+  int64_t n_rows;
   bool has_nan;
 };
 
 // The maximum of a window over the line, and its tap: of equal values the first in order of rows, then
-// columns; of NaNs the last. Short windows go value by value.
+// columns; of NaNs the last.
 template <class T>
-Number<T> max_of_window(const PoolAxis& width, const Window& window, const Folded<T>& line, T* value) {
-  const int64_t step = width.dilation;
-  const Number<T> row_taps = Number<T>(width.kernel);
+Number<T> max_by_columns(const PoolAxis& width, const Window& window, const Folded<T>& line, T* value) {
   T highest = kLowest<T>;
   Number<T> column = Number<T>(window.first), tap = -1;
-  if (line.has_nan) {
-    for (int64_t w = window.begin; w < window.end; w += step, ++column) {
-      const T x = line.best[w];
-      const Number<T> number = line.rows[w] * row_taps + column;
-      const bool wins =
-          x != x ? highest == highest || number > tap : x > highest || (x == highest && (tap < 0 || number < tap));
-      if (wins) highest = x, tap = number;
-    }
-  } else if (step == 1 && window.end - window.begin >= 2 * kLanes<T>) {
-    highest = row_max(line.best + window.begin, window.end - window.begin);
-    Number<T> lowest = Number<T>(INT32_MAX);
-    for (int64_t w = window.begin; w < window.end; ++w, ++column) {
-      const Number<T> number = line.rows[w] * row_taps + column;
-      lowest = line.best[w] == highest && number < lowest ? number : lowest;
-    }
-    tap = lowest;
-  } else {
-    for (int64_t w = window.begin; w < window.end; w += step, ++column) {
-      const T x = line.best[w];
-      const Number<T> number = line.rows[w] * row_taps + column;
-      const bool wins = (x > highest) | ((x == highest) & ((tap < 0) | (number < tap)));
-      highest = wins ? x : highest;
-      tap = wins ? number : tap;
-    }
+  for (int64_t w = window.begin; w < window.end; w += width.dilation, ++column) {
+    const T x = line.best[w];
+    const Number<T> number = line.rows[w] + column;
+    const bool wins =
+        x != x ? highest == highest || number > tap : x > highest || (x == highest && (tap < 0 || number < tap));
+    if (wins) highest = x, tap = number;
   }
   *value = highest;
   return tap;
+}
+
+// The same without NaN and dilation: the highest value, then the lowest tap that has it.
+template <class T>
+Number<T> max_by_registers(const Window& window, const Folded<T>& line, T* value) {
+  const auto for_each_register = [&](const auto& use) FASTNN_INLINED {
+    for (int64_t w = window.begin; w < window.end; w += kLanes<T>) {
+      const Numbers<T> inside = lane_numbers<T>() < Number<T>(smaller(window.end - w, kLanes<T>));
+      use(w, inside ? load_values<T>(line.best + w) : broadcast<T>(kLowest<T>), inside);
+    }
+  };
+  Values<T> best = broadcast<T>(kLowest<T>);
+  for_each_register([&](int64_t, Values<T> x, Numbers<T>) FASTNN_INLINED { best = x > best ? x : best; });
+  const T highest = highest_lane<T>(best);
+  Numbers<T> taps = broadcast_number<T>(INT32_MAX);
+  for_each_register([&](int64_t w, Values<T> x, Numbers<T> inside) FASTNN_INLINED {
+    Numbers<T> number;
+    memcpy(&number, line.rows + w, sizeof number);
+    number += lane_numbers<T>() + Number<T>(w - window.begin);
+    const Numbers<T> wins = (x == broadcast<T>(highest)) & inside & (number < taps);
+    taps = wins ? number : taps;
+  });
+  *value = highest;
+  return lowest_lane<T>(taps);
+}
+
+template <class T>
+Number<T> max_of_window(const PoolAxis& width, const Window& window, const Folded<T>& line, T* value) {
+  if (line.has_nan || width.dilation > 1 || window.first > 0) return max_by_columns(width, window, line, value);
+  return max_by_registers(window, line, value);
 }
 
 template <class Tap, class Stored>
@@ -205,23 +217,32 @@ void max_forward_by_folds(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out, step = args.height.dilation * in;
   const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
-    Pieces pieces(Pieces::size<T>(in) + Pieces::size<Number<T>>(in) + Pieces::size<T>(2 * out) +
+    const int64_t size = in + kLanes<T>;
+    Pieces pieces(2 * (Pieces::size<T>(size) + Pieces::size<Number<T>>(size)) + Pieces::size<T>(2 * out) +
                   Pieces::size<Tap>(out));
-    Folded<T> folded{pieces.take<T>(in), pieces.take<Number<T>>(in), false};
+    Folded<T> folded[2];
+    for (Folded<T>& line : folded) line = {pieces.take<T>(size), pieces.take<Number<T>>(size), 0, false};
     T* line = pieces.take<T>(2 * out);
     Tap* tap_line = pieces.take<Tap>(out);
-    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+    const auto fold = [&](const RowCursor& at) {
       const Window rows = window_of(args.height, at.row);
-      const int64_t n_rows = larger(rows.end - rows.begin + args.height.dilation - 1, 0) / args.height.dilation;
-      fold_rows(static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in, n_rows, step,
-                rows.first, in, folded.best, folded.rows);
-      folded.has_nan = false;
-      for (int64_t w = 0; w < in; ++w) folded.has_nan |= folded.best[w] != folded.best[w];
+      const Stored* x = static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in;
+      Folded<T>& to = folded[at.index & 1];
+      to.n_rows = larger(rows.end - rows.begin + args.height.dilation - 1, 0) / args.height.dilation;
+      const int64_t first = rows.first * args.width.kernel;
+      to.has_nan = fold_rows(x, to.n_rows, step, first, args.width.kernel, in, to.best, to.rows);
+    };
+    // One row ahead: a load from a line that is still being stored would wait for the store.
+    RowCursor at(begin, args.height.out), ahead = at;
+    fold(ahead);
+    for (; at.index < end; ++at) {
+      if ((++ahead).index < end) fold(ahead);
+      const Folded<T>& from = folded[at.index & 1];
       T* values = sink.line<T>(at.index, out, line);
       Tap* taps = taps_of(args, at.index, tap_line);
       for (int64_t o = 0; o < out; ++o) {
-        const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), folded, values + o);
-        taps[o] = Tap(n_rows > 0 ? tap : -1);
+        const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), from, values + o);
+        taps[o] = Tap(from.n_rows > 0 ? tap : -1);
       }
       finish_row(args, at, taps);
       sink.put(at.index, out, values);

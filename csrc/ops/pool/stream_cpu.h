@@ -50,7 +50,7 @@ template <class Stored>
 inline void fill(Stored* to, Compute<Stored> value, int64_t n) {
   using T = Compute<Stored>;
   const Values<T> values = broadcast<T>(value);
-  for_each_block<T>(n, FASTNN_BLOCK(i, count) { store_values<Stored>(to + i, values, count); });
+  for_each_block<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED { store_values<Stored>(to + i, values, count); });
 }
 template <class Stored>
 inline void stream_fill(Stored* to, Compute<Stored> value, int64_t n) {
