@@ -2,6 +2,11 @@
 
 #include <cstdlib>
 #include <cstring>
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "core/check.h"
 
@@ -22,13 +27,34 @@ Device parse_device(const std::string& text) {
 }
 
 const char* cpu_level_name(CpuLevel level) {
-  constexpr const char* names[kCpuLevelCount] = {"baseline", "avx2", "avx512"};
+  constexpr const char* names[kCpuLevelCount] = {"baseline", "avx2", "avx512", "amx"};
   return names[static_cast<int>(level)];
 }
 
+namespace {
+
+// The tile registers: the CPU has them with bfloat16, and Linux, asked once, lets this process use them.
+bool amx_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned kTile = 1u << 24, kBfloat16 = 1u << 22;  // cpuid 7.0, edx
+  constexpr unsigned kConversions = 1u << 5;                  // cpuid 7.1, eax: AVX512_BF16
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) || (edx & (kTile | kBfloat16)) != (kTile | kBfloat16))
+    return false;
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !(eax & kConversions)) return false;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+
 CpuLevel best_cpu_level() {
   // FASTNN_BUILT_LEVEL names the best level that the build compiled.
-  CpuLevel built = CpuLevel::Avx512;
+  CpuLevel built = CpuLevel::Amx;
 #if defined(__x86_64__)
   // __builtin_cpu_supports also asks the operating system (xgetbv) whether it saves the registers.
   __builtin_cpu_init();
@@ -37,7 +63,8 @@ CpuLevel best_cpu_level() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512cd");
-  const CpuLevel best = avx512 ? CpuLevel::Avx512 : avx2 ? CpuLevel::Avx2 : CpuLevel::Baseline;
+  const CpuLevel vectors = avx512 ? CpuLevel::Avx512 : avx2 ? CpuLevel::Avx2 : CpuLevel::Baseline;
+  const CpuLevel best = avx512 && amx_granted() ? CpuLevel::Amx : vectors;
 #else
   const CpuLevel best = CpuLevel::Baseline;
 #endif
@@ -55,7 +82,7 @@ static CpuLevel choose_level() {
     check(level <= best, "FASTNN_CPU=", wanted, ": this machine or build supports no more than ", cpu_level_name(best));
     return level;
   }
-  fail("FASTNN_CPU=", wanted, ": expected baseline, avx2 or avx512");
+  fail("FASTNN_CPU=", wanted, ": expected baseline, avx2, avx512 or amx");
 }
 
 CpuLevel cpu_level() {

@@ -36,9 +36,10 @@ class CudaDeviceScope {
   int current_;
 };
 
-// Instruction-set levels, worst first. Each *_cpu.cpp file is compiled once per level.
-enum class CpuLevel : uint8_t { Baseline, Avx2, Avx512 };
-constexpr int kCpuLevelCount = 3;
+// Instruction-set levels, worst first. Each *_cpu.cpp file is compiled once per level up to Avx512; Amx adds
+// the *_amx.cpp files (matrix tiles of bfloat16) on top of those.
+enum class CpuLevel : uint8_t { Baseline, Avx2, Avx512, Amx };
+constexpr int kCpuLevelCount = 4;
 const char* cpu_level_name(CpuLevel level);
 
 // The best level that this CPU and its operating system support and this build holds.

@@ -70,6 +70,12 @@ struct Kernel : KernelBase {
   }
 };
 
+// The function of a lower CPU level: for kernels that leave a part of their arguments to it.
+template <class Args>
+inline __attribute__((always_inline)) void call_level(const Kernel<Args>& kernel, CpuLevel level, const Args& args) {
+  reinterpret_cast<typename Kernel<Args>::Function>(kernel.slots[static_cast<int>(level)])(args);
+}
+
 template <class Args>
 struct KernelEntry {
   Kernel<Args>* kernel;
@@ -97,13 +103,16 @@ constexpr __attribute__((always_inline)) KernelEntry<Args> make_kernel_entry(Ker
   return {kernel, slot, function};
 }
 
-// FASTNN_LEVEL is defined by the build for *_cpu.cpp files: baseline, avx2 or avx512.
+// FASTNN_LEVEL is defined by the build for *_cpu.cpp files: baseline, avx2 or avx512. *_amx.cpp files are
+// compiled once, at avx512, and register with FASTNN_AMX_KERNEL.
 #ifdef FASTNN_LEVEL
 #define FASTNN_LEVEL_baseline ::fastnn::CpuLevel::Baseline
 #define FASTNN_LEVEL_avx2 ::fastnn::CpuLevel::Avx2
 #define FASTNN_LEVEL_avx512 ::fastnn::CpuLevel::Avx512
 #define FASTNN_CPU_KERNEL(kernel, function) \
   FASTNN_REGISTER_KERNEL(kernel, static_cast<int64_t>(FASTNN_JOIN(FASTNN_LEVEL_, FASTNN_LEVEL)), function)
+#define FASTNN_AMX_KERNEL(kernel, function) \
+  FASTNN_REGISTER_KERNEL(kernel, static_cast<int64_t>(::fastnn::CpuLevel::Amx), function)
 #endif
 
 }  // namespace fastnn

@@ -1,4 +1,4 @@
-// The matrix engine:  C = alpha * A B  (+ C)  (+ bias),  for a batch of matrices.
+// The matrix engine:  C = activation(alpha * A B  (+ C)  (+ bias)  (+ residual)),  for a batch of matrices.
 //
 // A is m x k, B is k x n, C is m x n. A and B have any row and column strides (so NN, NT, TN and TT
 // are one call) and any batch strides (zero broadcasts); the columns of C are adjacent. Strides count
@@ -15,10 +15,14 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/kernel.h"
 
 namespace fastnn {
 
 enum class GemmBias : uint8_t { None, PerRow, PerColumn };
+
+// What may follow a product or a convolution, while its sums are still in cache.
+enum class Activation : uint8_t { None, Relu, Gelu, GeluTanh, Silu, Sigmoid, Tanh };
 
 constexpr int kGemmBatchDims = 6;
 
@@ -37,6 +41,9 @@ struct GemmArgs {
   bool accumulate = false;  // add to C what it held
   GemmBias bias_kind = GemmBias::None;
   const void* bias = nullptr;  // in C's dtype: m (PerRow) or n (PerColumn) adjacent elements
+  const void* residual = nullptr;  // added to C: of its dtype, shape and strides
+  Activation activation = Activation::None;
+  const void* packed_b = nullptr;  // B as matmul_pack made it from these arguments; one matrix for the whole batch
 
   int batch_ndim = 0;  // the batch's shape, and the strides of each matrix over it
   int64_t batch_shape[kGemmBatchDims] = {};
@@ -45,6 +52,31 @@ struct GemmArgs {
   int64_t c_batch[kGemmBatchDims] = {};
 };
 
+// Where the matrices of one item of the batch begin.
+struct GemmItem {
+  const char* a;
+  const char* b;
+  char* c;
+};
+
+// Packs B for many products of these arguments. `bytes` is set to what the packed B takes, 0 where the engine would
+// not use one; it is written to `target` unless that is null.
+struct GemmPack {
+  const GemmArgs* gemm;
+  void* target;
+  int64_t* bytes;
+};
+extern Kernel<GemmPack> gemm_pack;  // at the CPU levels that multiply by packed operands
+
+// How exactly float32 products are made where the CPU multiplies bfloat16 tiles: "highest" (the default) with
+// float32 accuracy, "high" from two bfloat16 parts (relative error about 2^-16), "medium" from one (2^-8).
+// Elsewhere all are float32. As in PyTorch. Throws ValueError for any other word.
+void set_float32_matmul_precision(const char* precision);
+const char* float32_matmul_precision();
+
+// "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", or "" for none. Throws ValueError for any other word.
+Activation parse_activation(const char* op, const char* name);
+
 namespace {
 
 inline int64_t gemm_batch_size(const GemmArgs& args) {
@@ -52,13 +84,6 @@ inline int64_t gemm_batch_size(const GemmArgs& args) {
   for (int d = 0; d < args.batch_ndim; ++d) size *= args.batch_shape[d];
   return size;
 }
-
-// Where the matrices of one item of the batch begin.
-struct GemmItem {
-  const char* a;
-  const char* b;
-  char* c;
-};
 
 inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
   int64_t a = 0, b = 0, c = 0;

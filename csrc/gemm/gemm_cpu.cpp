@@ -11,6 +11,7 @@
 #include "core/memory.h"
 #include "core/parallel.h"
 #include "gemm/gemm.h"
+#include "gemm/gemm_amx.h"
 #include "gemm/micro_cpu.h"
 #include "gemm/pack_cpu.h"
 
@@ -68,14 +69,19 @@ struct Product {
   Destination<T> out;
 
   int64_t work() const { return m * n * k; }
-  // Of the tile at (row, column); what C held and the bias come in with the first block of k.
-  Destination<T> destination(int64_t row, int64_t column, bool first) const {
-    return {out.c + row * out.c_row + column,
+  // Of the tile at (row, column) for k in [begin, end): what C held comes in with the first block, what follows
+  // the product with the last.
+  Destination<T> destination(int64_t row, int64_t column, int64_t begin, int64_t end) const {
+    const int64_t at = row * out.c_row + column;
+    const bool last = end >= k;
+    return {out.c + at,
             out.c_row,
             out.alpha,
-            out.accumulate || !first,
-            out.row_bias && first ? out.row_bias + row : nullptr,
-            out.column_bias && first ? out.column_bias + column : nullptr};
+            out.accumulate || begin > 0,
+            out.row_bias && last ? out.row_bias + row : nullptr,
+            out.column_bias && last ? out.column_bias + column : nullptr,
+            out.residual && last ? out.residual + at : nullptr,
+            last ? out.activation : Activation::None};
   }
 };
 
@@ -113,7 +119,7 @@ void direct(const Product<T>& product) {
           run_outer_tile<T>({product.a.template at<T>(i, p), product.a.outer, product.a.depth,
                              product.b.template at<T>(j, p), b_rows, min(depth, product.k - p), rows, columns, ahead},
                             block);
-          product.destination(i, j, p == 0).put(block, rows, columns);
+          product.destination(i, j, p, p + depth).put(block, rows, columns);
         }
   };
   for_each_tile(product.m, product.n, product.k, kRows, kColumns, multiply_tile);
@@ -132,7 +138,7 @@ void dot(const Product<T>& product) {
         dot_tile<T>({product.a.template at<T>(i, 0), product.a.outer, product.b.template at<T>(j, 0), b_columns,
                      product.k, rows, columns},
                     block);
-        const Destination<T> out = product.destination(i, j, true);
+        const Destination<T> out = product.destination(i, j, 0, product.k);
         for (int r = 0; r < rows; ++r)
           for (int c = 0; c < columns; ++c) out.put_one(block[r * kColumns + c], r, c);
       }
@@ -190,7 +196,7 @@ void multiply_block(const Product<T>& product, int64_t row, int64_t row_end, con
       for (int64_t i = 0; i < rows; i += kRows, next += lines_per_tile * 64) {
         if (large && panel + 1 < end) prefetch_lines(next, lines_per_tile);
         packed_tile<T>(block + i * k, b, k, int(min(kRows, rows - i)), int(min(kColumns, slab.column_end - j)),
-                       product.destination(row + i, j, first_p == 0));
+                       product.destination(row + i, j, first_p, first_p + k));
       }
     }
   }
@@ -246,7 +252,7 @@ void multiply_split(const Product<T>& product) {
       part.a.data = product.a.at(0, chunk * depth);
       part.b.data = product.b.at(0, chunk * depth);
       part.k = min(depth, product.k - chunk * depth);
-      part.out = {partials + chunk * outputs, product.n, T(1), false, nullptr, nullptr};
+      part.out = {partials + chunk * outputs, product.n, T(1), false, nullptr, nullptr, nullptr, Activation::None};
       multiply_whole(part);
     }
   });
@@ -280,16 +286,19 @@ Product<T> make_product(const GemmArgs& args, const GemmItem& item, const Destin
 template <class T>
 void multiply_item(const GemmArgs& args, const GemmItem& item) {
   const T* bias = static_cast<const T*>(args.bias);
+  const T* residual = static_cast<const T*>(args.residual);
+  T* c = reinterpret_cast<T*>(item.c);
   multiply(make_product<T>(
       args, item,
-      {reinterpret_cast<T*>(item.c), args.c_row, T(args.alpha), args.accumulate,
-       args.bias_kind == GemmBias::PerRow ? bias : nullptr, args.bias_kind == GemmBias::PerColumn ? bias : nullptr}));
+      {c, args.c_row, T(args.alpha), args.accumulate, args.bias_kind == GemmBias::PerRow ? bias : nullptr,
+       args.bias_kind == GemmBias::PerColumn ? bias : nullptr,
+       residual ? residual + (c - static_cast<const T*>(args.c)) : nullptr, args.activation}));
 }
 
 // A 16-bit C: the sums are made in float32, and rounded once.
 void multiply_rounded(const GemmArgs& args, const GemmItem& item) {
   float* sums = static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(args.m * args.n) * sizeof(float)));
-  multiply(make_product<float>(args, item, {sums, args.n, float(args.alpha), false, nullptr, nullptr}));
+  multiply(make_product<float>(args, item, {sums, args.n, float(args.alpha), false, nullptr, nullptr, nullptr, Activation::None}));
   const int64_t size = int64_t(item_size(args.c_dtype));
   const char* bias = static_cast<const char*>(args.bias);
   parallel_for(args.m, max(1, (1 << 16) / args.n), [&](int64_t begin, int64_t end) {
@@ -306,28 +315,47 @@ void multiply_rounded(const GemmArgs& args, const GemmItem& item) {
         if (args.accumulate) add(target, 1);
         if (args.bias_kind == GemmBias::PerRow) add(bias + i * size, 0);
         if (args.bias_kind == GemmBias::PerColumn) add(bias + j * size, 1);
+        if (args.residual) add(static_cast<const char*>(args.residual) + (target - static_cast<char*>(args.c)), 1);
+        activate_row(args.activation, row, run);
         FASTNN_LEVEL::store_row(target, args.c_dtype, 1, row, run);
       }
   });
+}
+
+void multiply_any(const GemmArgs& args, const GemmItem& item) {
+  if (is_reduced_float(args.c_dtype)) {
+    multiply_rounded(args, item);
+  } else if (args.c_dtype == DType::Float64) {
+    multiply_item<double>(args, item);
+  } else {
+    multiply_item<float>(args, item);
+  }
 }
 
 }  // namespace
 
 namespace FASTNN_LEVEL {
 
+#ifdef FASTNN_AMX
+void gemm_vectors(const GemmArgs& args, const GemmItem& item) { multiply_any(args, item); }
+#endif
+
 void gemm(const GemmArgs& args) {
   const int64_t batch = gemm_batch_size(args);
   if (args.m == 0 || args.n == 0 || batch == 0) return;
+#ifdef FASTNN_AMX
+  const bool tiles = cpu_level() == CpuLevel::Amx && amx::gemm_suits(args);
+#endif
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const GemmItem item = gemm_item(args, index);
-      if (is_reduced_float(args.c_dtype)) {
-        multiply_rounded(args, item);
-      } else if (args.c_dtype == DType::Float64) {
-        multiply_item<double>(args, item);
-      } else {
-        multiply_item<float>(args, item);
+#ifdef FASTNN_AMX
+      if (tiles) {
+        amx::gemm(args, item);
+        continue;
       }
+#endif
+      multiply_any(args, item);
     }
   };
   const int64_t work = max(1, args.m * args.n * args.k);

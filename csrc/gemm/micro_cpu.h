@@ -4,6 +4,7 @@
 // multiply-adds. A tile's sums go to a small block in memory, whence `Destination` puts them into C.
 #pragma once
 
+#include "gemm/epilogue.h"
 #include "gemm/tile.h"
 #include "simd/transpose.h"
 
@@ -19,6 +20,8 @@ struct Destination {
   bool accumulate;
   const T* row_bias;     // of the tile's first row, or null
   const T* column_bias;  // of the tile's first column, or null
+  const T* residual;     // laid out as C, or null
+  Activation activation;
 
   void put_one(T sum, int64_t row, int64_t column) const {
     T* target = c + row * c_row + column;
@@ -26,13 +29,15 @@ struct Destination {
     if (accumulate) sum += *target;
     if (row_bias) sum += row_bias[row];
     if (column_bias) sum += column_bias[column];
+    if (residual) sum += residual[row * c_row + column];
     *target = sum;
+    activate_row(activation, target, 1);
   }
 
   void put(const T* block, int rows, int columns) const {
     constexpr int kLanes = Vec<T>::size;
     const Vec<T> factor = Vec<T>::broadcast(alpha);
-    for (int r = 0; r < rows; ++r)
+    for (int r = 0; r < rows; ++r) {
 #pragma GCC unroll 2
       for (int j = 0; j < 2 * kLanes; j += kLanes) {
         if (j >= columns) break;
@@ -42,12 +47,18 @@ struct Destination {
         if (accumulate) sum += count >= kLanes ? Vec<T>::load(target) : Vec<T>::load(target, count);
         if (row_bias) sum += Vec<T>::broadcast(row_bias[r]);
         if (column_bias) sum += count >= kLanes ? Vec<T>::load(column_bias + j) : Vec<T>::load(column_bias + j, count);
+        if (residual) {
+          const T* added = residual + (target - c);
+          sum += count >= kLanes ? Vec<T>::load(added) : Vec<T>::load(added, count);
+        }
         if (count >= kLanes) {
           sum.store(target);
         } else {
           sum.store(target, count);
         }
       }
+      if (activation != Activation::None) activate_row(activation, c + r * c_row, columns);
+    }
   }
 };
 

@@ -98,34 +98,46 @@ def _large() -> tuple[Any, ...]:
     return np.random.default_rng(0).standard_normal((3, 16, 65, 63)), 2
 
 
-def _rows(*args: Any, label: str, shape: tuple[int, ...]) -> list[BenchRow]:
-    """Forward, and forward with backward: x is read, y written; then dy is read and dx written."""
-    text = "x".join(map(str, shape))
-    make = lambda: (np.random.default_rng(0).standard_normal(shape).astype(np.float32).astype(np.float64), *args)  # noqa: E731
-    size = 4.0 * float(np.prod(shape))
-    return [BenchRow(f"{text} {label}", make, bytes=size, backward=backward) for backward in (False, True)]
-
-
 STAGE, LENET = (32, 64, 112, 112), ((64, 6, 28, 28), (64, 16, 10, 10))
+BOTTLENECK, HEAD = (32, 256, 56, 56), (64, 2048, 7, 7)
+
+
+def _rows(
+    label: str, shape: tuple[int, ...], args: tuple[int, ...], outputs: int, large: bool = True
+) -> list[BenchRow]:
+    """Forward reads x and writes y, `outputs` a plane; backward reads dy and writes dx. Large ones in every form."""
+    make = lambda: (np.random.default_rng(0).standard_normal(shape), *args)  # noqa: E731
+    name = f"{'x'.join(map(str, shape))} {label}"
+    elements = float(np.prod(shape) + np.prod(shape[:2]) * outputs)
+    forms = [(dtype, last) for dtype in ("float32", "bfloat16")[: 1 + large] for last in (False, True)]
+    return [
+        BenchRow(
+            name + " channels_last" * last,
+            make,
+            bytes=elements * (4 if dtype == "float32" else 2),
+            backward=backward,
+            dtype=dtype,
+            channels_last=last,
+        )
+        for dtype, last in forms
+        for backward in (False, True)
+    ]
 
 
 def _fixed_rows() -> list[BenchRow]:
     return [
-        *_rows(2, label="k2", shape=LENET[0]),
-        *_rows(2, label="k2", shape=LENET[1]),
-        *_rows(2, label="k2", shape=STAGE),
-        *_rows(3, 2, 1, label="k3 s2 p1", shape=STAGE),
-        *_rows(3, 1, 1, label="k3 s1 p1", shape=STAGE),
+        *_rows("k2", LENET[0], (2,), 14 * 14, large=False),
+        *_rows("k2", LENET[1], (2,), 5 * 5, large=False),
+        *_rows("k2", STAGE, (2,), 56 * 56),
+        *_rows("k3 s2 p1", STAGE, (3, 2, 1), 56 * 56),
+        *_rows("k3 s1 p1", STAGE, (3, 1, 1), 112 * 112),
     ]
 
 
-def _adaptive_rows() -> list[BenchRow]:
-    return [
-        *_rows(7, label="to 7x7", shape=(32, 256, 56, 56)),
-        *_rows(7, label="to 7x7", shape=STAGE),
-        *_rows(1, label="to 1x1", shape=(32, 256, 56, 56)),
-        *_rows(1, label="to 1x1", shape=(64, 2048, 7, 7)),
-    ]
+def _adaptive_rows(*sizes: int) -> list[BenchRow]:
+    seven = [*_rows("to 7x7", BOTTLENECK, (7,), 49), *_rows("to 7x7", STAGE, (7,), 49)] if 7 in sizes else []
+    one = [*_rows("to 1x1", BOTTLENECK, (1,), 1), *_rows("to 1x1", HEAD, (1,), 1)] if 1 in sizes else []
+    return [*seven, *one]
 
 
 CASES = [
@@ -209,7 +221,7 @@ CASES = [
         [1, (3, 4), (7, 9), (2, 11)],
         terms=63,
         magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size),
-        bench=_adaptive_rows(),
+        bench=_adaptive_rows(7, 1),
     ),
     _adaptive(
         "adaptive_max_pool2d",
@@ -217,7 +229,7 @@ CASES = [
         PLANE,
         [1, (3, 4), (7, 9)],
         exact=True,
-        bench=_adaptive_rows()[:4],
+        bench=_adaptive_rows(7),
     ),
     Case(
         "adaptive_max_pool2d_with_indices",

@@ -9,6 +9,7 @@
 // Parallel over images, groups, bands of rows and, when that is little, blocks of output channels.
 #include "core/memory.h"
 #include "core/parallel.h"
+#include "ops/conv/channels_last_cpu.h"
 #include "ops/conv/conv.h"
 #include "ops/conv/planes_cpu.h"
 
@@ -20,12 +21,6 @@ constexpr int64_t kBandWork = int64_t(1) << 24;  // an image of more is cut into
 constexpr int64_t kBandPixels = 64;              // at least, in a band
 constexpr int64_t kTasks = 8;                    // wanted, at least
 constexpr int64_t kDepth = 256;                  // k is summed in blocks that leave the planes in cache
-
-// Positions of a pass's results along one axis of the output: first, first + step, ...
-struct OutputAxis {
-  int64_t size;  // of the output
-  int64_t first, step, count;
-};
 
 template <class T>
 struct Pass {
@@ -265,32 +260,6 @@ void forward_typed(const ConvArgs& args) {
 
 // ---------------------------------------------------------------------------------- input grad
 
-// Along one axis: the input positions first, first + stride, ... take their gradients from the taps
-// tap, tap + period, ..., `taps` of them, applied in reverse order to dy.
-struct GradPhase {
-  OutputAxis out;
-  PlaneAxis plane;
-  int64_t tap, period, taps;
-
-  int64_t kernel_index(int64_t reversed_tap) const { return tap + period * (taps - 1 - reversed_tap); }
-};
-
-GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
-  const int64_t shared_factor = gcd(axis.stride, axis.dilation), period = axis.stride / shared_factor;
-  const int64_t residue = (first + axis.padding) % axis.stride, quotient = (first + axis.padding) / axis.stride;
-  const int64_t count = ceil_div(axis.input - first, axis.stride);
-  int64_t tap = 0;
-  while (tap < axis.kernel && tap < period && tap * axis.dilation % axis.stride != residue) ++tap;
-  const bool found = tap < axis.kernel && tap < period;
-  const int64_t taps = found ? ceil_div(axis.kernel - tap, period) : 0, dilation = axis.dilation / shared_factor;
-  const int64_t reach = found ? (tap * axis.dilation - residue) / axis.stride + (taps - 1) * dilation : 0;
-  return {{axis.input, first, axis.stride, count},
-          plane_axis(axis.output, 1, reach - quotient, dilation, max(1, taps), count),
-          tap,
-          period,
-          taps};
-}
-
 // weight[o, i, taps of the phase] for one input channel, as [o][taps in reverse].
 template <class T>
 void gather_taps(const ConvArgs& args, const GradPhase& rows, const GradPhase& columns, int64_t group, int64_t i,
@@ -341,9 +310,11 @@ void input_grad_typed(const ConvArgs& args) {
 }
 
 void forward(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::Forward, forward);
   return args.dtype == DType::Float64 ? forward_typed<double>(args) : forward_typed<float>(args);
 }
 void input_grad(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::InputGrad, input_grad);
   return args.dtype == DType::Float64 ? input_grad_typed<double>(args) : input_grad_typed<float>(args);
 }
 

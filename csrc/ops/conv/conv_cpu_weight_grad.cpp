@@ -8,6 +8,7 @@
 // their partial gradients are added in order.
 #include "core/memory.h"
 #include "core/parallel.h"
+#include "ops/conv/channels_last_cpu.h"
 #include "ops/conv/conv.h"
 #include "ops/conv/planes_cpu.h"
 
@@ -147,6 +148,7 @@ void weight_grad_typed(const ConvArgs& args) {
 }
 
 void weight_grad(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::WeightGrad, weight_grad);
   return args.dtype == DType::Float64 ? weight_grad_typed<double>(args) : weight_grad_typed<float>(args);
 }
 

@@ -13,6 +13,7 @@
 
 #include "core/dtype.h"
 #include "gemm/tile.h"
+#include "ops/conv/conv.h"
 #include "simd/convert.h"
 
 namespace fastnn {
@@ -125,6 +126,40 @@ inline int64_t tap_offset(const Planes& planes, int64_t channel, int64_t t_row, 
   const int64_t plane = (channel * rows.phases + t_row % rows.phases) * columns.phases + t_column % columns.phases;
   return plane * pitch + t_row * rows.dilation / rows.step * columns.length +
          t_column * columns.dilation / columns.step;
+}
+
+// Positions of a pass's results along one axis of the output: first, first + step, ...
+struct OutputAxis {
+  int64_t size;  // of the output
+  int64_t first, step, count;
+};
+
+// ------------------------------------------------------------------------------ input gradient
+
+// Along one axis: the input positions first, first + stride, ... take their gradients from the taps
+// tap, tap + period, ..., `taps` of them, applied in reverse order to dy.
+struct GradPhase {
+  OutputAxis out;
+  PlaneAxis plane;
+  int64_t tap, period, taps;
+
+  int64_t kernel_index(int64_t reversed_tap) const { return tap + period * (taps - 1 - reversed_tap); }
+};
+
+inline GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
+  const int64_t shared_factor = gcd(axis.stride, axis.dilation), period = axis.stride / shared_factor;
+  const int64_t residue = (first + axis.padding) % axis.stride, quotient = (first + axis.padding) / axis.stride;
+  const int64_t count = ceil_div(axis.input - first, axis.stride);
+  int64_t tap = 0;
+  while (tap < axis.kernel && tap < period && tap * axis.dilation % axis.stride != residue) ++tap;
+  const bool found = tap < axis.kernel && tap < period;
+  const int64_t taps = found ? ceil_div(axis.kernel - tap, period) : 0, dilation = axis.dilation / shared_factor;
+  const int64_t reach = found ? (tap * axis.dilation - residue) / axis.stride + (taps - 1) * dilation : 0;
+  return {{axis.input, first, axis.stride, count},
+          plane_axis(axis.output, 1, reach - quotient, dilation, max(1, taps), count),
+          tap,
+          period,
+          taps};
 }
 
 }  // namespace

@@ -56,6 +56,73 @@ def conv2d(
     return _C.conv2d(input, weight, bias, step, pad, sizes(dilation, 2, "dilation"), groups, same)
 
 
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation in three dimensions. input (N, C, D, H, W), weight (O, C/groups, KD, KH, KW) -> (N, O, ...)."""
+    step = sizes(stride, 3, "stride")
+    pad, same = conv_padding(padding, 3, step)
+    return _C.conv3d(input, weight, bias, step, pad, sizes(dilation, 3, "dilation"), groups, same)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv1d`` in its input. input (N, C, L), weight (C, O/groups, K) -> (N, O, L')."""
+    return _C.conv_transpose1d(
+        input,
+        weight,
+        bias,
+        sizes(stride, 1, "stride"),
+        sizes(padding, 1, "padding"),
+        sizes(output_padding, 1, "output_padding"),
+        groups,
+        sizes(dilation, 1, "dilation"),
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv2d`` in its input, also called a deconvolution.
+
+    input (N, C, H, W), weight (C, O/groups, KH, KW) -> (N, O, H', W').
+
+    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1; ``output_padding`` must be smaller than
+    the stride or the dilation, else ValueError.
+    """
+    return _C.conv_transpose2d(
+        input,
+        weight,
+        bias,
+        sizes(stride, 2, "stride"),
+        sizes(padding, 2, "padding"),
+        sizes(output_padding, 2, "output_padding"),
+        groups,
+        sizes(dilation, 2, "dilation"),
+    )
+
+
 # ---- pooling --------------------------------------------------------------------------------------
 
 
@@ -372,6 +439,27 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first."""
     return _C.pad(input, tuple(pad), mode, 0.0 if value is None else value)
+
+
+# ---- normalization --------------------------------------------------------------------------------
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, for each channel of (N, C, ...). Ioffe and Szegedy 2015.
+
+    With ``training`` the batch's statistics normalize and the running ones, if given, are updated in place:
+    running = (1 - momentum) running + momentum batch. Without, the running ones normalize.
+    """
+    return _C.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:

@@ -1,0 +1,352 @@
+// A convolution's source for AMX tiles: planes (planes_cpu.h) of bfloat16 parts, channels in groups of 32.
+//
+//   lines    [part][phase][group][image][row][column]  of 32 channels: 64 bytes a position. A row of A, k = channels.
+//   pairs    [part][parity][phase][half group][image][row][column / 2]  of 16 channels x 2 positions: 64 bytes a
+//            pair of positions. A row of B, k = positions. Pairs of parity 1 begin at odd positions, for taps whose
+//            shift is odd. Rows have even lengths, and images whole steps of 32 positions.
+//
+// So the tile of any 16 or 32 consecutive positions is a run of whole cache lines, and a tap is an offset of
+// whole lines. Channels are padded with zeros to a multiple of 32. With few channels the column taps become
+// channels of their own ("folded": one plane for each channel and column tap, already shifted).
+//
+// Cost: each value is read once, split into parts, and transposed from rows of positions (NCHW) in squares of
+// 16 x 16; NHWC needs no transposing for lines.
+#pragma once
+
+#include "core/memory.h"
+#include "core/parallel.h"
+#include "gemm/pack_amx.h"
+#include "ops/conv/conv.h"
+#include "ops/conv/planes_cpu.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kLineBytes = 64;
+
+enum class PlaneForm : uint8_t { Lines, Pairs };
+
+struct TilePlanes {
+  Planes planes;  // of one group's channels
+  bool folded;
+  int64_t first_channel;        // of the source: the group's
+  int64_t source_channels;      // of all groups
+  int64_t first_image, images;  // the images present
+  int64_t slots;                // images there is room for
+  PlaneForm form;
+  bool channels_last;
+  int64_t parities;  // of pairs
+
+  int64_t column_phases() const { return folded ? 1 : planes.columns.phases; }
+  int64_t phases() const { return planes.rows.phases * column_phases(); }
+  int64_t folds() const { return folded ? planes.columns.phases : 1; }
+  int64_t channels() const { return planes.channels * folds(); }
+  int64_t channel_groups() const { return ceil_div(channels(), kStepK); }
+  int64_t plane() const {
+    const int64_t positions = planes.rows.length * planes.columns.length;
+    return form == PlaneForm::Lines ? positions : ceil_div(positions, kStepK) * kStepK;
+  }
+  // Bytes of a channel group's positions (of a half group's pairs): room for tiles that run over the end.
+  int64_t group_bytes() const {
+    const int64_t positions = slots * plane() + 2 * kBlock;
+    return (form == PlaneForm::Lines ? positions : ceil_div(positions, 2)) * kLineBytes;
+  }
+  int64_t groups_per_phase() const { return form == PlaneForm::Lines ? channel_groups() : 2 * channel_groups(); }
+  int64_t phase_bytes() const { return groups_per_phase() * group_bytes(); }
+  int64_t parity_bytes() const { return phases() * phase_bytes(); }
+  int64_t part_bytes() const { return parities * parity_bytes(); }
+
+  // What tap (row, column) reads for position 0: its phase and its shift in positions.
+  int64_t tap_phase(int64_t row, int64_t column) const {
+    return row % planes.rows.phases * column_phases() + (folded ? 0 : column % planes.columns.phases);
+  }
+  int64_t tap_shift(int64_t row, int64_t column) const {
+    const PlaneAxis &r = planes.rows, &c = planes.columns;
+    return row * r.dilation / r.step * c.length + (folded ? 0 : column * c.dilation / c.step);
+  }
+};
+
+// The planes of one group; column taps folded into channels leave planes without shifts.
+inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group,
+                              int64_t groups, bool folded, PlaneForm form, bool channels_last) {
+  TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
+  if (folded) {
+    result.planes.columns.phases = column_taps;
+    result.planes.columns.length = outputs;
+  }
+  if (form == PlaneForm::Pairs) result.planes.columns.length = ceil_div(result.planes.columns.length, 2) * 2;
+  return result;
+}
+
+// A row of planes to prepare: where its positions come from.
+struct PlaneRow {
+  int64_t phase, group, image, row;
+};
+
+// Elements begin, begin + step, ... of a row of `size` elements `stride` apart; zeros outside it.
+template <class T>
+inline void copy_elements(T* target, int64_t length, const T* row, int64_t size, int64_t stride, int64_t begin,
+                          int64_t step) {
+  const int64_t first = row == nullptr ? length : min(length, begin < 0 ? ceil_div(-begin, step) : 0);
+  const int64_t end = row == nullptr || begin >= size ? first : max(first, min(length, ceil_div(size - begin, step)));
+  for (int64_t i = 0; i < first; ++i) target[i] = T{};
+  const T* source = row + (begin + first * step) * stride;
+  for (int64_t i = first; i < end; ++i, source += step * stride) target[i] = *source;
+  for (int64_t i = end; i < length; ++i) target[i] = T{};
+}
+
+// Positions of 32 channels of a row of planes: where column 0 of each channel lies, and which columns lie inside
+// the image; the others are zeros.
+template <class T>
+struct ChannelRows {
+  const T* rows[kStepK];
+  int64_t begin[kStepK], end[kStepK];
+
+  // Rows whose elements are not adjacent are copied to `copies`, which holds [channel][length rounded up to 16];
+  // without it such rows are not to be used.
+  ChannelRows(const TilePlanes& tiles, const PlaneRow& at, T* copies) {
+    const Planes& planes = tiles.planes;
+    const PlaneAxis &r = planes.rows, &c = planes.columns;
+    const int64_t position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const bool inside = position >= 0 && position < r.source;
+    const int64_t column_phase = at.phase % tiles.column_phases(), folds = tiles.folds();
+    const T* image = reinterpret_cast<const T*>(planes.source) +
+                     (tiles.first_image + at.image) * tiles.source_channels * planes.source_plane();
+    const int64_t stride = tiles.channels_last ? tiles.source_channels : 1, pitch = ceil_div(c.length, 16) * 16;
+    for (int64_t i = 0; i < kStepK; ++i) {
+      const int64_t channel = at.group * kStepK + i, fold = channel % folds;
+      const int64_t first = tiles.folded ? fold * c.dilation - c.pad : c.phase_begin(column_phase);
+      const int64_t source_channel = tiles.first_channel + channel / folds;
+      const bool valid = inside && channel < tiles.channels();
+      const T* row = tiles.channels_last ? image + position * c.source * stride + source_channel
+                                         : image + source_channel * planes.source_plane() + position * c.source;
+      begin[i] = 0;
+      end[i] = valid ? c.length : 0;
+      if (c.step * stride == 1) {
+        rows[i] = row + first;
+        begin[i] = max(0, -first);
+        if (valid) end[i] = min(c.length, c.source - first);
+      } else if (copies) {
+        rows[i] = copies + i * pitch;
+        if (valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
+      }
+    }
+  }
+
+  __mmask16 mask(int64_t channel, int64_t column) const {
+    return lane_mask(end[channel] - column) & ~lane_mask(begin[channel] - column);
+  }
+  const char* at(int64_t channel, int64_t column) const {
+    return reinterpret_cast<const char*>(rows[channel] + column);
+  }
+};
+
+inline void transpose_lines(__m512i* lines) {
+  Vec<float> square[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) square[i] = Vec<float>(Vec<float>::Raw(_mm512_castsi512_ps(lines[i])));
+  transpose(square);
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) lines[i] = _mm512_castps_si512(__m512(square[i].raw));
+}
+
+// Lines of the columns of a row: squares of 16 channel pairs x 16 positions are transposed.
+template <int P, class T>
+void store_lines(const ChannelRows<T>& rows, int64_t length, char* target, int64_t part, RangeLanes& range) {
+  for (int64_t i = 0; i < length; i += 16, target += 16 * kLineBytes) {
+    __m512i squares[P][16];
+    for (int q = 0; q < 16; ++q) {
+      __m512i parts[P];
+      load_across<P, T>(rows.at(2 * q, i), rows.at(2 * q + 1, i), rows.mask(2 * q, i), rows.mask(2 * q + 1, i), parts,
+                        range);
+      for (int p = 0; p < P; ++p) squares[p][q] = parts[p];
+    }
+    for (int p = 0; p < P; ++p) {
+      transpose_lines(squares[p]);
+      for (int64_t e = 0; e < min(16, length - i); ++e)
+        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
+    }
+  }
+}
+
+// Positions whose 32 channels are adjacent in memory.
+template <int P, class T>
+void copy_lines(const T* source, int64_t stride, int64_t channels, int64_t length, char* target, int64_t part,
+                RangeLanes& range) {
+  const __mmask16 low = lane_mask(channels), high = lane_mask(channels - 16);
+  __m512i parts[P];
+  for (int64_t i = 0; i < length; ++i, source += stride, target += kLineBytes) {
+    load_along<P, T>(reinterpret_cast<const char*>(source), low, high, parts, range);
+    store_parts<P>(target, part, parts);
+  }
+}
+
+template <int P>
+void zero_lines(char* target, int64_t part, int64_t count) {
+  for (int p = 0; p < P; ++p) memset(target + p * part, 0, size_t(count * kLineBytes));
+}
+
+// A row of planes in NHWC: column i of [first, end) is the pixel at pixels + i * stride; the others are zeros.
+template <class T>
+struct PixelRow {
+  const T* pixels;
+  int64_t stride, first, end;
+  int64_t channels;  // valid ones, from the group's first on
+
+  PixelRow(const TilePlanes& tiles, const PlaneRow& at) {
+    const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
+    const int64_t position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t begin = c.phase_begin(at.phase % tiles.column_phases());
+    const bool inside = position >= 0 && position < r.source;
+    first = inside ? min(c.length, begin < 0 ? ceil_div(-begin, c.step) : 0) : c.length;
+    end = begin >= c.source ? first : max(first, min(c.length, ceil_div(c.source - begin, c.step)));
+    stride = c.step * tiles.source_channels;
+    channels = tiles.channels() - at.group * kStepK;
+    pixels = reinterpret_cast<const T*>(tiles.planes.source) +
+             (((tiles.first_image + at.image) * r.source + position) * c.source + begin) * tiles.source_channels +
+             tiles.first_channel + at.group * kStepK;
+  }
+  bool valid(int64_t column) const { return column >= first && column < end; }
+  const char* at(int64_t column) const { return reinterpret_cast<const char*>(pixels + column * stride); }
+};
+
+template <int P, class T>
+void prepare_last_row(const TilePlanes& tiles, const PlaneRow& at, char* target, RangeLanes& range) {
+  const int64_t part = tiles.part_bytes(), length = tiles.planes.columns.length;
+  const PixelRow<T> row(tiles, at);
+  zero_lines<P>(target, part, row.first);
+  copy_lines<P, T>(row.pixels + row.first * row.stride, row.stride, row.channels, row.end - row.first,
+                   target + row.first * kLineBytes, part, range);
+  zero_lines<P>(target + row.end * kLineBytes, part, length - row.end);
+}
+
+template <int P, class T>
+void prepare_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
+  const int64_t length = tiles.planes.columns.length;
+  char* target = memory + at.phase * tiles.phase_bytes() + at.group * tiles.group_bytes() +
+                 (at.image * tiles.plane() + at.row * length) * kLineBytes;
+  if (tiles.channels_last && !tiles.folded) return prepare_last_row<P, T>(tiles, at, target, range);
+  T* copies = static_cast<T*>(
+      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  store_lines<P, T>(ChannelRows<T>(tiles, at, copies), length, target, tiles.part_bytes(), range);
+}
+
+// In bytes, with the ranges of the rows.
+template <int P>
+int64_t planes_bytes(const TilePlanes& tiles) {
+  const int64_t n_ranges = tiles.phases() * tiles.channel_groups() * tiles.slots * tiles.planes.rows.length;
+  return P * tiles.part_bytes() + n_ranges * int64_t(sizeof(PartRange));
+}
+
+constexpr int64_t kPlaneBytes = int64_t(12) << 20;  // of prepared planes: more images are taken in turns
+
+// Room for as many images as the caches hold.
+template <int P>
+void set_slots(TilePlanes& tiles, int64_t images) {
+  tiles.slots = 1;
+  tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
+}
+
+// Pairs of a row: squares of 16 channels x 16 pairs are transposed. The pair at the end of a row of parity 1 takes
+// a zero for the next row's first position, which no tap of that parity uses.
+template <int P, class T>
+void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
+                 RangeLanes& range) {
+  for (int64_t i = parity; i < length + parity; i += kStepK, target += 16 * kLineBytes) {
+    __m512i squares[P][16];
+    for (int c = 0; c < 16; ++c) {
+      __m512i parts[P];
+      const int64_t channel = 16 * half + c;
+      load_along<P, T>(rows.at(channel, i), rows.mask(channel, i), rows.mask(channel, i + 16), parts, range);
+      for (int p = 0; p < P; ++p) squares[p][c] = parts[p];
+    }
+    for (int p = 0; p < P; ++p) {
+      transpose_lines(squares[p]);
+      for (int64_t e = 0; e < min(16, (length + parity - i + 1) / 2); ++e)
+        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
+    }
+  }
+}
+
+// The same from NHWC, where two pixels are 16 pairs as they stand.
+template <int P, class T>
+void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target,
+                       int64_t part, RangeLanes& range) {
+  const __mmask16 mask = lane_mask(row.channels - 16 * half), none = 0;
+  __m512i parts[P];
+  for (int64_t i = parity; i < length + parity; i += 2, target += kLineBytes) {
+    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)), *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
+    load_across<P, T>(even, odd, row.valid(i) ? mask : none, row.valid(i + 1) ? mask : none, parts, range);
+    store_parts<P>(target, part, parts);
+  }
+}
+
+template <int P, class T>
+void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
+  const int64_t length = tiles.planes.columns.length;
+  const bool by_pixels = tiles.channels_last && !tiles.folded;
+  T* copies = static_cast<T*>(
+      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
+  const PixelRow<T> pixels(tiles, at);
+  for (int64_t parity = 0; parity < tiles.parities; ++parity)
+    for (int64_t half = 0; half < 2; ++half) {
+      char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
+                     (2 * at.group + half) * tiles.group_bytes() +
+                     (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
+      if (by_pixels) {
+        store_pixel_pairs<P, T>(pixels, half, parity, length, target, tiles.part_bytes(), range);
+      } else {
+        store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+      }
+      if (at.row + 1 < tiles.planes.rows.length) continue;
+      // What steps read beyond the last row is multiplied by zeros: it must be finite.
+      const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
+      const int64_t end = at.image + 1 == tiles.images ? rest + 2 * kBlock : rest;
+      zero_lines<P>(target + length / 2 * kLineBytes, tiles.part_bytes(), end / 2);
+    }
+}
+
+// The rows of all present images, in parallel.
+template <int P, class T>
+PartRange prepare_planes_of(const TilePlanes& tiles, char* memory) {
+  constexpr int64_t kGrain = int64_t(1) << 9;  // lines of a task
+  const int64_t rows = tiles.planes.rows.length, n = tiles.phases() * tiles.channel_groups() * tiles.images * rows;
+  const int64_t grain = max(1, kGrain / tiles.planes.columns.length);
+  PartRange* ranges = reinterpret_cast<PartRange*>(memory + P * tiles.part_bytes());
+  parallel_for(n, grain, [&](int64_t begin, int64_t end) {
+    RangeLanes range;
+    for (int64_t unit = begin; unit < end; ++unit) {
+      const int64_t image = unit / rows % tiles.images, group = unit / rows / tiles.images;
+      const PlaneRow at{group / tiles.channel_groups(), group % tiles.channel_groups(), image, unit % rows};
+      if (tiles.form == PlaneForm::Lines) {
+        prepare_row<P, T>(tiles, at, memory, range);
+      } else {
+        prepare_pair_row<P, T>(tiles, at, memory, range);
+      }
+    }
+    ranges[begin / grain] = range.finish();
+  });
+  PartRange range;
+  for (int64_t chunk = 0; chunk < ceil_div(n, grain); ++chunk) range.add(ranges[chunk]);
+  return range;
+}
+
+template <int P>
+PartRange prepare_planes(const TilePlanes& tiles, char* memory) {
+  return tiles.planes.dtype == DType::Float32 ? prepare_planes_of<P, float>(tiles, memory)
+                                              : prepare_planes_of<P, bfloat16>(tiles, memory);
+}
+
+// A signal is an image of height 1 here: positions run along it.
+inline ConvArgs upright(ConvArgs args) {
+  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
+    const ConvAxis height = args.height;
+    args.height = args.width;
+    args.width = height;
+  }
+  return args;
+}
+
+}  // namespace
+}  // namespace fastnn
