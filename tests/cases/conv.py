@@ -25,15 +25,34 @@ def _terms(x: Any, w: Any, b: Any = None, *_: Any, **__: Any) -> int:
 
 
 def _row(label: str, batch: int, channels: int, size: int, outputs: int, kernel: int, **kwargs: Any) -> list[BenchRow]:
+    depth = channels // kwargs.get("groups", 1)
+
     def make() -> tuple[Any, ...]:
         rng = np.random.default_rng(0)
         x = rng.standard_normal((batch, channels, size, size))
-        return x, rng.standard_normal((outputs, channels, kernel, kernel)) * 0.1, rng.standard_normal(outputs)
+        return x, rng.standard_normal((outputs, depth, kernel, kernel)) * 0.1, rng.standard_normal(outputs)
 
     out = size + 2 * kwargs.get("padding", 0) - kernel + 1
-    flops = 2.0 * batch * outputs * out * out * channels * kernel * kernel
+    flops = 2.0 * batch * outputs * out * out * depth * kernel * kernel
     return [BenchRow(label, make, flops, kwargs=kwargs), BenchRow(label, make, 3 * flops, kwargs=kwargs, backward=True)]
 
+
+# One to a few channels a group.
+DEPTHWISE = [
+    sample(n(2, 3, 7, 19), n(3, 1, 3, 3), n(3), padding=1, groups=3),
+    sample(n(1, 2, 6, 35), n(4, 1, 3, 3), n(4), groups=2),
+    sample(n(2, 2, 9, 37), n(2, 1, 3, 3), n(2), stride=2, padding=1, groups=2),
+    sample(n(1, 2, 8, 34), n(2, 1, 3, 3), stride=2, padding=2, groups=2),
+    sample(n(1, 2, 10, 11), n(2, 1, 3, 3), n(2), stride=3, padding=1, groups=2),
+    sample(n(1, 2, 9, 10), n(4, 1, 3, 3), n(4), stride=(1, 2), padding=(3, 2), dilation=2, groups=2),
+    sample(n(1, 2, 9, 10), n(2, 1, 3, 2), n(2), stride=(2, 1), padding=(1, 3), dilation=(1, 3), groups=2),
+    sample(n(1, 2, 11, 12), n(2, 1, 5, 4), n(2), padding="same", groups=2),
+    sample(n(1, 2, 12, 11), n(2, 1, 2, 5), n(2), stride=5, groups=2),
+    sample(n(1, 2, 3, 2), n(2, 1, 1, 1), n(2), stride=4, padding=3, groups=2),
+    sample(n(2, 1, 6, 5), n(1, 1, 3, 3), n(1), padding=1),
+    sample(n(1, 6, 5, 6), n(4, 3, 3, 3), n(4), padding=1, groups=2),
+    sample(n(0, 3, 5, 5), n(3, 1, 3, 3), n(3), groups=3),
+]
 
 CONV2D = [
     sample(n(2, 3, 7, 9), n(4, 3, 3, 3), n(4)),
@@ -50,6 +69,7 @@ CONV2D = [
     sample(n(1, 2, 5, 5), n(3, 2, 5, 5), n(3)),
     sample(n(1, 2, 3, 3), n(3, 2, 3, 3), n(3), padding=3, stride=3),
     sample(n(0, 3, 5, 5), n(4, 3, 3, 3), n(4)),
+    *DEPTHWISE,
 ]
 
 CONV1D = [
@@ -57,6 +77,7 @@ CONV1D = [
     sample(n(2, 3, 11), n(4, 3, 4), n(4), stride=2, padding=2),
     sample(n(2, 4, 11), n(6, 2, 3), n(6), dilation=2, groups=2),
     sample(n(2, 3, 9), n(4, 3, 4), n(4), padding="same"),
+    sample(n(2, 3, 37), n(3, 1, 3), n(3), stride=2, padding=1, groups=3),
     sample(n(0, 3, 9), n(4, 3, 3), n(4)),
 ]
 
@@ -94,6 +115,9 @@ CASES = [
         large=lambda: (values.normal(5, 7, 33, 31), values.normal(19, 7, 3, 3), values.normal(19)),
         errors=_errors("conv2d", f32(2, 3, 7, 7), f32(4, 3, 3, 3), lambda o, c, k: f32(o, c, k, k)),
         bench=[
+            *_row("depthwise 8x32x112x112 k3", 8, 32, 112, 32, 3, padding=1, groups=32),
+            *_row("depthwise 8x384x14x14 k3", 8, 384, 14, 384, 3, padding=1, groups=384),
+            *_row("grouped 8x128x56x56 -> 128 k3", 8, 128, 56, 128, 3, padding=1, groups=32),
             *_row("LeNet 1: 64x1x32x32 -> 6 k5", 64, 1, 32, 6, 5),
             *_row("LeNet 2: 64x6x14x14 -> 16 k5", 64, 6, 14, 16, 5),
             *_row("8x64x56x56 -> 64 k3", 8, 64, 56, 64, 3, padding=1),
