@@ -12,7 +12,7 @@
 // the class in reverse; the classes of a row are woven when it is complete. A pass reads and writes every
 // tensor once: depthwise convolution is bound by memory. Parallel over images, groups and bands.
 #include "gemm/epilogue.h"
-#include "ops/conv/depthwise_cpu.h"
+#include "ops/conv/taps_cpu.h"
 
 namespace fastnn {
 namespace {
@@ -83,6 +83,7 @@ struct Pass {
   int64_t taps;            // of a filter
   const T* weights;        // [group][result][source][tap], ordered by row phase, column phase
   const int64_t* offsets;  // [tap], in a band
+  bool in_place;           // images are read as they are, not through bands
   const T* bias;           // [group][result] or null
   const char* residual;    // of out's layout, or null
   Activation activation;
@@ -100,7 +101,7 @@ struct Pass {
 // out[r][c] = bias + addend[r][c] + sum over t of weights[t] * band[r * band_row + c + offsets[t]]
 template <class T>
 struct RowsProduct {
-  const T* band;
+  const Source<T>* source;
   int64_t band_row;
   const T* weights;
   const int64_t* offsets;
@@ -115,7 +116,7 @@ struct RowsProduct {
 template <class T, int kRows>
 inline __attribute__((always_inline)) void start_sums(const RowsProduct<T>& p, int64_t at, int64_t n, Vec<T>* sums) {
   const Vec<T> bias = Vec<T>::broadcast(p.bias);
-#pragma GCC unroll 4
+#pragma GCC unroll 7
   for (int r = 0; r < kRows; ++r) {
     const T* addend = p.addend + at + r * p.out_row;
     sums[r] = p.addend == nullptr ? bias : bias + (n >= Vec<T>::size ? Vec<T>::load(addend) : Vec<T>::load(addend, n));
@@ -124,54 +125,58 @@ inline __attribute__((always_inline)) void start_sums(const RowsProduct<T>& p, i
 
 template <class T, int kRows>
 inline __attribute__((always_inline)) void store_sums(T* out, int64_t out_row, int64_t n, const Vec<T>* sums) {
-#pragma GCC unroll 4
+#pragma GCC unroll 7
   for (int r = 0; r < kRows; ++r)
     n >= Vec<T>::size ? sums[r].store(out + r * out_row) : sums[r].store(out + r * out_row, n);
 }
 
-// kRows rows from `row` on; 3 x 3 taps in neighbouring rows of a band, kStep of them between output rows.
-template <class T, int kStep, int kRows>
+// kRows rows from `row` on; kStep source rows lie between them.
+template <class Taps, int kStep, int kRows, class T>
 inline __attribute__((always_inline)) void sum_3x3(const RowsProduct<T>& p, const Vec<T>* weights, int64_t row) {
-  const T* const band[3] = {p.band + row * p.band_row + p.offsets[0], p.band + row * p.band_row + p.offsets[1],
-                            p.band + row * p.band_row + p.offsets[2]};
-  const int64_t pitch = p.band_row / kStep;
+  constexpr int kSourceRows = (kRows - 1) * kStep + 3;
+  const Taps taps{*p.source, p.offsets};
+  const T* source[kSourceRows];
+  taps.rows(row, source, kSourceRows);
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
+    const auto columns = taps.columns(c, Vec<T>::size);
     Vec<T> sums[kRows];
     start_sums<T, kRows>(p, row * p.out_row + c, p.columns - c, sums);
-#pragma GCC unroll 16
-    for (int i = 0; i < (kRows - 1) * kStep + 3; ++i)
+#pragma GCC unroll 15
+    for (int i = 0; i < kSourceRows; ++i) {
+      Vec<T> x[3];
+      taps.load(source[i], columns, x);
 #pragma GCC unroll 3
-      for (int b = 0; b < 3; ++b) {
-        const Vec<T> x = Vec<T>::load(band[b] + i * pitch + c);
-#pragma GCC unroll 4
+      for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 7
         for (int r = 0; r < kRows; ++r)
-          if (i - r * kStep >= 0 && i - r * kStep < 3) sums[r] += weights[(i - r * kStep) * 3 + b] * x;
-      }
+          if (i - r * kStep >= 0 && i - r * kStep < 3) sums[r] += weights[(i - r * kStep) * 3 + b] * x[b];
+    }
     store_sums<T, kRows>(p.out + row * p.out_row + c, p.out_row, p.columns - c, sums);
   }
 }
 
-template <class T, int kStep>
+template <class Taps, int kStep, class T>
 void multiply_3x3(const RowsProduct<T>& given) {
   const RowsProduct<T> p = given;
   Vec<T> weights[9];
 #pragma GCC unroll 9
   for (int t = 0; t < 9; ++t) weights[t] = Vec<T>::broadcast(p.weights[t]);
   int64_t row = 0;
-  for (; row + 4 <= p.rows; row += 4) sum_3x3<T, kStep, 4>(p, weights, row);
-  if (row + 2 <= p.rows) sum_3x3<T, kStep, 2>(p, weights, row), row += 2;
-  if (row < p.rows) sum_3x3<T, kStep, 1>(p, weights, row);
+  for (; row + kTapRows <= p.rows; row += kTapRows) sum_3x3<Taps, kStep, kTapRows>(p, weights, row);
+  if (row + 4 <= p.rows) sum_3x3<Taps, kStep, 4>(p, weights, row), row += 4;
+  if (row + 2 <= p.rows) sum_3x3<Taps, kStep, 2>(p, weights, row), row += 2;
+  if (row < p.rows) sum_3x3<Taps, kStep, 1>(p, weights, row);
 }
 
 template <class T, int kRows>
 inline __attribute__((always_inline)) void sum_taps(const RowsProduct<T>& p, int64_t row) {
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
-    const T* band = p.band + row * p.band_row + c;
+    const T* band = p.source->band + row * p.band_row + c;
     Vec<T> sums[kRows];
     start_sums<T, kRows>(p, row * p.out_row + c, p.columns - c, sums);
     for (int64_t t = 0; t < p.taps; ++t) {
       const Vec<T> weight = Vec<T>::broadcast(p.weights[t]);
-#pragma GCC unroll 4
+#pragma GCC unroll 7
       for (int r = 0; r < kRows; ++r) sums[r] += weight * Vec<T>::load(band + p.offsets[t] + r * p.band_row);
     }
     store_sums<T, kRows>(p.out + row * p.out_row + c, p.out_row, p.columns - c, sums);
@@ -191,15 +196,16 @@ void multiply_taps(const RowsProduct<T>& given) {
 // What a task uses for one band after another.
 template <class T>
 struct Buffers {
-  T* bands;    // [source]
+  T* bands;    // [source]; a row of zeros when images are read in place
   T* widened;  // image rows, when the dtype is another
   T* results;  // of a channel, when the dtype is another
   T* phases;   // of a channel, when there are several column phases
 
   Buffers(const Pass<T>& pass) {
     const bool cast = pass.dtype != dtype_of<T>();
-    const int64_t bands_size = pass.sources * pass.band.channel_pitch;
-    const int64_t widened_size = cast ? pass.band.height * pass.band.columns.source : 0;
+    const int64_t bands_size = pass.in_place ? pass.band.columns.source : pass.sources * pass.band.channel_pitch;
+    const int64_t widened_size =
+        cast ? (pass.in_place ? pass.sources : 1) * pass.band.height * pass.band.columns.source : 0;
     const int64_t results_size = cast ? pass.band.outputs * pass.rows.phases * pass.out_columns() : 0;
     bands = static_cast<T*>(thread_scratch(
         Scratch::Operation,
@@ -229,20 +235,29 @@ void weave_row(const T* classes, int64_t phase_pitch, int phases, int64_t column
   }
 }
 
+template <class T>
+void multiply(const Pass<T>& pass, bool is_3x3, const RowsProduct<T>& p) {
+  if (!is_3x3) return multiply_taps(p);
+  if (pass.rows.source.step == 1)
+    return pass.in_place ? multiply_3x3<ImageTaps<T, 1>, 1>(p) : multiply_3x3<BandTaps<T, 1>, 1>(p);
+  return pass.in_place ? multiply_3x3<ImageTaps<T, 2>, 2>(p) : multiply_3x3<BandTaps<T, 2>, 2>(p);
+}
+
 // The rows of one row and one column phase of channel `result`, counted over all groups.
 template <class T>
 void multiply_phase(const Pass<T>& pass, int64_t result, int64_t first_tap, const AxisPhase& row_phase,
-                    const AxisPhase& column_phase, const T* bands, RowsProduct<T> p) {
+                    const AxisPhase& column_phase, const Source<T>* sources, RowsProduct<T>& p) {
   const int64_t step = pass.rows.source.step;
   p.band_row = step * pass.band.row_pitch;
   p.taps = row_phase.taps * column_phase.taps;
   p.columns = column_phase.out.count;
   p.offsets = pass.offsets + first_tap;
   p.weights = pass.weights + result * pass.sources * pass.taps + first_tap;
-  const bool is_3x3 = row_phase.taps == 3 && column_phase.taps == 3 && pass.rows.source.dilation == 1;
+  const bool is_3x3 =
+      row_phase.taps == 3 && column_phase.taps == 3 && pass.rows.source.dilation == 1 && step <= 2;
   for (int64_t s = 0; s < pass.sources; ++s, p.weights += pass.taps) {
-    p.band = bands + s * pass.band.channel_pitch;
-    (is_3x3 && step == 1 ? multiply_3x3<T, 1> : is_3x3 && step == 2 ? multiply_3x3<T, 2> : multiply_taps<T>)(p);
+    p.source = sources + s;
+    multiply(pass, is_3x3, p);
     p.addend = p.out;
     p.bias = 0;
   }
@@ -250,22 +265,22 @@ void multiply_phase(const Pass<T>& pass, int64_t result, int64_t first_tap, cons
 
 // Channel `result`: `outputs` rows of each row phase, from `output` on. `target` is their first row, `addend` too.
 template <class T>
-void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64_t outputs, const Buffers<T>& buffers,
-                      const T* addend, T* target) {
+void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64_t outputs, const Source<T>* sources,
+                      const Buffers<T>& buffers, const T* addend, T* target) {
   const int64_t columns = pass.out_columns(), pitch = pass.phase_pitch();
   int64_t first_tap = 0;
   for (int a = 0; a < pass.rows.phases; ++a) {
     const AxisPhase& row_phase = pass.rows.phase[a];
-    RowsProduct<T> p{};
-    p.bias = pass.bias ? pass.bias[result] : T(0);
-    p.addend = addend;
+    RowsProduct<T> p;
     p.rows = min(outputs, row_phase.out.count - output);
     T* const rows = target + row_phase.out.first * columns;
     for (int b = 0; b < pass.columns.phases; ++b) {
       const AxisPhase& column_phase = pass.columns.phase[b];
+      p.bias = pass.bias ? pass.bias[result] : T(0);
+      p.addend = addend;
       p.out = pitch ? buffers.phases + b * pitch : rows;
       p.out_row = pitch ? pass.columns.phase[0].out.count : row_phase.out.step * columns;
-      multiply_phase(pass, result, first_tap, row_phase, column_phase, buffers.bands, p);
+      multiply_phase(pass, result, first_tap, row_phase, column_phase, sources, p);
       first_tap += row_phase.taps * column_phase.taps;
     }
     for (int64_t r = 0; pitch && r < p.rows; ++r)
@@ -274,16 +289,38 @@ void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64
   }
 }
 
+// Source channel `s` of the group, in place or as a band.
+template <class T>
+Source<T> load_source(const Pass<T>& pass, const char* channel, const RowRange& range, int64_t s,
+                      const Buffers<T>& buffers) {
+  const Band& band = pass.band;
+  const int64_t width = band.columns.source;
+  T* const widened = buffers.widened + (pass.in_place ? s * band.height * width : 0);
+  Source<T> source{};
+  if (pass.in_place) {
+    source.image = {widen_rows(channel, pass.dtype, range.first, range.end, width, widened), range.first, range.end,
+                    width, buffers.bands};
+    source.top = range.top;
+    source.left = -band.columns.pad;
+    return source;
+  }
+  T* const target = buffers.bands + s * band.channel_pitch;
+  load_band(band, channel, pass.dtype, range, widened, target);
+  source.band = target;
+  source.row_pitch = band.row_pitch;
+  return source;
+}
+
 // All results of one image, group and band.
 template <class T>
-void run_unit(const Pass<T>& pass, int64_t unit, const Buffers<T>& buffers) {
-  const int64_t image_group = unit / pass.band.count, output = unit % pass.band.count * pass.band.outputs;
+void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t output, const Buffers<T>& buffers) {
   const int64_t outputs = min(pass.band.outputs, pass.rows.phase[0].out.count - output);
   const int64_t size = int64_t(item_size(pass.dtype));
   const int64_t source_plane = pass.rows.source.source * pass.columns.source.source;
+  const RowRange range(pass.band, output, outputs);
+  Source<T> sources[kFewChannels];
   for (int64_t s = 0; s < pass.sources; ++s)
-    load_band(pass.band, pass.source + (image_group * pass.sources + s) * source_plane * size, pass.dtype, output,
-              outputs, buffers.widened, buffers.bands + s * pass.band.channel_pitch);
+    sources[s] = load_source(pass, pass.source + (image_group * pass.sources + s) * source_plane * size, range, s, buffers);
   const int64_t row_step = pass.rows.phase[0].out.step, columns = pass.out_columns(), first_row = output * row_step;
   const int64_t elements = (min(first_row + outputs * row_step, pass.out_rows()) - first_row) * columns;
   const bool cast = pass.dtype != dtype_of<T>();
@@ -292,9 +329,9 @@ void run_unit(const Pass<T>& pass, int64_t unit, const Buffers<T>& buffers) {
     T* target = cast ? buffers.results : reinterpret_cast<T*>(pass.out + at);
     const T* addend = cast ? buffers.results : reinterpret_cast<const T*>(pass.residual + at);
     if (cast && pass.residual) FASTNN_LEVEL::load_row(target, pass.residual + at, pass.dtype, 1, elements);
-    multiply_channel(pass, image_group % pass.groups * pass.results + r, output, outputs, buffers,
+    multiply_channel(pass, group * pass.results + r, output, outputs, sources, buffers,
                      pass.residual ? addend : nullptr, target);
-    activate_row(pass.activation, target, elements);
+    if (pass.activation != Activation::None) activate_row(pass.activation, target, elements);
     if (cast) FASTNN_LEVEL::store_row(pass.out + at, pass.dtype, 1, target, elements);
   }
 }
@@ -306,7 +343,14 @@ void run_pass(const Pass<T>& pass) {
   const int64_t grain = max(1, kTaskWork / max(1, unit_work));
   parallel_for(pass.images * pass.groups * pass.band.count, grain, [&](int64_t begin, int64_t end) {
     const Buffers<T> buffers(pass);
-    for (int64_t unit = begin; unit < end; ++unit) run_unit(pass, unit, buffers);
+    int64_t image_group = begin / pass.band.count, group = image_group % pass.groups, band = begin % pass.band.count;
+    for (int64_t unit = begin; unit < end; ++unit) {  // counted without divisions: small planes take some 100 cycles
+      run_unit(pass, image_group, group, band * pass.band.outputs, buffers);
+      if (++band < pass.band.count) continue;
+      band = 0;
+      ++image_group;
+      if (++group == pass.groups) group = 0;
+    }
   });
 }
 
@@ -376,6 +420,8 @@ bool run(const ConvArgs& args, bool gradient) {
   pass.band = make_band(pass.rows.source, pass.columns.source, pass.rows.phase[0].out.count, pass.rows.extent,
                         pass.sources, Vec<T>::size, int64_t(sizeof(T)));
   if (pass.band.channel_pitch > kLargestBand) return false;
+  pass.in_place = pass.rows.phases == 1 && pass.columns.phases == 1 &&
+                  suits_image_taps(pass.rows.source, pass.columns.source, pass.rows.phase[0].taps, pass.columns.phase[0].taps);
   prepare_weights(args, gradient, pass);
   run_pass(pass);
   return true;

@@ -147,7 +147,7 @@ void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, in
   const int64_t dy_plane = args.height.output * args.width.output * size;
   for (int64_t i = 0; i < args.in_channels; ++i)
     load_band(plan.band, static_cast<const char*>(args.x) + (image_group * args.in_channels + i) * x_plane, args.dtype,
-              output, outputs, buffers.widened, buffers.bands + i * plan.band.channel_pitch);
+              RowRange(plan.band, output, outputs), buffers.widened, buffers.bands + i * plan.band.channel_pitch);
   const int64_t step = plan.band.rows.step;
   T* vectors = buffers.vectors;
   for (int64_t o = 0; o < args.out_channels; ++o) {

@@ -57,7 +57,7 @@ inline Band make_band(const PlaneAxis& rows, const PlaneAxis& columns, int64_t o
   band.row_pitch = columns.phases * band.phase_pitch;
   band.image_columns = max(0, min(columns.source, columns.step * columns.length - columns.pad));
   const int64_t fitting = kBandBytes / (channels * band.row_pitch * item_size);
-  band.outputs = min(outputs, even_piece(outputs, max(kBandRows, (fitting - extent) / rows.step + 1), kBandRows));
+  band.outputs = min(outputs, even_piece(outputs, max(1, (fitting - extent) / rows.step + 1), kBandRows));
   band.count = ceil_div(outputs, band.outputs);
   band.height = (band.outputs - 1) * rows.step + extent;
   band.channel_pitch = band.height * band.row_pitch;
@@ -114,17 +114,24 @@ inline const T* widen_rows(const char* channel, DType dtype, int64_t row, int64_
   return buffer;
 }
 
-// What `outputs` output rows from `output` on read of a channel. The padding of the band's rows is zero already.
+// The rows of an image that `outputs` output rows from `output` on read: [first, end) of [top, bottom).
+struct RowRange {
+  int64_t top, bottom, first, end;
+
+  RowRange(const Band& band, int64_t output, int64_t outputs)
+      : top(output * band.rows.step - band.rows.pad),
+        bottom(top + band.height - (band.outputs - outputs) * band.rows.step),
+        first(min(max(top, 0), band.rows.source)),
+        end(max(first, min(bottom, band.rows.source))) {}
+};
+
+// A band of a channel. The padding of its rows is zero already.
 template <class T>
-void load_band(const Band& band, const char* channel, DType dtype, int64_t output, int64_t outputs, T* widened,
-               T* target) {
+void load_band(const Band& band, const char* channel, DType dtype, const RowRange& range, T* widened, T* target) {
   constexpr int kLanes = Vec<T>::size;
-  const int64_t top = output * band.rows.step - band.rows.pad;
-  const int64_t bottom = top + band.height - (band.outputs - outputs) * band.rows.step;
-  const int64_t first = min(max(top, 0), band.rows.source), end = max(first, min(bottom, band.rows.source));
-  const T* image = widen_rows(channel, dtype, first, end, band.columns.source, widened);
-  for (int64_t row = top; row < bottom; ++row, target += band.row_pitch) {
-    if (row >= first && row < end) {
+  const T* image = widen_rows(channel, dtype, range.first, range.end, band.columns.source, widened);
+  for (int64_t row = range.top; row < range.bottom; ++row, target += band.row_pitch) {
+    if (row >= range.first && row < range.end) {
       copy_image_row(band, image, target);
       image += band.columns.source;
     } else {
