@@ -197,15 +197,14 @@ void multiply_taps(const RowsProduct<T>& given) {
 template <class T>
 struct Buffers {
   T* bands;    // [source]; a row of zeros when images are read in place
-  T* widened;  // image rows, when the dtype is another
+  T* widened;  // [source] image rows, when the dtype is another
   T* results;  // of a channel, when the dtype is another
   T* phases;   // of a channel, when there are several column phases
 
   Buffers(const Pass<T>& pass) {
     const bool cast = pass.dtype != dtype_of<T>();
     const int64_t bands_size = pass.in_place ? pass.band.columns.source : pass.sources * pass.band.channel_pitch;
-    const int64_t widened_size =
-        cast ? (pass.in_place ? pass.sources : 1) * pass.band.height * pass.band.columns.source : 0;
+    const int64_t widened_size = cast ? pass.sources * pass.band.height * pass.band.columns.source : 0;
     const int64_t results_size = cast ? pass.band.outputs * pass.rows.phases * pass.out_columns() : 0;
     bands = static_cast<T*>(thread_scratch(
         Scratch::Operation,
@@ -289,28 +288,6 @@ void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64
   }
 }
 
-// Source channel `s` of the group, in place or as a band.
-template <class T>
-Source<T> load_source(const Pass<T>& pass, const char* channel, const RowRange& range, int64_t s,
-                      const Buffers<T>& buffers) {
-  const Band& band = pass.band;
-  const int64_t width = band.columns.source;
-  T* const widened = buffers.widened + (pass.in_place ? s * band.height * width : 0);
-  Source<T> source{};
-  if (pass.in_place) {
-    source.image = {widen_rows(channel, pass.dtype, range.first, range.end, width, widened), range.first, range.end,
-                    width, buffers.bands};
-    source.top = range.top;
-    source.left = -band.columns.pad;
-    return source;
-  }
-  T* const target = buffers.bands + s * band.channel_pitch;
-  load_band(band, channel, pass.dtype, range, widened, target);
-  source.band = target;
-  source.row_pitch = band.row_pitch;
-  return source;
-}
-
 // All results of one image, group and band.
 template <class T>
 void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t output, const Buffers<T>& buffers) {
@@ -320,7 +297,8 @@ void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t o
   const RowRange range(pass.band, output, outputs);
   Source<T> sources[kFewChannels];
   for (int64_t s = 0; s < pass.sources; ++s)
-    sources[s] = load_source(pass, pass.source + (image_group * pass.sources + s) * source_plane * size, range, s, buffers);
+    sources[s] = load_source(pass.band, pass.in_place, pass.source + (image_group * pass.sources + s) * source_plane * size,
+                             pass.dtype, range, s, buffers.bands, buffers.widened);
   const int64_t row_step = pass.rows.phase[0].out.step, columns = pass.out_columns(), first_row = output * row_step;
   const int64_t elements = (min(first_row + outputs * row_step, pass.out_rows()) - first_row) * columns;
   const bool cast = pass.dtype != dtype_of<T>();

@@ -7,7 +7,7 @@
 // vectors; after some hundred steps their lanes are added up and carried on in float64.
 // Parallel over groups, and over parts of the images where groups are few; parts are fixed by the problem and
 // added in order.
-#include "ops/conv/depthwise_cpu.h"
+#include "ops/conv/taps_cpu.h"
 
 namespace fastnn {
 namespace {
@@ -23,7 +23,7 @@ struct WeightGrad {
   Band band;
   int64_t taps, padded_taps;  // of a filter; in whole blocks
   const int64_t* offsets;     // [padded_taps], in a band; those beyond the taps repeat the first
-  bool is_3x3;
+  bool is_3x3, in_place;  // in place: images are read as they are, not through bands
   int64_t pieces, pieces_per_part, parts;  // bands of all images
 
   int64_t group_filters() const { return args.out_channels * args.in_channels; }
@@ -33,51 +33,50 @@ struct WeightGrad {
 // sums[t] += sum over r, c of dy[r][c] * band[r * band_row + c + offsets[t]], in the lanes of c.
 template <class T>
 struct PixelsProduct {
-  const T* band;
+  const Source<T>& source;
   int64_t band_row;
   const int64_t* offsets;
   const T* dy;
   int64_t rows, columns;
 };
 
-// Beyond the last column both factors are zero.
-template <class T, bool kWhole>
-inline __attribute__((always_inline)) Vec<T> load_columns(const T* p, int64_t n) {
-  return kWhole ? Vec<T>::load(p) : Vec<T>::load(p, n);
-}
-
-template <class T, int kStep, int kRows, bool kWhole>
-inline __attribute__((always_inline)) void add_3x3(const PixelsProduct<T>& p, int64_t row, int64_t c, Vec<T>* sums) {
-  const int64_t pitch = p.band_row / kStep, n = p.columns - c;
-  Vec<T> dy[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) dy[r] = load_columns<T, kWhole>(p.dy + (row + r) * p.columns + c, n);
-#pragma GCC unroll 16
-  for (int i = 0; i < (kRows - 1) * kStep + 3; ++i)
-#pragma GCC unroll 3
-    for (int b = 0; b < 3; ++b) {
-      const Vec<T> x = load_columns<T, kWhole>(p.band + row * p.band_row + p.offsets[b] + i * pitch + c, n);
-#pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r)
-        if (i - r * kStep >= 0 && i - r * kStep < 3) sums[(i - r * kStep) * 3 + b] += dy[r] * x;
-    }
-}
-
-template <class T, int kStep, int kRows>
+// kRows rows from `row` on; kStep source rows lie between them. Beyond the last column both factors are zero.
+template <class Taps, int kStep, int kRows, class T>
 inline __attribute__((always_inline)) void add_rows_3x3(const PixelsProduct<T>& p, int64_t row, Vec<T>* sums) {
-  int64_t c = 0;
-  for (; c + Vec<T>::size <= p.columns; c += Vec<T>::size) add_3x3<T, kStep, kRows, true>(p, row, c, sums);
-  if (c < p.columns) add_3x3<T, kStep, kRows, false>(p, row, c, sums);
+  constexpr int kSourceRows = (kRows - 1) * kStep + 3;
+  const Taps taps{p.source, p.offsets};
+  const T* source[kSourceRows];
+  taps.rows(row, source, kSourceRows);
+  for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
+    const int64_t n = min(p.columns - c, Vec<T>::size);
+    const auto columns = taps.columns(c, n);
+    const T* pixels = p.dy + row * p.columns + c;
+    Vec<T> dy[kRows];
+#pragma GCC unroll 7
+    for (int r = 0; r < kRows; ++r)
+      dy[r] = n == Vec<T>::size ? Vec<T>::load(pixels + r * p.columns) : Vec<T>::load(pixels + r * p.columns, n);
+#pragma GCC unroll 15
+    for (int i = 0; i < kSourceRows; ++i) {
+      Vec<T> x[3];
+      taps.load(source[i], columns, x);
+#pragma GCC unroll 3
+      for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 7
+        for (int r = 0; r < kRows; ++r)
+          if (i - r * kStep >= 0 && i - r * kStep < 3) sums[(i - r * kStep) * 3 + b] += dy[r] * x[b];
+    }
+  }
 }
 
-template <class T, int kStep>
+template <class Taps, int kStep, class T>
 void add_pixels_3x3(const PixelsProduct<T>& p, T* vectors) {
   Vec<T> sums[9];
 #pragma GCC unroll 9
   for (int t = 0; t < 9; ++t) sums[t] = Vec<T>::load(vectors + t * Vec<T>::size);
   int64_t row = 0;
-  for (; row + 4 <= p.rows; row += 4) add_rows_3x3<T, kStep, 4>(p, row, sums);
-  for (; row < p.rows; ++row) add_rows_3x3<T, kStep, 1>(p, row, sums);
+  for (; row + kTapRows <= p.rows; row += kTapRows) add_rows_3x3<Taps, kStep, kTapRows>(p, row, sums);
+  if (row + 4 <= p.rows) add_rows_3x3<Taps, kStep, 4>(p, row, sums), row += 4;
+  for (; row < p.rows; ++row) add_rows_3x3<Taps, kStep, 1>(p, row, sums);
 #pragma GCC unroll 9
   for (int t = 0; t < 9; ++t) sums[t].store(vectors + t * Vec<T>::size);
 }
@@ -90,7 +89,7 @@ void add_pixels(const PixelsProduct<T>& p, T* vectors) {
   for (int64_t row = 0; row < p.rows; ++row)
     for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
       const int64_t n = p.columns - c;
-      const T *dy = p.dy + row * p.columns + c, *x = p.band + row * p.band_row + c;
+      const T *dy = p.dy + row * p.columns + c, *x = p.source.band + row * p.band_row + c;
       if (n >= Vec<T>::size) {
 #pragma GCC unroll 8
         for (int t = 0; t < kTapBlock; ++t) sums[t] += Vec<T>::load(dy) * Vec<T>::load(x + p.offsets[t]);
@@ -127,8 +126,9 @@ struct Buffers {
   Buffers(const WeightGrad<T>& plan) {
     const Band& band = plan.band;
     const bool cast = plan.args.dtype != dtype_of<T>();
-    const int64_t vectors_size = plan.vectors() * Vec<T>::size, bands_size = plan.args.in_channels * band.channel_pitch;
-    const int64_t widened_size = cast ? band.height * band.columns.source : 0;
+    const int64_t vectors_size = plan.vectors() * Vec<T>::size, channels = plan.args.in_channels;
+    const int64_t bands_size = plan.in_place ? band.columns.source : channels * band.channel_pitch;
+    const int64_t widened_size = cast ? channels * band.height * band.columns.source : 0;
     const int64_t dy_size = cast ? band.outputs * plan.args.width.output : 0;
     vectors = static_cast<T*>(thread_scratch(
         Scratch::Operation, size_t(vectors_size + bands_size + widened_size + dy_size) * sizeof(T)));
@@ -139,25 +139,35 @@ struct Buffers {
   }
 };
 
+template <class T>
+void add_pixels_3x3(const WeightGrad<T>& plan, const PixelsProduct<T>& p, T* vectors) {
+  if (plan.band.rows.step == 1)
+    return plan.in_place ? add_pixels_3x3<ImageTaps<T, 1>, 1>(p, vectors) : add_pixels_3x3<BandTaps<T, 1>, 1>(p, vectors);
+  return plan.in_place ? add_pixels_3x3<ImageTaps<T, 2>, 2>(p, vectors) : add_pixels_3x3<BandTaps<T, 2>, 2>(p, vectors);
+}
+
 // One band of one image and group: all its filters.
 template <class T>
 void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, int64_t outputs, const Buffers<T>& buffers) {
   const ConvArgs& args = plan.args;
   const int64_t size = int64_t(item_size(args.dtype)), x_plane = args.height.input * args.width.input * size;
   const int64_t dy_plane = args.height.output * args.width.output * size;
+  const RowRange range(plan.band, output, outputs);
+  Source<T> sources[kFewChannels];
   for (int64_t i = 0; i < args.in_channels; ++i)
-    load_band(plan.band, static_cast<const char*>(args.x) + (image_group * args.in_channels + i) * x_plane, args.dtype,
-              RowRange(plan.band, output, outputs), buffers.widened, buffers.bands + i * plan.band.channel_pitch);
+    sources[i] = load_source(plan.band, plan.in_place,
+                             static_cast<const char*>(args.x) + (image_group * args.in_channels + i) * x_plane,
+                             args.dtype, range, i, buffers.bands, buffers.widened);
   const int64_t step = plan.band.rows.step;
   T* vectors = buffers.vectors;
   for (int64_t o = 0; o < args.out_channels; ++o) {
     const T* dy = widen_rows(static_cast<const char*>(args.dy) + (image_group * args.out_channels + o) * dy_plane,
                              args.dtype, output, output + outputs, args.width.output, buffers.dy);
     for (int64_t i = 0; i < args.in_channels; ++i, vectors += plan.padded_taps * Vec<T>::size) {
-      PixelsProduct<T> p{buffers.bands + i * plan.band.channel_pitch, step * plan.band.row_pitch, plan.offsets, dy,
+      PixelsProduct<T> p{sources[i], step * plan.band.row_pitch, plan.offsets, dy,
                          outputs, args.width.output};
       if (plan.is_3x3) {
-        (step == 1 ? add_pixels_3x3<T, 1> : add_pixels_3x3<T, 2>)(p, vectors);
+        add_pixels_3x3(plan, p, vectors);
         continue;
       }
       for (int64_t t = 0; t < plan.taps; t += kTapBlock, p.offsets += kTapBlock)
@@ -193,6 +203,7 @@ bool run(const ConvArgs& args) {
   if (band.channel_pitch > kLargestBand) return false;
   WeightGrad<T> plan{args, band, taps, ceil_div(taps, kTapBlock) * kTapBlock, nullptr,
                      h.kernel == 3 && w.kernel == 3 && h.dilation == 1 && h.stride <= 2,
+                     suits_image_taps(band.rows, band.columns, h.kernel, w.kernel),
                      args.images * band.count, 0, 0};
   const int64_t piece_work = max(1, plan.group_filters() * taps * band.outputs * w.output);
   const int64_t wanted = min(ceil_div(kTasks, args.groups), plan.pieces * piece_work / kTaskWork);

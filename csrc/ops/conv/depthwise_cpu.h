@@ -26,7 +26,7 @@ namespace {
 
 constexpr int64_t kFewChannels = 8;        // in and out, of a group
 constexpr int64_t kBandBytes = 24 * 1024;  // of all channels of a group
-constexpr int64_t kBandRows = 4;           // kernels take as many rows at once
+constexpr int64_t kBandRows = 28;          // a multiple of what kernels take at once
 constexpr int64_t kLargestStep = 256;      // stride, dilation or padding: beyond it, bands would be mostly zeros
 constexpr int64_t kLargestBand = int64_t(1) << 22;  // elements
 

@@ -116,5 +116,26 @@ inline bool suits_image_taps(const PlaneAxis& rows, const PlaneAxis& columns, in
          rows.step == columns.step && rows.step <= 2;
 }
 
+// Source channel `s` of a group: in place, with `bands` a row of zeros, or as a band there.
+template <class T>
+Source<T> load_source(const Band& band, bool in_place, const char* channel, DType dtype, const RowRange& range,
+                      int64_t s, T* bands, T* widened) {
+  const int64_t width = band.columns.source;
+  widened += s * band.height * width;
+  Source<T> source{};
+  if (in_place) {
+    source.image = {widen_rows(channel, dtype, range.first, range.end, width, widened), range.first, range.end, width,
+                    bands};
+    source.top = range.top;
+    source.left = -band.columns.pad;
+    return source;
+  }
+  T* const target = bands + s * band.channel_pitch;
+  load_band(band, channel, dtype, range, widened, target);
+  source.band = target;
+  source.row_pitch = band.row_pitch;
+  return source;
+}
+
 }  // namespace
 }  // namespace fastnn
