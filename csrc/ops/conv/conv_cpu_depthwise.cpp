@@ -252,8 +252,7 @@ void multiply_phase(const Pass<T>& pass, int64_t result, int64_t first_tap, cons
   p.columns = column_phase.out.count;
   p.offsets = pass.offsets + first_tap;
   p.weights = pass.weights + result * pass.sources * pass.taps + first_tap;
-  const bool is_3x3 =
-      row_phase.taps == 3 && column_phase.taps == 3 && pass.rows.source.dilation == 1 && step <= 2;
+  const bool is_3x3 = row_phase.taps == 3 && column_phase.taps == 3 && pass.rows.source.dilation == 1 && step <= 2;
   for (int64_t s = 0; s < pass.sources; ++s, p.weights += pass.taps) {
     p.source = sources + s;
     multiply(pass, is_3x3, p);
@@ -297,8 +296,9 @@ void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t o
   const RowRange range(pass.band, output, outputs);
   Source<T> sources[kFewChannels];
   for (int64_t s = 0; s < pass.sources; ++s)
-    sources[s] = load_source(pass.band, pass.in_place, pass.source + (image_group * pass.sources + s) * source_plane * size,
-                             pass.dtype, range, s, buffers.bands, buffers.widened);
+    sources[s] =
+        load_source(pass.band, pass.in_place, pass.source + (image_group * pass.sources + s) * source_plane * size,
+                    pass.dtype, range, s, buffers.bands, buffers.widened);
   const int64_t row_step = pass.rows.phase[0].out.step, columns = pass.out_columns(), first_row = output * row_step;
   const int64_t elements = (min(first_row + outputs * row_step, pass.out_rows()) - first_row) * columns;
   const bool cast = pass.dtype != dtype_of<T>();
@@ -398,8 +398,9 @@ bool run(const ConvArgs& args, bool gradient) {
   pass.band = make_band(pass.rows.source, pass.columns.source, pass.rows.phase[0].out.count, pass.rows.extent,
                         pass.sources, Vec<T>::size, int64_t(sizeof(T)));
   if (pass.band.channel_pitch > kLargestBand) return false;
-  pass.in_place = pass.rows.phases == 1 && pass.columns.phases == 1 &&
-                  suits_image_taps(pass.rows.source, pass.columns.source, pass.rows.phase[0].taps, pass.columns.phase[0].taps);
+  pass.in_place =
+      pass.rows.phases == 1 && pass.columns.phases == 1 &&
+      suits_image_taps(pass.rows.source, pass.columns.source, pass.rows.phase[0].taps, pass.columns.phase[0].taps);
   prepare_weights(args, gradient, pass);
   run_pass(pass);
   return true;

@@ -21,9 +21,9 @@ template <class T>
 struct WeightGrad {
   const ConvArgs& args;
   Band band;
-  int64_t taps, padded_taps;  // of a filter; in whole blocks
-  const int64_t* offsets;     // [padded_taps], in a band; those beyond the taps repeat the first
-  bool is_3x3, in_place;  // in place: images are read as they are, not through bands
+  int64_t taps, padded_taps;               // of a filter; in whole blocks
+  const int64_t* offsets;                  // [padded_taps], in a band; those beyond the taps repeat the first
+  bool is_3x3, in_place;                   // in place: images are read as they are, not through bands
   int64_t pieces, pieces_per_part, parts;  // bands of all images
 
   int64_t group_filters() const { return args.out_channels * args.in_channels; }
@@ -130,8 +130,8 @@ struct Buffers {
     const int64_t bands_size = plan.in_place ? band.columns.source : channels * band.channel_pitch;
     const int64_t widened_size = cast ? channels * band.height * band.columns.source : 0;
     const int64_t dy_size = cast ? band.outputs * plan.args.width.output : 0;
-    vectors = static_cast<T*>(thread_scratch(
-        Scratch::Operation, size_t(vectors_size + bands_size + widened_size + dy_size) * sizeof(T)));
+    vectors = static_cast<T*>(
+        thread_scratch(Scratch::Operation, size_t(vectors_size + bands_size + widened_size + dy_size) * sizeof(T)));
     bands = vectors + vectors_size;
     widened = bands + bands_size;
     dy = widened + widened_size;
@@ -142,13 +142,15 @@ struct Buffers {
 template <class T>
 void add_pixels_3x3(const WeightGrad<T>& plan, const PixelsProduct<T>& p, T* vectors) {
   if (plan.band.rows.step == 1)
-    return plan.in_place ? add_pixels_3x3<ImageTaps<T, 1>, 1>(p, vectors) : add_pixels_3x3<BandTaps<T, 1>, 1>(p, vectors);
+    return plan.in_place ? add_pixels_3x3<ImageTaps<T, 1>, 1>(p, vectors)
+                         : add_pixels_3x3<BandTaps<T, 1>, 1>(p, vectors);
   return plan.in_place ? add_pixels_3x3<ImageTaps<T, 2>, 2>(p, vectors) : add_pixels_3x3<BandTaps<T, 2>, 2>(p, vectors);
 }
 
 // One band of one image and group: all its filters.
 template <class T>
-void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, int64_t outputs, const Buffers<T>& buffers) {
+void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, int64_t outputs,
+              const Buffers<T>& buffers) {
   const ConvArgs& args = plan.args;
   const int64_t size = int64_t(item_size(args.dtype)), x_plane = args.height.input * args.width.input * size;
   const int64_t dy_plane = args.height.output * args.width.output * size;
@@ -164,8 +166,7 @@ void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, in
     const T* dy = widen_rows(static_cast<const char*>(args.dy) + (image_group * args.out_channels + o) * dy_plane,
                              args.dtype, output, output + outputs, args.width.output, buffers.dy);
     for (int64_t i = 0; i < args.in_channels; ++i, vectors += plan.padded_taps * Vec<T>::size) {
-      PixelsProduct<T> p{sources[i], step * plan.band.row_pitch, plan.offsets, dy,
-                         outputs, args.width.output};
+      PixelsProduct<T> p{sources[i], step * plan.band.row_pitch, plan.offsets, dy, outputs, args.width.output};
       if (plan.is_3x3) {
         add_pixels_3x3(plan, p, vectors);
         continue;
@@ -196,23 +197,29 @@ template <class T>
 bool run(const ConvArgs& args) {
   const ConvAxis &h = args.height, &w = args.width;
   const int64_t taps = h.kernel * w.kernel;
-  const Band band =
-      make_band(plane_axis(h.input, h.stride, h.padding, h.dilation, h.kernel, h.output),
-                plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output), h.output,
-                (h.kernel - 1) * h.dilation + 1, args.in_channels, Vec<T>::size, int64_t(sizeof(T)));
+  const Band band = make_band(plane_axis(h.input, h.stride, h.padding, h.dilation, h.kernel, h.output),
+                              plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output), h.output,
+                              (h.kernel - 1) * h.dilation + 1, args.in_channels, Vec<T>::size, int64_t(sizeof(T)));
   if (band.channel_pitch > kLargestBand) return false;
-  WeightGrad<T> plan{args, band, taps, ceil_div(taps, kTapBlock) * kTapBlock, nullptr,
+  WeightGrad<T> plan{args,
+                     band,
+                     taps,
+                     ceil_div(taps, kTapBlock) * kTapBlock,
+                     nullptr,
                      h.kernel == 3 && w.kernel == 3 && h.dilation == 1 && h.stride <= 2,
                      suits_image_taps(band.rows, band.columns, h.kernel, w.kernel),
-                     args.images * band.count, 0, 0};
+                     args.images * band.count,
+                     0,
+                     0};
   const int64_t piece_work = max(1, plan.group_filters() * taps * band.outputs * w.output);
   const int64_t wanted = min(ceil_div(kTasks, args.groups), plan.pieces * piece_work / kTaskWork);
   plan.pieces_per_part = ceil_div(plan.pieces, max(1, wanted));
   plan.parts = ceil_div(plan.pieces, plan.pieces_per_part);
 
   const int64_t group_size = plan.group_filters() * taps, count = args.groups * group_size;
-  char* memory = static_cast<char*>(thread_scratch(
-      Scratch::OperationShared, size_t(plan.padded_taps) * sizeof(int64_t) + size_t(plan.parts * count) * sizeof(double)));
+  char* memory =
+      static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(plan.padded_taps) * sizeof(int64_t) +
+                                                                      size_t(plan.parts * count) * sizeof(double)));
   int64_t* offsets = reinterpret_cast<int64_t*>(memory);
   double* totals = reinterpret_cast<double*>(offsets + plan.padded_taps);
   for (int64_t t = 0; t < plan.padded_taps; ++t)

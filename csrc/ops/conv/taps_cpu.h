@@ -74,9 +74,8 @@ struct ImageTaps {
     const Image<T>& image = source.image;
     const int64_t top = source.top + row * kStep;
     for (int i = 0; i < n; ++i)
-      pointers[i] = top + i >= image.first && top + i < image.end
-                        ? image.pixels + (top + i - image.first) * image.width
-                        : image.zeros;
+      pointers[i] = top + i >= image.first && top + i < image.end ? image.pixels + (top + i - image.first) * image.width
+                                                                  : image.zeros;
   }
   // Of stride 2: even positions are those of the first tap, odd ones of the second; then the third's.
   inline __attribute__((always_inline)) Columns columns(int64_t c, int64_t n) const {
