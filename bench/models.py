@@ -1,15 +1,15 @@
-"""Whole networks for the race: the same network with the same start in fastnn and in torch.
+"""Whole networks for the race: the same network with the same start in fastnn and in torch."""
 
-Workload("ResNet-18 training step, batch 8, 64x64", "model", training_step("resnet18", (8, 3, 64, 64)))
-"""
-
+import io
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx_graphs
+from contenders import Contender, Prepared
 
-Call = Callable[[], Any]
+Step = Callable[[], Any]
 
 
 def build(lib: ModuleType, name: str, **options: Any) -> Any:
@@ -28,16 +28,36 @@ def build(lib: ModuleType, name: str, **options: Any) -> Any:
     return model
 
 
+def images(lib: ModuleType, shape: tuple[int, ...]) -> Any:
+    return lib.from_numpy(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+
+
+def _network(
+    name: str, shape: tuple[int, ...], options: dict[str, Any], make: Callable[[ModuleType, Any, Any], Step]
+) -> Any:
+    """Prepares `make(lib, model, x)`; the reference computes in float64."""
+
+    def prepare(contender: Contender, lib: ModuleType, threads: int) -> Prepared | None:
+        if not hasattr(lib, "nn"):
+            return None
+        model, x = build(lib, name, **options), images(lib, shape)
+        if contender.float64:
+            model, x = model.double(), x.double()
+        elif contender.channels_last:
+            model, x = (value.to(memory_format=lib.channels_last) for value in (model, x))
+        # Rounding errors of the layers add up like those of one sum as long as all of theirs.
+        terms = sum(int(np.prod(p.shape[1:])) for p in model.parameters() if p.dim() > 1)
+        return Prepared(make(lib, model, x), [terms])
+
+    return prepare
+
+
 def training_step(name: str, shape: tuple[int, ...], num_classes: int = 10, **options: Any) -> Any:
     """Prepares forward, cross-entropy, backward and an SGD step with momentum on one batch; gives the loss."""
 
-    def prepare(lib: ModuleType) -> Call | None:
-        if lib is np:
-            return None
-        model, rng = build(lib, name, num_classes=num_classes, **options), np.random.default_rng(1)
+    def make(lib: ModuleType, model: Any, x: Any) -> Step:
         optimizer = lib.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
-        x = lib.from_numpy(rng.standard_normal(shape).astype(np.float32))
-        labels = lib.from_numpy(rng.integers(0, num_classes, shape[0]))
+        labels = lib.from_numpy(np.random.default_rng(2).integers(0, num_classes, shape[0]))
 
         def step() -> Any:
             optimizer.zero_grad()
@@ -48,17 +68,14 @@ def training_step(name: str, shape: tuple[int, ...], num_classes: int = 10, **op
 
         return step
 
-    return prepare
+    return _network(name, shape, {"num_classes": num_classes, **options}, make)
 
 
 def inference(name: str, shape: tuple[int, ...], **options: Any) -> Any:
     """Prepares the forward pass in ``eval()`` without gradients; gives the logits."""
 
-    def prepare(lib: ModuleType) -> Call | None:
-        if lib is np:
-            return None
-        model = build(lib, name, **options).eval()
-        x = lib.from_numpy(np.random.default_rng(1).standard_normal(shape).astype(np.float32))
+    def make(lib: ModuleType, model: Any, x: Any) -> Step:
+        model.eval()
 
         def forward() -> Any:
             with lib.no_grad():
@@ -66,4 +83,35 @@ def inference(name: str, shape: tuple[int, ...], **options: Any) -> Any:
 
         return forward
 
+    eager = _network(name, shape, options, make)
+
+    def prepare(contender: Contender, lib: ModuleType, threads: int) -> Prepared | None:
+        if lib.__name__ != "onnxruntime":
+            return eager(contender, lib, threads)
+        import torch
+
+        model, x, file = build(torch, name, **options).eval(), images(torch, shape), io.BytesIO()
+        torch.onnx.export(model, (x,), file, input_names=["x"], dynamo=False)
+        ready, data = onnx_graphs.session(lib, file.getvalue(), threads), x.numpy()
+        return Prepared(lambda: ready.run(None, {"x": data}), [])
+
     return prepare
+
+
+def optimizer_step(network: str, name: str, **options: Any) -> Any:
+    """Prepares a step on random gradients; gives the parameters."""
+
+    def make(lib: ModuleType, model: Any, x: Any) -> Step:
+        rng = np.random.default_rng(2)
+        for p in model.parameters():
+            p.grad = lib.from_numpy(rng.standard_normal(tuple(p.shape)).astype(np.float32)).to(p.dtype)
+        optimizer = getattr(lib.optim, name)(model.parameters(), **options)
+
+        def step() -> Any:
+            optimizer.step()
+            return [p.detach() for p in model.parameters()]
+
+        return step
+
+    eager = _network(network, (1,), {}, make)
+    return lambda contender, lib, threads: None if contender.channels_last else eager(contender, lib, threads)

@@ -135,6 +135,51 @@ def conv1d(x: Array, w: Array, b: Array | None = None, stride=1, padding=0, dila
     return conv2d(x[:, :, None], w[:, :, None], b, (1, int(step)), pad, (1, int(rate)), groups)[:, :, 0]
 
 
+def _triple(value: int | tuple[int, ...]) -> list[int]:
+    return [int(v) for v in np.broadcast_to(value, 3)]
+
+
+def conv3d(x: Array, w: Array, b: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Array:
+    """The sum over the kernel's depth taps of the 2-D convolutions of the slices under them."""
+    (sd, *stride), (dd, *dilation) = _triple(stride), _triple(dilation)
+    reach = dd * (w.shape[2] - 1)
+    if isinstance(padding, str):
+        around = (reach // 2, reach - reach // 2) if padding == "same" else (0, 0)
+    else:
+        first, *padding = _triple(padding)
+        around, padding = (first, first), tuple(padding)
+    x = np.pad(x, ((0, 0), (0, 0), around, (0, 0), (0, 0)))
+    slices = []
+    for position in range(0, x.shape[2] - reach, sd):
+        taps = [
+            conv2d(x[:, :, position + t * dd], w[:, :, t], None, stride, padding, dilation, groups)
+            for t in range(w.shape[2])
+        ]
+        slices.append(sum(taps) + (0 if b is None else b.reshape(-1, 1, 1)))
+    return np.stack(slices, 2)
+
+
+def conv_transpose2d(
+    x: Array, w: Array, b: Array | None = None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
+) -> Array:
+    """Every pixel, times the kernel, is added to y around its own place: at i s + p d - pad."""
+    (n, n_in, h, w_in), (_, n_out, kh, kw) = x.shape, w.shape
+    (sh, sw), (ph, pw), (oh, ow), (dh, dw) = map(_pair, (stride, padding, output_padding, dilation))
+    y = np.zeros((n, n_out * groups, (h - 1) * sh + dh * (kh - 1) + 1 + oh, (w_in - 1) * sw + dw * (kw - 1) + 1 + ow))
+    for c, i, j, p, q in product(range(n_in), range(h), range(w_in), range(kh), range(kw)):
+        first = c // (n_in // groups) * n_out
+        y[:, first : first + n_out, i * sh + p * dh, j * sw + q * dw] += np.outer(x[:, c, i, j], w[c, :, p, q])
+    y = y[:, :, ph : y.shape[2] - ph, pw : y.shape[3] - pw]
+    return y if b is None else y + b.reshape(-1, 1, 1)
+
+
+def conv_transpose1d(
+    x: Array, w: Array, b: Array | None = None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
+) -> Array:
+    s, p, o, d = (int(np.atleast_1d(v)[0]) for v in (stride, padding, output_padding, dilation))
+    return conv_transpose2d(x[:, :, None], w[:, :, None], b, (1, s), (0, p), (0, o), groups, (1, d))[:, :, 0]
+
+
 def _windows(size: int, kernel: int, stride: int | None, padding: int, dilation: int, ceil_mode: bool) -> list[Array]:
     """The positions of every window along one axis, padding included: they may lie outside [0, size)."""
     stride = stride or kernel

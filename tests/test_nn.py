@@ -258,6 +258,12 @@ LAYERS = {
     "conv2d_same": (lambda n: n.Conv2d(2, 3, (3, 4), padding="same", dilation=2), (2, 2, 7, 8)),
     "conv1d": (lambda n: n.Conv1d(4, 6, 3, 2, 1, bias=False), (2, 4, 9)),
     "conv1d_valid": (lambda n: n.Conv1d(2, 2, 3, padding="valid"), (1, 2, 6)),
+    "conv3d": (lambda n: n.Conv3d(4, 6, (2, 3, 3), stride=2, padding=1, groups=2), (2, 4, 5, 6, 7)),
+    "conv_transpose2d": (
+        lambda n: n.ConvTranspose2d(4, 6, (3, 2), 2, 1, output_padding=1, groups=2, bias=False),
+        (2, 4, 5, 6),
+    ),
+    "conv_transpose1d": (lambda n: n.ConvTranspose1d(3, 2, 4, 3, dilation=2), (2, 3, 6)),
     "max_pool2d": (lambda n: n.MaxPool2d(3, 2, padding=1, ceil_mode=True), (2, 3, 8, 7)),
     "max_pool1d": (lambda n: n.MaxPool1d(2), (2, 3, 7)),
     "avg_pool2d": (lambda n: n.AvgPool2d((2, 3), padding=(1, 0), count_include_pad=False), (2, 3, 8, 9)),

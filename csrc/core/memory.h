@@ -11,6 +11,9 @@
 
 namespace fastnn {
 
+struct DerivedEntries;
+void free_derived(DerivedEntries* derived);
+
 struct Storage {
   std::atomic<int32_t> references{0};
   std::atomic<uint32_t> version{0};  // counts in-place writes: autograd checks it
@@ -18,6 +21,8 @@ struct Storage {
   size_t bytes = 0;
   Device device;
   bool read_only = false;
+  std::atomic<bool> shared{false};    // others know its address, and may write without counting a version
+  DerivedEntries* derived = nullptr;  // core/derived.h
   // Foreign memory: called with `owner` instead of returning the block to the allocator.
   void (*release)(void* owner) = nullptr;
   void* owner = nullptr;

@@ -86,6 +86,12 @@ Tensor convolution(const Tensor& x, const Tensor& weight, const MaybeTensor& bia
                    const Dims& padding, const Dims& dilation, int64_t groups, bool same_padding) {
   return F(x, weight, bias.tensor, {stride, padding, dilation, groups, same_padding});
 }
+using TransposedConvolution = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const ConvOptions&, const Dims&);
+template <TransposedConvolution F>
+Tensor transposed_convolution(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride,
+                              const Dims& padding, const Dims& output_padding, int64_t groups, const Dims& dilation) {
+  return F(x, weight, bias.tensor, {stride, padding, dilation, groups}, output_padding);
+}
 
 // ---------------------------------------------------------------------------------------- lists
 
@@ -319,13 +325,44 @@ void bind_matmul(Binder& b) {
       "linear",
       [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias) { return linear(x, weight, bias.tensor); },
       arg("input"), arg("weight"), arg("bias") = py::none());
+  b.function(
+      "fused_linear",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& residual,
+         const std::string& activation) {
+        return fused_linear(x, weight, bias.tensor, residual.tensor,
+                            parse_activation("fused_linear", activation.c_str()));
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("residual"), arg("activation"));
+  b.function(
+      "set_float32_matmul_precision",
+      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"));
+  b.function("get_float32_matmul_precision", float32_matmul_precision);
 }
 
 void bind_conv(Binder& b) {
-  b.function("conv1d", convolution<conv1d>, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
-             arg("dilation"), arg("groups"), arg("same_padding"));
-  b.function("conv2d", convolution<conv2d>, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
-             arg("dilation"), arg("groups"), arg("same_padding"));
+  b.function(
+      "fused_conv2d",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride, const Dims& padding,
+         const Dims& dilation, int64_t groups, bool same_padding, const MaybeTensor& residual,
+         const std::string& activation) {
+        return fused_conv2d(x, weight, bias.tensor, {stride, padding, dilation, groups, same_padding}, residual.tensor,
+                            parse_activation("fused_conv2d", activation.c_str()));
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"),
+      arg("same_padding"), arg("residual"), arg("activation"));
+  const auto conv = [&](const char* name, auto function) {
+    b.function(name, function, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"),
+               arg("groups"), arg("same_padding"));
+  };
+  conv("conv1d", convolution<conv1d>);
+  conv("conv2d", convolution<conv2d>);
+  conv("conv3d", convolution<conv3d>);
+  const auto transposed = [&](const char* name, auto function) {
+    b.function(name, function, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
+               arg("output_padding"), arg("groups"), arg("dilation"));
+  };
+  transposed("conv_transpose1d", transposed_convolution<conv_transpose1d>);
+  transposed("conv_transpose2d", transposed_convolution<conv_transpose2d>);
 }
 
 void bind_pool(Binder& b) {

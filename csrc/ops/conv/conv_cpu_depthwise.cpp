@@ -411,13 +411,13 @@ bool run(const ConvArgs& args, bool gradient) {
 namespace FASTNN_LEVEL {
 
 bool depthwise_forward(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   if (!suits_bands(args)) return false;
   return args.dtype == DType::Float64 ? run<double>(args, false) : run<float>(args, false);
 }
 
 bool depthwise_input_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   if (!suits_bands(args) || args.height.stride > kMaxPhases || args.width.stride > kMaxPhases) return false;
   return args.dtype == DType::Float64 ? run<double>(args, true) : run<float>(args, true);
 }

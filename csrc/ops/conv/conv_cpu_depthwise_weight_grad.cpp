@@ -242,7 +242,7 @@ bool run(const ConvArgs& args) {
 namespace FASTNN_LEVEL {
 
 bool depthwise_weight_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   if (!suits_bands(args)) return false;
   return args.dtype == DType::Float64 ? run<double>(args) : run<float>(args);
 }

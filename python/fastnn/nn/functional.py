@@ -56,6 +56,73 @@ def conv2d(
     return _C.conv2d(input, weight, bias, step, pad, sizes(dilation, 2, "dilation"), groups, same)
 
 
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation in three dimensions. input (N, C, D, H, W), weight (O, C/groups, KD, KH, KW) -> (N, O, ...)."""
+    step = sizes(stride, 3, "stride")
+    pad, same = conv_padding(padding, 3, step)
+    return _C.conv3d(input, weight, bias, step, pad, sizes(dilation, 3, "dilation"), groups, same)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv1d`` in its input. input (N, C, L), weight (C, O/groups, K) -> (N, O, L')."""
+    return _C.conv_transpose1d(
+        input,
+        weight,
+        bias,
+        sizes(stride, 1, "stride"),
+        sizes(padding, 1, "padding"),
+        sizes(output_padding, 1, "output_padding"),
+        groups,
+        sizes(dilation, 1, "dilation"),
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv2d`` in its input, also called a deconvolution.
+
+    input (N, C, H, W), weight (C, O/groups, KH, KW) -> (N, O, H', W').
+
+    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1; ``output_padding`` must be smaller than
+    the stride or the dilation, else ValueError.
+    """
+    return _C.conv_transpose2d(
+        input,
+        weight,
+        bias,
+        sizes(stride, 2, "stride"),
+        sizes(padding, 2, "padding"),
+        sizes(output_padding, 2, "output_padding"),
+        groups,
+        sizes(dilation, 2, "dilation"),
+    )
+
+
 # ---- pooling --------------------------------------------------------------------------------------
 
 

@@ -37,6 +37,11 @@ def _finish(y: Tensor, activation: str | None, residual: Tensor | None) -> Tenso
     return y if activation is None else _ACTIVATIONS[activation](y)
 
 
+def _recorded(*operands: Tensor | None) -> bool:
+    """Will an operation on these be recorded? The one-pass kernels have no backward."""
+    return is_grad_enabled() and any(x is not None and x.requires_grad for x in operands)
+
+
 def linear(
     input: Tensor,
     weight: Tensor,
@@ -48,7 +53,9 @@ def linear(
 
     ``activation``: None, "relu", "gelu", "silu", "sigmoid" or "tanh"; ValueError for another.
     """
-    return _finish(_C.linear(input, weight, bias), activation, residual)
+    if _recorded(input, weight, bias, residual) or not input.is_floating_point():
+        return _finish(_C.linear(input, weight, bias), activation, residual)
+    return _C.fused_linear(input, weight, bias, residual, activation or "")
 
 
 def conv2d(
@@ -85,9 +92,10 @@ def _conv2d(
     residual: Tensor | None,
 ) -> Tensor:
     """The same with ready-made arguments."""
-    return _finish(
-        _C.conv2d(input, weight, bias, stride, padding, dilation, groups, same_padding), activation, residual
-    )
+    options = (stride, padding, dilation, groups, same_padding)
+    if _recorded(input, weight, bias, residual):
+        return _finish(_C.conv2d(input, weight, bias, *options), activation, residual)
+    return _C.fused_conv2d(input, weight, bias, *options, residual, activation or "")
 
 
 class ConvBN:
