@@ -1,12 +1,12 @@
 // Convolution in groups of few channels on the CPU, forward and input gradient:
 //
-//   out[o, r, c] = sum over source channels i of the group and taps t of weight[o, i, t] * band_i[r * step, c +
-//   offset(t)]
+//   out[o, r, c] = sum over source channels i of the group and taps t of weight[o, i, t] * source_i[position of t for
+//   r, c]
 //
-// Bands (depthwise_cpu.h) are made once for all results of a group. For 3 x 3 taps, four output rows are computed at
-// once from 16 columns in registers: their 6 (of stride 2: 9) source rows are loaded once for each column tap,
-// 18 loads for 36 multiply-adds, the weights stay in registers. Other taps load once a multiply-add. Several
-// source channels are added up in the output, which is in cache.
+// For 3 x 3 taps seven output rows (four, with fewer registers) of a vector of columns are computed at once: of their
+// 9 source rows (of stride 2: 15) each is loaded once for each column tap, 27 loads for 63 multiply-adds, and the
+// weights stay in registers. With masks the image is read in place (taps_cpu.h), else as bands (depthwise_cpu.h).
+// Other taps read bands, and load once a multiply-add. Several source channels are added up in the output.
 //
 // In the gradient of the input, each residue class of the positions modulo the stride is a result with the taps of
 // the class in reverse; the classes of a row are woven when it is complete. A pass reads and writes every
@@ -18,6 +18,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kTaskWork = int64_t(1) << 19;  // multiply-adds that pay for a task
+constexpr int64_t kMostSources = 3;              // their sums meet in the output: more are for matrix tiles
 constexpr int kMaxPhases = 4;                    // residue classes along an axis, at most
 
 // Along one axis, the results of one residue class: result i reads the band from i * step + shift on.
@@ -294,7 +295,7 @@ void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t o
   const int64_t size = int64_t(item_size(pass.dtype));
   const int64_t source_plane = pass.rows.source.source * pass.columns.source.source;
   const RowRange range(pass.band, output, outputs);
-  Source<T> sources[kFewChannels];
+  Source<T> sources[kFewSources];
   for (int64_t s = 0; s < pass.sources; ++s)
     sources[s] =
         load_source(pass.band, pass.in_place, pass.source + (image_group * pass.sources + s) * source_plane * size,
@@ -411,14 +412,16 @@ bool run(const ConvArgs& args, bool gradient) {
 namespace FASTNN_LEVEL {
 
 bool depthwise_forward(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
-  if (!suits_bands(args)) return false;
+  const ConvArgs args = with_long_rows(given);
+  if (!suits_bands(args, args.in_channels, args.out_channels, kMostSources)) return false;
   return args.dtype == DType::Float64 ? run<double>(args, false) : run<float>(args, false);
 }
 
 bool depthwise_input_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
-  if (!suits_bands(args) || args.height.stride > kMaxPhases || args.width.stride > kMaxPhases) return false;
+  const ConvArgs args = with_long_rows(given);
+  if (!suits_bands(args, args.out_channels, args.in_channels, kMostSources) || args.height.stride > kMaxPhases ||
+      args.width.stride > kMaxPhases)
+    return false;
   return args.dtype == DType::Float64 ? run<double>(args, true) : run<float>(args, true);
 }
 

@@ -1,12 +1,11 @@
 // Convolution in groups of few channels on the CPU, weight gradient:
 //
-//   dw[o, i, t] = sum over images and pixels of dy[o, r, c] * band_i[r * step, c + offset(t)]
+//   dw[o, i, t] = sum over images and pixels of dy[o, r, c] * x_i[r * stride + ..., c * stride + ...]
 //
-// The taps' sums stay in registers while a band (depthwise_cpu.h) passes: for 3 x 3 taps, four rows of dy and their 6
-// (of stride 2: 9) source rows, 18 loads for 36 multiply-adds into 9 sums; other taps in blocks of eight. The sums are
-// vectors; after some hundred steps their lanes are added up and carried on in float64.
-// Parallel over groups, and over parts of the images where groups are few; parts are fixed by the problem and
-// added in order.
+// The taps' sums stay in registers while rows pass (taps_cpu.h): for 3 x 3 taps, seven rows of dy and their 9 (of
+// stride 2: 15) source rows, 27 loads for 63 multiply-adds into 9 sums; other taps read bands in blocks of eight. The
+// sums are vectors; after some hundred steps their lanes are added up and carried on in float64. Parallel over groups,
+// and over parts of the images where groups are few; parts are fixed by the problem and added in order.
 #include "ops/conv/taps_cpu.h"
 
 namespace fastnn {
@@ -155,7 +154,7 @@ void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, in
   const int64_t size = int64_t(item_size(args.dtype)), x_plane = args.height.input * args.width.input * size;
   const int64_t dy_plane = args.height.output * args.width.output * size;
   const RowRange range(plan.band, output, outputs);
-  Source<T> sources[kFewChannels];
+  Source<T> sources[kFewSources];
   for (int64_t i = 0; i < args.in_channels; ++i)
     sources[i] = load_source(plan.band, plan.in_place,
                              static_cast<const char*>(args.x) + (image_group * args.in_channels + i) * x_plane,
@@ -242,8 +241,8 @@ bool run(const ConvArgs& args) {
 namespace FASTNN_LEVEL {
 
 bool depthwise_weight_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
-  if (!suits_bands(args)) return false;
+  const ConvArgs args = with_long_rows(given);
+  if (!suits_bands(args, args.in_channels, args.out_channels, kFewSources)) return false;
   return args.dtype == DType::Float64 ? run<double>(args) : run<float>(args);
 }
 

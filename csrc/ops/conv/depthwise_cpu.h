@@ -24,10 +24,10 @@ bool depthwise_weight_grad(const ConvArgs& args);
 
 namespace {
 
-constexpr int64_t kFewChannels = 8;        // in and out, of a group
-constexpr int64_t kBandBytes = 24 * 1024;  // of all channels of a group
-constexpr int64_t kBandRows = 28;          // a multiple of what kernels take at once
-constexpr int64_t kLargestStep = 256;      // stride, dilation or padding: beyond it, bands would be mostly zeros
+constexpr int64_t kFewSources = 4, kFewResults = 8;  // channels of a group, at most
+constexpr int64_t kBandBytes = 24 * 1024;            // of all channels of a group
+constexpr int64_t kBandRows = 28;                    // a multiple of what kernels take at once
+constexpr int64_t kLargestStep = 256;  // stride, dilation or padding: beyond it, bands would be mostly zeros
 constexpr int64_t kLargestBand = int64_t(1) << 22;  // elements
 
 struct Band {
@@ -69,10 +69,12 @@ inline bool is_usual(const ConvAxis& axis) {
          axis.kernel <= kLargestStep;
 }
 
-// Cheap to prepare, and worth it.
-inline bool suits_bands(const ConvArgs& args) {
-  return args.in_channels <= kFewChannels && args.out_channels <= kFewChannels && is_usual(args.height) &&
-         is_usual(args.width);
+// Whether rows are faster than matrix tiles, for `sources` channels read by `results` channels: 3 x 3 taps are
+// reused in registers, others are not.
+inline bool suits_bands(const ConvArgs& args, int64_t sources, int64_t results, int64_t most_sources) {
+  const bool is_3x3 = args.height.kernel == 3 && args.width.kernel == 3;
+  const bool few = is_3x3 ? sources <= most_sources && results <= kFewResults : sources * results <= 2;
+  return few && is_usual(args.height) && is_usual(args.width);
 }
 
 // A row of the image, without its padding: the band's zeros stay. Whole vectors are stored.

@@ -76,8 +76,8 @@ struct TilePlanes {
 };
 
 // The planes of one group; column taps folded into channels leave planes without shifts.
-inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group, int64_t groups,
-                              bool folded, PlaneForm form, bool channels_last) {
+inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group,
+                              int64_t groups, bool folded, PlaneForm form, bool channels_last) {
   TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
   if (folded) {
     result.planes.columns.phases = column_taps;
@@ -111,18 +111,13 @@ inline void copy_elements(T* target, int64_t length, const T* row, int64_t size,
   for (int64_t i = 0; i < first; ++i) target[i] = T{};
   const T* source = row + (begin + first * step) * stride;
   int64_t i = first;
-  if (step * stride == 2) {  // even elements of two registers; the last odd one may not exist
-    if constexpr (sizeof(T) == 4) {
+  if constexpr (sizeof(T) == 4)
+    if (step * stride == 2) {  // even elements of two registers; the last one may not exist
       const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
       for (; i + 16 <= end; i += 16, source += 32)
         _mm512_storeu_ps(target + i, _mm512_permutex2var_ps(_mm512_loadu_ps(source), even,
                                                             _mm512_maskz_loadu_ps(0x7fff, source + 16)));
-    } else {
-      for (; i + 16 <= end; i += 16, source += 32)
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i),
-                            _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi16(0x7fffffff, source)));
     }
-  }
   for (; i < end; ++i, source += step * stride) target[i] = *source;
   for (i = end; i < length; ++i) target[i] = T{};
 }
@@ -264,8 +259,8 @@ void prepare_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, Rang
   char* target = memory + at.phase * tiles.phase_bytes() + at.group * tiles.group_bytes() +
                  (at.image * tiles.plane() + at.row * length) * kLineBytes;
   if (tiles.channels_last && !tiles.folded) return prepare_last_row<P, T>(tiles, at, target, range);
-  T* copies =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  T* copies = static_cast<T*>(
+      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
   store_lines<P, T>(ChannelRows<T>(tiles, at, copies), length, target, tiles.part_bytes(), range);
 }
 
@@ -308,13 +303,12 @@ void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64
 
 // The same from NHWC, where two pixels are 16 pairs as they stand.
 template <int P, class T>
-void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
-                       RangeLanes& range) {
+void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target,
+                       int64_t part, RangeLanes& range) {
   const __mmask16 mask = lane_mask(row.channels - 16 * half), none = 0;
   __m512i parts[P];
   for (int64_t i = parity; i < length + parity; i += 2, target += kLineBytes) {
-    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)),
-               *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
+    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)), *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
     load_across<P, T>(even, odd, row.valid(i) ? mask : none, row.valid(i + 1) ? mask : none, parts, range);
     store_parts<P>(target, part, parts);
   }
@@ -324,8 +318,8 @@ template <int P, class T>
 void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
   const int64_t length = tiles.planes.columns.length;
   const bool by_pixels = tiles.channels_last && !tiles.folded;
-  T* copies =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  T* copies = static_cast<T*>(
+      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
   const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
   const PixelRow<T> pixels(tiles, at);
   for (int64_t parity = 0; parity < tiles.parities; ++parity)
@@ -375,19 +369,6 @@ template <int P>
 PartRange prepare_planes(const TilePlanes& tiles, char* memory) {
   return tiles.planes.dtype == DType::Float32 ? prepare_planes_of<P, float>(tiles, memory)
                                               : prepare_planes_of<P, bfloat16>(tiles, memory);
-}
-
-inline bool is_pointwise(const ConvAxis& axis) {
-  return axis.kernel == 1 && axis.stride == 1 && axis.padding == 0 && axis.output == axis.input;
-}
-
-// The same convolution with rows as long as can be: signals, and images under 1 x 1 kernels, are of height 1 here.
-inline ConvArgs with_long_rows(ConvArgs args) {
-  if (!is_pointwise(args.height) || !is_pointwise(args.width)) return upright(args);
-  const int64_t pixels = args.height.input * args.width.input;
-  args.width = {pixels, pixels, 1, 1, 0, 1};
-  args.height = {1, 1, 1, 1, 0, 1};
-  return args;
 }
 
 }  // namespace

@@ -128,9 +128,17 @@ inline int64_t tap_offset(const Planes& planes, int64_t channel, int64_t t_row, 
          t_column * columns.dilation / columns.step;
 }
 
-// A signal as an image of height 1: positions run along it.
-inline ConvArgs upright(ConvArgs args) {
-  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
+inline bool is_pointwise(const ConvAxis& axis) {
+  return axis.kernel == 1 && axis.stride == 1 && axis.padding == 0 && axis.output == axis.input;
+}
+
+// The same convolution with rows as long as can be: signals, and images under 1 x 1 kernels, are of height 1 here.
+inline ConvArgs with_long_rows(ConvArgs args) {
+  if (is_pointwise(args.height) && is_pointwise(args.width)) {
+    const int64_t pixels = args.height.input * args.width.input;
+    args.width = {pixels, pixels, 1, 1, 0, 1};
+    args.height = {1, 1, 1, 1, 0, 1};
+  } else if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
     const ConvAxis height = args.height;
     args.height = args.width;
     args.width = height;
