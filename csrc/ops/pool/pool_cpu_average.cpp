@@ -162,20 +162,13 @@ void avg_forward_rows(const PoolArgs& args) {
   });
 }
 
-template <class T>
+template <class Stored>
 void avg_forward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, 2 * in, [&](int64_t begin, int64_t end) {
-    Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out));
-    T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
     for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
-      const int64_t in_row = at.plane * args.height.in + 2 * at.row;
-      const T* top = get_row<T>(args.x, args.dtype, in_row, in, upper);
-      const T* bottom = get_row<T>(args.x, args.dtype, in_row + 1, in, lower);
-      T* y = sink.line<T>(at.index, out, line);
-      mean_of_pairs<T>(top, bottom, out, y);
-      sink.put(at.index, out, y);
+      const Stored* top = static_cast<const Stored*>(args.x) + (at.plane * args.height.in + 2 * at.row) * in;
+      mean_of_pairs(top, top + in, out, static_cast<Stored*>(args.y) + at.index * out);
     }
   });
 }
@@ -212,7 +205,7 @@ void avg_forward_planes(const PoolArgs& args) {
 template <class Stored>
 void avg_forward_typed(const PoolArgs& args) {
   if (is_global(args)) return avg_forward_planes<Stored>(args);
-  if (is_2x2(args) && !args.divisor_override) return avg_forward_pairs<Compute<Stored>>(args);
+  if (is_2x2(args) && !args.divisor_override) return avg_forward_pairs<Stored>(args);
   avg_forward_rows<Stored>(args);
 }
 
@@ -291,21 +284,18 @@ void avg_backward_rows(const PoolArgs& args) {
   });
 }
 
-template <class T>
+template <class Stored>
 void avg_backward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = gradient_rows<T>(args);
+  const Sink sink = gradient_rows<Stored>(args);
   for_each_rows(args, args.height.in, in, [&](int64_t begin, int64_t end) {
-    Pieces pieces(Pieces::size<T>(2 * in) + Pieces::size<T>(out));
-    T *line = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);
+    Stored* line = Pieces(Pieces::size<Stored>(in)).take<Stored>(in);
     for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
-      const int64_t out_row = at.row / 2;
-      T* dx = sink.line<T>(at.index, in, line);
-      const bool is_covered = out_row < args.height.out;
-      if (is_covered)
-        spread_mean_pairs<T>(get_row<T>(args.y, args.dtype, at.plane * args.height.out + out_row, out, buffer), out,
-                             dx);
-      for (int64_t w = is_covered ? 2 * out : 0; w < in; ++w) dx[w] = T(0);
+      const int64_t out_row = at.row / 2, covered = out_row < args.height.out ? 2 * out : 0;
+      const Stored* dy = static_cast<const Stored*>(args.y) + (at.plane * args.height.out + out_row) * out;
+      Stored* dx = sink.line<Stored>(at.index, in, line);
+      if (covered) spread_mean_pairs(dy, out, dx);
+      fill<Stored>(dx + covered, 0, in - covered);
       sink.put(at.index, in, dx);
     }
     sink.finish();
@@ -332,7 +322,7 @@ void avg_backward_planes(const PoolArgs& args) {
 template <class Stored>
 void avg_backward_typed(const PoolArgs& args) {
   if (is_global(args)) return avg_backward_planes<Stored>(args);
-  if (is_2x2(args) && !args.divisor_override) return avg_backward_pairs<Compute<Stored>>(args);
+  if (is_2x2(args) && !args.divisor_override) return avg_backward_pairs<Stored>(args);
   avg_backward_rows<Compute<Stored>>(args);
 }
 

@@ -41,23 +41,16 @@ void finish_row(const PoolArgs& args, const RowCursor& at, const Tap* taps) {
 
 // ------------------------------------------------------------------------------------------- pairs
 
-template <bool tapped, class T>
+template <bool tapped, class Stored>
 void max_forward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, 2 * in, [&](int64_t begin, int64_t end) {
-    Pieces pieces(Pieces::size<T>(in) * 2 + Pieces::size<T>(2 * out) + Pieces::size<uint8_t>(out));
-    T *upper = pieces.take<T>(in), *lower = pieces.take<T>(in), *line = pieces.take<T>(2 * out);
-    uint8_t* tap_line = pieces.take<uint8_t>(out);
+    uint8_t* tap_line = Pieces(Pieces::size<uint8_t>(out)).take<uint8_t>(out);
     for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
-      const int64_t in_row = at.plane * args.height.in + 2 * at.row;
-      const T* top = get_row<T>(args.x, args.dtype, in_row, in, upper);
-      const T* bottom = get_row<T>(args.x, args.dtype, in_row + 1, in, lower);
-      T* best = sink.line<T>(at.index, out, line);
+      const Stored* top = static_cast<const Stored*>(args.x) + (at.plane * args.height.in + 2 * at.row) * in;
       uint8_t* taps = taps_of(args, at.index, tap_line);
-      max_pairs<tapped, T>(top, bottom, out, best, taps);
+      max_pairs<tapped>(top, top + in, out, static_cast<Stored*>(args.y) + at.index * out, taps);
       if (tapped) finish_row(args, at, taps);
-      sink.put(at.index, out, best);
     }
   });
 }
@@ -258,7 +251,7 @@ bool may_be_empty(const PoolAxis& axis) { return axis.dilation > 1 && axis.paddi
 template <bool tapped, class Stored>
 void max_forward_tapped(const PoolArgs& args) {
   using T = Compute<Stored>;
-  if (is_2x2(args)) return max_forward_pairs<tapped, T>(args);
+  if (is_2x2(args)) return max_forward_pairs<tapped, Stored>(args);
   if (goes_by_taps(args) && !may_be_empty(args.height) && !may_be_empty(args.width)) {
     if (args.width.kernel == 2) return max_forward_by_taps<tapped, 2, T>(args);
     if (args.width.kernel == 3) return max_forward_by_taps<tapped, 3, T>(args);

@@ -13,27 +13,27 @@ namespace {
 
 // ------------------------------------------------------------------------------------------- pairs
 
-template <class T>
+template <class Stored>
 void max_backward_pairs(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
-  const Sink sink = gradient_rows<T>(args);
+  const Sink sink = gradient_rows<Stored>(args);
   const int64_t pairs = (args.height.in + 1) / 2;
   for_each_rows(args, pairs, 2 * in, [&](int64_t begin, int64_t end) {
-    Pieces pieces(Pieces::size<T>(2 * in) * 2 + Pieces::size<T>(out));
-    T *upper = pieces.take<T>(2 * in), *lower = pieces.take<T>(2 * in), *buffer = pieces.take<T>(out);
+    Pieces pieces(Pieces::size<Stored>(in) * 2);
+    Stored *upper = pieces.take<Stored>(in), *lower = pieces.take<Stored>(in);
     for (RowCursor at(begin, pairs); at.index < end; ++at) {
       const int64_t row = at.plane * args.height.in + 2 * at.row;
       const bool has_bottom = 2 * at.row + 1 < args.height.in;
-      T* top = sink.line<T>(row, in, upper);
-      T* bottom = has_bottom ? sink.line<T>(row + 1, in, lower) : lower;
-      if (at.row < args.height.out) {
-        const int64_t from = at.plane * args.height.out + at.row;
-        const T* dy = get_row<T>(args.y, args.dtype, from, out, buffer);
-        spread_max_pairs<T>(dy, static_cast<const uint8_t*>(args.taps) + from * out, out, top, bottom);
-        for (int64_t w = 2 * out; w < in; ++w) top[w] = bottom[w] = T(0);
-      } else {
-        for (int64_t w = 0; w < in; ++w) top[w] = bottom[w] = T(0);
+      Stored* top = sink.line<Stored>(row, in, upper);
+      Stored* bottom = has_bottom ? sink.line<Stored>(row + 1, in, lower) : lower;
+      const int64_t covered = at.row < args.height.out ? 2 * out : 0;
+      if (covered) {
+        const int64_t from = (at.plane * args.height.out + at.row) * out;
+        spread_max_pairs(static_cast<const Stored*>(args.y) + from, static_cast<const uint8_t*>(args.taps) + from, out,
+                         top, bottom);
       }
+      fill<Stored>(top + covered, 0, in - covered);
+      fill<Stored>(bottom + covered, 0, in - covered);
       sink.put(row, in, top);
       if (has_bottom) sink.put(row + 1, in, bottom);
     }
@@ -206,9 +206,10 @@ void gather_typed(const PoolArgs& args) {
 
 // ---------------------------------------------------------------------------------------- launchers
 
-template <class T>
+template <class Stored>
 void max_backward_typed(const PoolArgs& args) {
-  if (is_2x2(args)) return max_backward_pairs<T>(args);
+  using T = Compute<Stored>;
+  if (is_2x2(args)) return max_backward_pairs<Stored>(args);
   if (goes_by_taps(args)) {
     if (args.width.stride == 1) return max_backward_by_taps<1, T>(args);
     if (args.width.stride == 2) return max_backward_by_taps<2, T>(args);
@@ -219,7 +220,12 @@ void max_backward_typed(const PoolArgs& args) {
 }
 
 void max_backward(const PoolArgs& args) {
-  args.dtype == DType::Float64 ? max_backward_typed<double>(args) : max_backward_typed<float>(args);
+  switch (args.dtype) {
+    case DType::Float64: return max_backward_typed<double>(args);
+    case DType::BFloat16: return max_backward_typed<bfloat16>(args);
+    case DType::Float16: return max_backward_typed<float16>(args);
+    default: return max_backward_typed<float>(args);
+  }
 }
 
 void gather(const PoolArgs& args) {

@@ -12,7 +12,6 @@
 #include "core/parallel.h"
 #include "ops/pool/stream_cpu.h"
 #include "ops/pool/window.h"
-#include "simd/convert.h"
 
 namespace fastnn {
 namespace {
@@ -32,11 +31,28 @@ inline int64_t inputs_of_row(const PoolArgs& args) {
   return smaller(args.height.kernel, args.height.in) * args.width.in;
 }
 
+template <class Stored>
+inline void widen_row(const void* from, int64_t n, float* to) {
+  for_each_block<float>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    store_values<float>(to + i, load_values<Stored>(static_cast<const Stored*>(from) + i, count), count);
+  });
+}
+template <class Stored>
+inline void round_row(const float* from, int64_t n, void* to) {
+  for_each_block<float>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    store_values<Stored>(static_cast<Stored*>(to) + i, load_values<float>(from + i, count), count);
+  });
+}
+
+// Row `row` of rows of n elements: in place, or in `buffer`.
 template <class T>
 const T* get_row(const void* rows, DType dtype, int64_t row, int64_t n, T* buffer) {
-  if (dtype == dtype_of<T>()) return static_cast<const T*>(rows) + row * n;
-  FASTNN_LEVEL::load_row(buffer, static_cast<const char*>(rows) + row * n * int64_t(item_size(dtype)), dtype, 1, n);
-  return buffer;
+  const char* from = static_cast<const char*>(rows) + row * n * int64_t(item_size(dtype));
+  if constexpr (sizeof(T) == sizeof(float)) {
+    if (dtype == DType::BFloat16) return widen_row<bfloat16>(from, n, buffer), buffer;
+    if (dtype == DType::Float16) return widen_row<float16>(from, n, buffer), buffer;
+  }
+  return reinterpret_cast<const T*>(from);
 }
 
 // Where rows of results go: computed in place, or in a line with room for 2n elements and then put, because
@@ -52,11 +68,14 @@ struct Sink {
   }
   template <class T>
   void put(int64_t row, int64_t n, T* line) const {
-    if (!rounds && !streams) return;
-    char* target = rows + row * n * int64_t(item_size(dtype));
-    if (!streams) return FASTNN_LEVEL::store_row(target, dtype, 1, line, n);
-    if (rounds) FASTNN_LEVEL::store_row(line + n, dtype, 1, line, n);
-    stream_copy(target, rounds ? line + n : line, n * int64_t(item_size(dtype)));
+    const int64_t bytes = n * int64_t(item_size(dtype));
+    char* target = rows + row * bytes;
+    void* rounded = streams ? static_cast<void*>(line + n) : target;
+    if constexpr (sizeof(T) == sizeof(float)) {
+      if (rounds)
+        dtype == DType::BFloat16 ? round_row<bfloat16>(line, n, rounded) : round_row<float16>(line, n, rounded);
+    }
+    if (streams) stream_copy(target, rounds ? rounded : line, bytes);
   }
   void finish() const {
     if (streams) finish_streaming();
@@ -67,13 +86,13 @@ struct Sink {
 // large and their rows whole lines.
 template <class T>
 Sink result_rows(void* rows, DType dtype) {
-  return {static_cast<char*>(rows), dtype, dtype != dtype_of<T>(), false};
+  return {static_cast<char*>(rows), dtype, item_size(dtype) != sizeof(T), false};
 }
 template <class T>
 Sink gradient_rows(const PoolArgs& args) {
   const int64_t row = args.width.in * int64_t(item_size(args.dtype));
   const bool streams = args.planes * args.height.in * row >= kStreamedBytes && row % 64 == 0 && is_line_start(args.x);
-  return {static_cast<char*>(args.x), args.dtype, args.dtype != dtype_of<T>(), streams};
+  return {static_cast<char*>(args.x), args.dtype, item_size(args.dtype) != sizeof(T), streams};
 }
 
 // Pieces of a chunk's scratch, each aligned to cache lines.
