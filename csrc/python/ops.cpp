@@ -23,6 +23,7 @@ namespace fastnn::python {
 namespace {
 
 using Axes = std::optional<Dims>;
+using Format = std::optional<MemoryFormat>;
 
 Dims all_or(const Axes& axes) { return axes ? *axes : Dims(); }
 
@@ -185,9 +186,15 @@ void bind_elementwise(Binder& b) {
 }
 
 void bind_copy(Binder& b) {
-  b.both("clone", clone, arg("input"));
+  b.both(
+      "clone",
+      [](const Tensor& x, const Format& format) { return clone(x, format.value_or(MemoryFormat::Preserve)); },
+      arg("input"), py::kw_only(), arg("memory_format") = py::none());
   b.both("detach", detach, arg("input"));
-  b.method("contiguous", contiguous, arg("input"));
+  b.method(
+      "contiguous",
+      [](const Tensor& x, const Format& format) { return contiguous(x, format.value_or(MemoryFormat::Contiguous)); },
+      arg("self"), py::kw_only(), arg("memory_format") = py::none());
   b.method("copy_", copy_, arg("input"), arg("src"));
   b.method("fill_", fill_, arg("input"), arg("value"));
   b.method("zero_", [](const Tensor& x) { return fill_(x, Scalar(0)); }, arg("input"));

@@ -119,7 +119,9 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
   args.height = axes.begin()[0];
   args.width = spatial == 2 ? axes.begin()[1] : ConvAxis{1, 1, 1, 1, 0, 1};
   args.dtype = given.dtype();
-  args.channels_last = given.is_channels_last() && !given.is_contiguous();
+  args.channels_last = batched && spatial == 2 &&
+                       (given.memory_format() == MemoryFormat::ChannelsLast ||
+                        weight.memory_format() == MemoryFormat::ChannelsLast);
   Dims made;
   if (batched) made.push_back(args.images);
   made.push_back(transposed ? weight.size(1) * groups : weight.size(0));
@@ -132,16 +134,14 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
 
 // ------------------------------------------------------------------- the three linear products
 
-// x, y and their gradients share one layout: that of the tensor which the operation was given.
+// x, y and their gradients share one layout: channels last when the tensor given or the weight has it, as in PyTorch.
 Tensor in_layout(const Geometry& geometry, const Tensor& image) {
   return geometry.args.channels_last ? channels_last(image) : contiguous(image);
 }
 
 Tensor empty_image(const Geometry& geometry, const Dims& shape, const Tensor& like) {
-  if (!geometry.args.channels_last) return empty(shape, like.dtype(), like.device());
-  const int64_t channels = shape[1], row = shape[3] * channels;
-  const Tensor pixels = empty({shape[0], shape[2], shape[3], channels}, like.dtype(), like.device());
-  return alias(pixels, shape, {shape[2] * row, 1, row, channels}, 0);
+  return empty(shape, like.dtype(), like.device(),
+               geometry.args.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor dense(const Tensor& x) { return x.defined() ? contiguous(detach(x)) : x; }
