@@ -263,6 +263,62 @@ def in_one_dimension(pool):
     return pool1d
 
 
+def _triple(value: int | tuple[int, ...]) -> tuple[int, int, int]:
+    return (value,) * 3 if isinstance(value, int) else tuple(value)
+
+
+def _over_volumes(x: Array, axes: list[list[Array]], reduce) -> tuple[Array, Array]:
+    """reduce(window) for every window; and the flat position of its first maximum in the volume."""
+    shape = (*x.shape[:-3], *map(len, axes))
+    y, where = np.empty(shape), np.empty(shape, np.int64)
+    for i, j, k in product(*(range(len(windows)) for windows in axes)):
+        inside = [_inside(w[n], size) for w, n, size in zip(axes, (i, j, k), x.shape[-3:], strict=True)]
+        grid = np.ravel_multi_index(np.meshgrid(*inside, indexing="ij"), x.shape[-3:]).ravel()
+        window = x.reshape(*x.shape[:-3], int(np.prod(x.shape[-3:])))[..., grid]
+        y[..., i, j, k] = reduce(window, axis=-1) if grid.size else -np.inf
+        where[..., i, j, k] = grid[np.argmax(window, -1)] if grid.size else -1
+    return y, where
+
+
+def max_pool3d(x: Array, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    strides = (None,) * 3 if stride is None else _triple(stride)
+    options = zip(x.shape[-3:], _triple(kernel), strides, _triple(padding), _triple(dilation), strict=True)
+    y, where = _over_volumes(x, [_windows(*option, ceil_mode) for option in options], np.max)
+    return (y, where) if return_indices else y
+
+
+def avg_pool3d(
+    x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
+    strides, pads = (None,) * 3 if stride is None else _triple(stride), _triple(padding)
+    options = zip(x.shape[-3:], _triple(kernel), strides, pads, strict=True)
+    axes = [_windows(*option, 1, ceil_mode) for option in options]
+    sums, _ = _over_volumes(x, axes, np.sum)
+    if divisor_override:
+        return sums / divisor_override
+    # Padding counts, but not what a last window of ceil_mode has beyond the padding.
+    counts = [
+        [np.sum((w >= (-p if count_include_pad else 0)) & (w < n + (p if count_include_pad else 0))) for w in windows]
+        for windows, p, n in zip(axes, pads, x.shape[-3:], strict=True)
+    ]
+    return sums / np.einsum("i,j,k->ijk", *counts)
+
+
+def _adaptive_axes(x: Array, output_size) -> list[list[Array]]:
+    return [
+        [_adaptive_window(i, n, out) for i in range(out)]
+        for n, out in zip(x.shape[-3:], _triple(output_size), strict=True)
+    ]
+
+
+def adaptive_pool3d(x: Array, output_size, reduce=np.mean) -> Array:
+    return _over_volumes(x, _adaptive_axes(x, output_size), reduce)[0]
+
+
+def adaptive_max_pool3d(x: Array, output_size) -> tuple[Array, Array]:
+    return _over_volumes(x, _adaptive_axes(x, output_size), np.max)
+
+
 # ---- normalization --------------------------------------------------------------------------------
 
 

@@ -57,24 +57,13 @@ Tensor divide(const OperandArg& a, const OperandArg& b, const std::optional<std:
 
 Tensor converted(const Tensor& x, const MaybeDType& dtype) { return dtype.given ? to(x, dtype.value) : x; }
 
-PoolOptions pool_options(const Dims& kernel, const Dims& stride, const Dims& padding, const Dims& dilation,
-                         bool ceil_mode) {
-  return {kernel, stride, padding, dilation, ceil_mode, true, 0};
+// F is one of the types Pool and PoolWithIndices of pool.h.
+template <auto* F>
+auto pool(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, const Dims& dilation,
+          bool ceil_mode) {
+  return F(x, {kernel, stride, padding, dilation, ceil_mode, true, 0});
 }
-
-using Pool = Tensor (*)(const Tensor&, const PoolOptions&);
-template <Pool F>
-Tensor pool(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, const Dims& dilation,
-            bool ceil_mode) {
-  return F(x, pool_options(kernel, stride, padding, dilation, ceil_mode));
-}
-using PoolPair = std::pair<Tensor, Tensor> (*)(const Tensor&, const PoolOptions&);
-template <PoolPair F>
-std::pair<Tensor, Tensor> pool_pair(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding,
-                                    const Dims& dilation, bool ceil_mode) {
-  return F(x, pool_options(kernel, stride, padding, dilation, ceil_mode));
-}
-template <Pool F>
+template <Pool* F>
 Tensor average(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, bool ceil_mode,
                bool count_include_pad, std::optional<int64_t> divisor) {
   check(!divisor || *divisor != 0, "avg_pool: expected divisor_override != 0");
@@ -377,22 +366,24 @@ void bind_pool(Binder& b) {
     b.function(name, f, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"), arg("dilation"),
                arg("ceil_mode"));
   };
-  bind("max_pool1d", pool<max_pool1d>);
-  bind("max_pool2d", pool<max_pool2d>);
+  const auto bind_average = [&b](const char* name, auto f) {
+    b.function(name, f, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"), arg("ceil_mode"),
+               arg("count_include_pad"), arg("divisor_override") = py::none());
+  };
+  const auto bind_adaptive = [&b](const char* name, auto f) { b.function(name, f, arg("input"), arg("output_size")); };
   bind("min_pool1d", pool<min_pool1d>);
   bind("min_pool2d", pool<min_pool2d>);
-  bind("max_pool1d_with_indices", pool_pair<max_pool1d_with_indices>);
-  bind("max_pool2d_with_indices", pool_pair<max_pool2d_with_indices>);
-  b.function("avg_pool1d", average<avg_pool1d>, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"),
-             arg("ceil_mode"), arg("count_include_pad"), arg("divisor_override") = py::none());
-  b.function("avg_pool2d", average<avg_pool2d>, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"),
-             arg("ceil_mode"), arg("count_include_pad"), arg("divisor_override") = py::none());
-  b.function("adaptive_avg_pool1d", adaptive_avg_pool1d, arg("input"), arg("output_size"));
-  b.function("adaptive_avg_pool2d", adaptive_avg_pool2d, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool1d", adaptive_max_pool1d, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool2d", adaptive_max_pool2d, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool1d_with_indices", adaptive_max_pool1d_with_indices, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool2d_with_indices", adaptive_max_pool2d_with_indices, arg("input"), arg("output_size"));
+#define FASTNN_BIND(axes)                                                      \
+  bind("max_pool" #axes, pool<max_pool##axes>);                                \
+  bind("max_pool" #axes "_with_indices", pool<max_pool##axes##_with_indices>); \
+  bind_average("avg_pool" #axes, average<avg_pool##axes>);                     \
+  bind_adaptive("adaptive_avg_pool" #axes, adaptive_avg_pool##axes);           \
+  bind_adaptive("adaptive_max_pool" #axes, adaptive_max_pool##axes);           \
+  bind_adaptive("adaptive_max_pool" #axes "_with_indices", adaptive_max_pool##axes##_with_indices);
+  FASTNN_BIND(1d)
+  FASTNN_BIND(2d)
+  FASTNN_BIND(3d)
+#undef FASTNN_BIND
 }
 
 void bind_norm(Binder& b) {

@@ -56,6 +56,23 @@ def _resnet(label: str, c: int, o: int, k: int, size: int, groups: int = 1, **kw
     return _rows(f"{label} k{k} {size} B8", (8, c, size, size), (o, c // groups, k, k), **kwargs)
 
 
+# One to a few channels a group.
+DEPTHWISE = [
+    sample(n(2, 3, 7, 19), n(3, 1, 3, 3), n(3), padding=1, groups=3),
+    sample(n(1, 2, 6, 35), n(4, 1, 3, 3), n(4), groups=2),
+    sample(n(2, 2, 9, 37), n(2, 1, 3, 3), n(2), stride=2, padding=1, groups=2),
+    sample(n(1, 2, 8, 34), n(2, 1, 3, 3), stride=2, padding=2, groups=2),
+    sample(n(1, 2, 10, 11), n(2, 1, 3, 3), n(2), stride=3, padding=1, groups=2),
+    sample(n(1, 2, 9, 10), n(4, 1, 3, 3), n(4), stride=(1, 2), padding=(3, 2), dilation=2, groups=2),
+    sample(n(1, 2, 9, 10), n(2, 1, 3, 2), n(2), stride=(2, 1), padding=(1, 3), dilation=(1, 3), groups=2),
+    sample(n(1, 2, 11, 12), n(2, 1, 5, 4), n(2), padding="same", groups=2),
+    sample(n(1, 2, 12, 11), n(2, 1, 2, 5), n(2), stride=5, groups=2),
+    sample(n(1, 2, 3, 2), n(2, 1, 1, 1), n(2), stride=4, padding=3, groups=2),
+    sample(n(2, 1, 6, 5), n(1, 1, 3, 3), n(1), padding=1),
+    sample(n(1, 6, 5, 6), n(4, 3, 3, 3), n(4), padding=1, groups=2),
+    sample(n(0, 3, 5, 5), n(3, 1, 3, 3), n(3), groups=3),
+]
+
 CONV2D = [
     sample(n(2, 3, 7, 9), n(4, 3, 3, 3), n(4)),
     sample(n(2, 3, 7, 9), n(4, 3, 3, 3)),
@@ -71,6 +88,7 @@ CONV2D = [
     sample(n(1, 2, 5, 5), n(3, 2, 5, 5), n(3)),
     sample(n(1, 2, 3, 3), n(3, 2, 3, 3), n(3), padding=3, stride=3),
     sample(n(0, 3, 5, 5), n(4, 3, 3, 3), n(4)),
+    *DEPTHWISE,
 ]
 
 CONV1D = [
@@ -78,6 +96,7 @@ CONV1D = [
     sample(n(2, 3, 11), n(4, 3, 4), n(4), stride=2, padding=2),
     sample(n(2, 4, 11), n(6, 2, 3), n(6), dilation=2, groups=2),
     sample(n(2, 3, 9), n(4, 3, 4), n(4), padding="same"),
+    sample(n(2, 3, 37), n(3, 1, 3), n(3), stride=2, padding=1, groups=3),
     sample(n(0, 3, 9), n(4, 3, 3), n(4)),
 ]
 

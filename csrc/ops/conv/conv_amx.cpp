@@ -19,6 +19,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kBlockFilters = 16, kBlockTiles = 8;  // panels of 32 filters, tiles of 32 positions
+constexpr int64_t kUnrolledPlane = 256;  // positions of an image that may have planes for every tap
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
 constexpr int64_t kTasks = 8;                           // wanted, at least
 constexpr int64_t kTaskProducts = 256;                  // of 32 x 32 x 32: pay for a task
@@ -42,8 +43,11 @@ struct TilePass {
 
   int64_t steps() const { return planes.channel_groups() * row_taps * column_taps; }
   int64_t positions() const { return (rows.count - 1) * planes.planes.columns.length + columns.count; }
+  // Tiles begin anew with every image, or run on over all of them, whichever makes fewer.
   int64_t image_tiles() const { return ceil_div(positions(), kBlock); }
-  int64_t tiles() const { return planes.images * image_tiles(); }
+  int64_t flat_positions() const { return (planes.images - 1) * planes.plane() + positions(); }
+  bool flat() const { return ceil_div(flat_positions(), kBlock) < planes.images * image_tiles(); }
+  int64_t tiles() const { return flat() ? ceil_div(flat_positions(), kBlock) : planes.images * image_tiles(); }
   int64_t panels() const { return ceil_div(m, kBlock); }
 };
 
@@ -123,48 +127,71 @@ PartRange pack_filters(const TilePass& pass, char* memory) {
 
 // ------------------------------------------------------------------------------------- results
 
-// A run of a tile's lanes within one output row: lanes in `mask`, lane 0's element at `offset` in the channel.
+// The positions of a tile, counted over all images: [begin, end), 32 at most.
+struct TileSpan {
+  int64_t begin, end;
+
+  TileSpan(const TilePass& pass, int64_t tile) {
+    const int64_t image = pass.flat() ? 0 : tile / pass.image_tiles();
+    const int64_t first = pass.flat() ? tile * kBlock : tile % pass.image_tiles() * kBlock;
+    const int64_t valid = pass.flat() ? pass.flat_positions() : pass.positions();
+    begin = image * pass.planes.plane() + first;
+    end = begin + min(kBlock, valid - first);
+  }
+};
+
+// A run of 16 lanes within one output row: those in `mask`; lane 0's element is at `offset` of the channel.
 struct LaneRun {
   __mmask16 mask;
   int64_t offset;
 };
 
-// The runs of 16 lanes from `position` of an image on, of which `lanes` are wanted; returns their number.
-inline int lane_runs(const TilePass& pass, int64_t position, int64_t lanes, LaneRun* runs) {
-  const int64_t length = pass.planes.planes.columns.length, valid = pass.columns.count;
+// The runs of the lanes from `position` to `end`, 16 at most; returns their number.
+inline int lane_runs(const TilePass& pass, int64_t position, int64_t end, LaneRun* runs) {
+  const int64_t length = pass.planes.planes.columns.length, plane = pass.planes.plane();
+  const int64_t lanes = min(16, end - position);
   int count = 0;
   for (int64_t at = 0; at < lanes;) {
-    const int64_t row = (position + at) / length, column = (position + at) % length;
-    const int64_t end = min(lanes, at + valid - column);
-    if (end > at) {
+    const int64_t image = (position + at) / plane, rest = (position + at) % plane;
+    const int64_t row = rest / length, column = rest % length;
+    const int64_t run_end = min(lanes, at + pass.columns.count - column);
+    if (run_end > at && row < pass.rows.count) {
       const int64_t target = (pass.rows.first + row * pass.rows.step) * pass.columns.size + pass.columns.first +
                              (column - at) * pass.columns.step;
-      runs[count++] = {__mmask16((1u << end) - (1u << at)), target};
+      runs[count++] = {__mmask16((1u << run_end) - (1u << at)),
+                       (pass.planes.first_image + image) * pass.image_elements + target};
     }
     at += length - column;
   }
   return count;
 }
 
+// 16 adjacent elements.
+template <class T>
+inline void store_full(const TilePass& pass, char* target, __m512 x) {
+  if constexpr (sizeof(T) == 4) {
+    if (pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0)
+      return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
+    _mm512_storeu_ps(target, x);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), __m256i(_mm512_cvtneps_pbh(x)));
+  }
+}
+
 template <class T>
 inline void store_run(const TilePass& pass, char* channel, const LaneRun& run, __m512 x) {
   char* target = channel + run.offset * int64_t(sizeof(T));
-  if (pass.columns.step == 1) {
-    if constexpr (sizeof(T) == 4)
-      if (pass.streamed && run.mask == 0xffff && reinterpret_cast<uintptr_t>(target) % 64 == 0)
-        return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
-    return store_lanes<T>(target, run.mask, x);
-  }
+  if (pass.columns.step == 1)
+    return run.mask == 0xffff ? store_full<T>(pass, target, x) : store_lanes<T>(target, run.mask, x);
   const int step = int(pass.columns.step);
   if constexpr (sizeof(T) == 4) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     _mm512_mask_i32scatter_ps(target, run.mask, _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)), x, 4);
   } else {
-    alignas(64) float lanes[16];
-    _mm512_store_ps(lanes, x);
+    alignas(32) T lanes[16];
+    store_lanes<T>(reinterpret_cast<char*>(lanes), 0xffff, x);
     for (int lane = 0; lane < 16; ++lane)
-      if (run.mask >> lane & 1)
-        store_lanes<T>(target + lane * step * int64_t(sizeof(T)), 1, _mm512_set1_ps(lanes[lane]));
+      if (run.mask >> lane & 1) reinterpret_cast<T*>(target)[lane * step] = lanes[lane];
   }
 }
 
@@ -177,9 +204,8 @@ inline void transpose_square(float* sums) {
   for (int i = 0; i < 16; ++i) square[i].store(sums + 16 * i);
 }
 
-// The runs of 16 positions of a tile, and their image's first element.
+// The runs of 16 positions of a tile.
 struct HalfTile {
-  int64_t image_offset;
   int n_runs;
   LaneRun runs[16];
 };
@@ -205,18 +231,25 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
   HalfTile halves[2 * kBlockTiles];
   const int64_t n_halves = 2 * (tile_end - tile);
   for (int64_t h = 0; h < n_halves; ++h) {
-    const int64_t image = (tile + h / 2) / pass.image_tiles();
-    const int64_t position = (tile + h / 2) % pass.image_tiles() * kBlock + h % 2 * 16;
-    halves[h].image_offset = (pass.planes.first_image + image) * pass.image_elements;
-    halves[h].n_runs = lane_runs(pass, position, min(16, pass.positions() - position), halves[h].runs);
+    const TileSpan span(pass, tile + h / 2);
+    halves[h].n_runs = lane_runs(pass, span.begin + h % 2 * 16, span.end, halves[h].runs);
     transpose_square(sums + 512 * h);
     if (pass.m - o > 16) transpose_square(sums + 512 * h + 256);
   }
+  const bool relu = pass.out.activation == Activation::Relu;
+  const bool simple =
+      !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
   for (int64_t f = 0; f < min(kBlock, pass.m - o); ++f) {
     const float bias =
         pass.out.row_bias ? _mm512_cvtss_f32(load_lanes<T>(pass.out.row_bias + (o + f) * int64_t(sizeof(T)), 1)) : 0;
     for (int64_t h = 0; h < n_halves; ++h) {
-      const int64_t offset = halves[h].image_offset + (o + f) * pass.out.c_row;
+      const int64_t offset = (o + f) * pass.out.c_row;
+      if (simple && halves[h].n_runs == 1 && halves[h].runs[0].mask == 0xffff) {
+        __m512 x = _mm512_add_ps(_mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), _mm512_set1_ps(bias));
+        if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x);  // the second operand where one is NaN
+        store_full<T>(pass, pass.out.c + (offset + halves[h].runs[0].offset) * int64_t(sizeof(T)), x);
+        continue;
+      }
       const __m512 x = finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias,
                                        halves[h], offset);
       for (int i = 0; i < halves[h].n_runs; ++i)
@@ -229,17 +262,18 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
 template <class T>
 void store_pixels(const TilePass& pass, float* sums, int64_t o, int64_t tile, int64_t tile_end) {
   constexpr int64_t kSize = sizeof(T);
-  const int64_t length = pass.planes.planes.columns.length, filters = min(kBlock, pass.m - o);
+  const int64_t length = pass.planes.planes.columns.length, plane = pass.planes.plane();
+  const int64_t filters = min(kBlock, pass.m - o);
   const __mmask16 masks[2] = {lane_mask(filters), lane_mask(filters - 16)};
   __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
   for (int half = 0; half < 2 && pass.out.row_bias; ++half)
     bias[half] = load_lanes<T>(pass.out.row_bias + (o + 16 * half) * kSize, masks[half]);
   for (; tile < tile_end; ++tile, sums += kSumsPerBlock) {
-    const int64_t image = pass.planes.first_image + tile / pass.image_tiles();
-    const int64_t position = tile % pass.image_tiles() * kBlock;
-    for (int64_t r = 0; r < min(kBlock, pass.positions() - position); ++r) {
-      const int64_t row = (position + r) / length, column = (position + r) % length;
-      if (column >= pass.columns.count) continue;
+    const TileSpan span(pass, tile);
+    for (int64_t r = 0; r < span.end - span.begin; ++r) {
+      const int64_t image = pass.planes.first_image + (span.begin + r) / plane, rest = (span.begin + r) % plane;
+      const int64_t row = rest / length, column = rest % length;
+      if (column >= pass.columns.count || row >= pass.rows.count) continue;
       const int64_t pixel = (image * pass.rows.size + pass.rows.first + row * pass.rows.step) * pass.columns.size +
                             pass.columns.first + column * pass.columns.step;
       const int64_t at = (pixel * pass.pixel_elements + o) * kSize;
@@ -279,10 +313,10 @@ void multiply_block(const TilePass& pass, const char* filters, const char* plane
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       const TileStream b{filters + panel * panel_bytes, pass.weight_steps, 64, kTileBytes, kBlockBytes};
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, block += kSumsPerBlock) {
-        const int64_t image = tile / pass.image_tiles(), position = tile % pass.image_tiles() * kBlock;
-        const TileStream a{planes + (image * pass.planes.plane() + position) * kLineBytes, pass.plane_steps, kLineBytes,
+        const TileSpan span(pass, tile);
+        const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes,
                            kTileBytes, pass.planes.part_bytes()};
-        tile_block<P>(a, b, s, n, pass.positions() - position > 16, pass.m - panel * kBlock > 16, block, s == 0,
+        tile_block<P>(a, b, s, n, span.end - span.begin > 16, pass.m - panel * kBlock > 16, block, s == 0,
                       {nullptr, b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, 0, lines});
       }
     }
@@ -338,6 +372,14 @@ struct PassPlan {
     return folded ? ceil_div(planes.channels * column_taps, kStepK) : ceil_div(planes.channels, kStepK) * column_taps;
   }
   bool folded() const { return 4 * step_columns(true) < 3 * step_columns(false); }
+  // Whether planes for every tap save a third of the tiles, for enough filters to pay for them.
+  bool unrolls(const TilePlanes& tiles, int64_t images) const {
+    if (tiles.folded || m < 2 * kBlock || planes.rows.length * planes.columns.length > kUnrolledPlane) return false;
+    const int64_t positions = (rows.count - 1) * planes.columns.length + columns.count;
+    const int64_t plain = min(images * ceil_div(positions, kBlock),
+                              ceil_div((images - 1) * planes.rows.length * planes.columns.length + positions, kBlock));
+    return 3 * ceil_div(images * rows.count * columns.count, kBlock) < 2 * plain;
+  }
   // How many times more multiply-adds the tiles make than the convolution has, in percent.
   int64_t waste() const {
     const int64_t taps = max(1, planes.channels * column_taps);
@@ -403,6 +445,8 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                 args.channels_last ? args.groups * plan.m : 0,
                 plan.columns.count == plan.planes.columns.length && channel_elements % 16 == 0 &&
                     args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
+  if (plan.unrolls(pass.planes, args.images))
+    unroll(pass.planes, plan.row_taps, plan.column_taps, plan.rows.count, plan.columns.count);
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
   const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
@@ -476,13 +520,13 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
 }
 
 void forward(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   const PassPlan plan = forward_plan(args);
   if (!suits_tiles(args, plan) || !run_plan(args, plan)) call_level(conv_forward, CpuLevel::Avx512, given);
 }
 
 void packing(const ConvPacking& request) {
-  const ConvArgs args = upright(*request.conv);
+  const ConvArgs args = with_long_rows(*request.conv);
   const PassPlan plan = forward_plan(args);
   *request.bytes = 0;
   if (!suits_tiles(args, plan)) return;
@@ -503,7 +547,7 @@ bool input_grad_by_tiles(const ConvArgs& args) {
 }
 
 void input_grad(const ConvArgs& args) {
-  if (!input_grad_by_tiles(upright(args))) call_level(conv_input_grad, CpuLevel::Avx512, args);
+  if (!input_grad_by_tiles(with_long_rows(args))) call_level(conv_input_grad, CpuLevel::Avx512, args);
 }
 
 }  // namespace

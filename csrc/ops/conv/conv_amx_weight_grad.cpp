@@ -269,7 +269,8 @@ bool suits_tiles(const ConvArgs& args) {
   if (args.in_channels * taps > INT32_MAX) return false;
   const int64_t made = pass.groups() * kStepK * pass.taps() * (ceil_div(args.out_channels, 16) * 16);
   const int64_t waste = 100 * made / (args.in_channels * taps * args.out_channels);
-  return waste <= (args.dtype == DType::Float32 ? 160 : 800);
+  if (args.dtype == DType::BFloat16) return waste <= 800;
+  return waste <= 160 && (!pass.x.folded || args.out_channels >= kBlock);  // folding copies x for every column tap
 }
 
 // One group. False: the parts of some images are not exact.
@@ -317,7 +318,7 @@ bool run_groups(const ConvArgs& args) {
 }
 
 void weight_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   if (!suits_tiles(args) || !run_groups(args)) call_level(conv_weight_grad, CpuLevel::Avx512, given);
 }
 

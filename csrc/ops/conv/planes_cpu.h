@@ -128,6 +128,16 @@ inline int64_t tap_offset(const Planes& planes, int64_t channel, int64_t t_row, 
          t_column * columns.dilation / columns.step;
 }
 
+// A signal as an image of height 1: positions run along it.
+inline ConvArgs upright(ConvArgs args) {
+  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
+    const ConvAxis height = args.height;
+    args.height = args.width;
+    args.width = height;
+  }
+  return args;
+}
+
 // Positions of a pass's results along one axis of the output: first, first + step, ...
 struct OutputAxis {
   int64_t size;  // of the output
