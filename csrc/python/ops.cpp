@@ -331,8 +331,13 @@ void bind_matmul(Binder& b) {
       arg("input"), arg("weight"), arg("bias"), arg("residual"), arg("activation"));
   b.function(
       "set_float32_matmul_precision",
-      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"));
-  b.function("get_float32_matmul_precision", float32_matmul_precision);
+      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"),
+      "How exactly float32 matrix products are computed: \"highest\" (the default) with the accuracy of float32,\n"
+      "\"high\" as products of two bfloat16 parts of each number (relative error about 2^-16), \"medium\" of one\n"
+      "(2^-8). Sums are float32 always. On CPUs without matrix tiles all three are float32; convolution is always.\n"
+      "ValueError for any other word.");
+  b.function("get_float32_matmul_precision", float32_matmul_precision,
+             "The word that set_float32_matmul_precision was given last.");
 }
 
 void bind_conv(Binder& b) {
