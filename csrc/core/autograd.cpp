@@ -487,13 +487,24 @@ class Engine {
         if (options_.create_graph)
           meta.grad = grad;
         else
-          meta.grad = !grad.is_contiguous() ? contiguous(grad) : shared ? clone(grad) : detach(grad);
+          meta.grad = shared || !lies_like(grad, leaf.tensor) ? copy_like(grad, leaf.tensor) : detach(grad);
       } else if (options_.create_graph) {
         meta.grad = add(meta.grad, grad);
       } else {
         add_(meta.grad, grad);
       }
     }
+  }
+
+  // Optimizers walk a leaf and its gradient side by side: the gradient has the leaf's strides.
+  static bool lies_like(const Tensor& grad, const Tensor& leaf) {
+    return (grad.is_contiguous() && leaf.is_contiguous()) || (grad.is_dense() && grad.strides() == leaf.strides());
+  }
+
+  static Tensor copy_like(const Tensor& grad, const Tensor& leaf) {
+    const Tensor copy = empty_like(leaf, grad.dtype());
+    copy_into(copy, grad);
+    return copy;
   }
 
   void capture(const void* key, uint32_t index, const Tensor& grad) {

@@ -14,19 +14,11 @@ struct DerivedEntries {
     uint64_t purpose = 0;
     int64_t bytes = 0;
     bool asked = false, ready = false;
-    Storage* block = nullptr;
+    Tensor memory;
   };
   uint32_t version = 0;
   Entry entries[kEntries];
   int next = 0;  // to be replaced
-
-  void clear(Entry& entry) {
-    if (entry.block) free_storage(entry.block);
-    entry = Entry{};
-  }
-  ~DerivedEntries() {
-    for (Entry& entry : entries) clear(entry);
-  }
 };
 
 void free_derived(DerivedEntries* derived) { delete derived; }
@@ -40,19 +32,17 @@ DerivedBlock derived_block(const Tensor& x, uint64_t purpose, int64_t bytes) {
   if (!storage->derived) storage->derived = new DerivedEntries;
   DerivedEntries& derived = *storage->derived;
   if (derived.version != x.version())
-    for (auto& entry : derived.entries) derived.clear(entry);
+    for (auto& entry : derived.entries) entry = {};
   derived.version = x.version();
   for (auto& entry : derived.entries) {
     if (!entry.asked || entry.purpose != purpose || entry.bytes != bytes) continue;
-    if (!entry.block) entry.block = allocate_storage(size_t(bytes), {});
-    return {entry.block->data, entry.ready};
+    if (entry.memory.defined()) return entry.ready ? DerivedBlock{entry.memory, true} : DerivedBlock{};
+    entry.memory = empty({bytes}, DType::UInt8);
+    return {entry.memory, false};
   }
   auto& entry = derived.entries[derived.next];
   derived.next = (derived.next + 1) % kEntries;
-  derived.clear(entry);
-  entry.purpose = purpose;
-  entry.bytes = bytes;
-  entry.asked = true;
+  entry = {purpose, bytes, true, false, {}};
   return {};
 }
 
@@ -60,7 +50,7 @@ void mark_ready(const Tensor& x, const DerivedBlock& block) {
   std::lock_guard<std::mutex> lock(derived_mutex);
   if (!x.storage()->derived) return;
   for (auto& entry : x.storage()->derived->entries)
-    if (entry.block && entry.block->data == block.data) entry.ready = true;
+    entry.ready |= entry.memory.defined() && entry.memory.is(block.memory);
 }
 
 }  // namespace fastnn

@@ -11,12 +11,16 @@
 namespace fastnn {
 
 struct DerivedBlock {
-  void* data = nullptr;  // null: nothing is kept (yet)
-  bool ready = false;    // false: the caller fills it now, then calls mark_ready
+  Tensor memory;       // bytes; undefined: nothing is kept (yet)
+  // False: this caller alone was given it, to fill it and call mark_ready. Others get nothing until then.
+  bool ready = false;
+
+  void* data() const { return memory.defined() ? memory.raw() : nullptr; }
+  bool to_fill() const { return memory.defined() && !ready; }
 };
 
 // The block of `bytes` bytes that `purpose` (unique to an operation, its form and its arguments) derives from x.
-// Valid while x's contents stay.
+// Its contents hold while x's stay.
 DerivedBlock derived_block(const Tensor& x, uint64_t purpose, int64_t bytes);
 void mark_ready(const Tensor& x, const DerivedBlock& block);
 

@@ -124,19 +124,7 @@ Tensor empty_strided(const Dims& shape, const Dims& strides, int64_t numel, DTyp
   return make_tensor(allocate_storage(size_t(bytes), device), shape, strides, 0, dtype, numel);
 }
 
-// Do the strides describe a permutation of a contiguous block?
-bool is_dense(const Tensor& x) {
-  Dims order;
-  for (int i = 0; i < x.ndim(); ++i)
-    if (x.shape()[i] != 1) order.push_back(i);
-  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return x.strides()[a] < x.strides()[b]; });
-  int64_t step = 1;
-  for (int64_t axis : order) {
-    if (x.strides()[axis] != step) return false;
-    step *= x.shape()[axis];
-  }
-  return true;
-}
+constexpr int kChannelsLast[] = {1, 3, 2, 0};  // the axes of an image, the fastest first
 
 }  // namespace
 
@@ -156,11 +144,36 @@ bool Tensor::is_contiguous() const {
 bool Tensor::is_channels_last() const {
   if (ndim() != 4) return false;
   int64_t step = 1;
-  for (int axis : {1, 3, 2, 0}) {
+  for (int axis : kChannelsLast) {
     if (shape()[axis] != 1 && strides()[axis] != step) return false;
     step *= shape()[axis];
   }
   return true;
+}
+
+bool Tensor::is_dense() const {
+  if (is_contiguous()) return true;
+  Dims order;
+  for (int i = 0; i < ndim(); ++i)
+    if (shape()[i] != 1) order.push_back(i);
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return strides()[a] < strides()[b]; });
+  int64_t step = 1;
+  for (int64_t axis : order) {
+    if (strides()[axis] != step) return false;
+    step *= shape()[axis];
+  }
+  return true;
+}
+
+MemoryFormat Tensor::memory_format() const {
+  if (ndim() != 4 || numel() == 0 || strides()[1] == 0) return MemoryFormat::Contiguous;
+  int64_t least = 0;
+  for (int axis : kChannelsLast) {
+    // The second: of (N, 1, 1, 1) nothing tells the formats apart.
+    if (strides()[axis] < least || (axis == 0 && least == strides()[1])) return MemoryFormat::Contiguous;
+    least = strides()[axis] * shape()[axis];
+  }
+  return MemoryFormat::ChannelsLast;
 }
 
 bool Tensor::overlaps_itself() const {
@@ -183,10 +196,21 @@ Tensor empty(const Dims& shape, DType dtype, Device device) {
   return empty_strided(shape, contiguous_strides(shape), checked_numel(shape), dtype, device);
 }
 
+Tensor empty(const Dims& shape, DType dtype, Device device, MemoryFormat format) {
+  if (format == MemoryFormat::Contiguous) return empty(shape, dtype, device);
+  check(format == MemoryFormat::ChannelsLast, "empty: preserve_format needs a tensor to take the format from");
+  check(shape.size() == 4, "channels_last: expected 4 dimensions, got shape ", shape);
+  const int64_t numel = checked_numel(shape);
+  const Dims pixels = contiguous_strides({shape[0], shape[2], shape[3], shape[1]});
+  return empty_strided(shape, {pixels[0], pixels[3], pixels[1], pixels[2]}, numel, dtype, device);
+}
+
 Tensor empty_like(const Tensor& x) { return empty_like(x, x.dtype()); }
 
 Tensor empty_like(const Tensor& x, DType dtype) {
-  if (x.is_contiguous() || !is_dense(x)) return empty(x.shape(), dtype, x.device());
+  const MemoryFormat format = x.memory_format();
+  if (format == MemoryFormat::ChannelsLast || x.is_contiguous() || !x.is_dense())
+    return empty(x.shape(), dtype, x.device(), format);
   return empty_strided(x.shape(), x.strides(), x.numel(), dtype, x.device());
 }
 

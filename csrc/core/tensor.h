@@ -58,6 +58,10 @@ int64_t normalize_axis(const char* op, int64_t axis, int64_t ndim);
 // The shape two shapes broadcast to, by numpy's rules. Throws ValueError naming both.
 Dims broadcast_shapes(const char* op, const Dims& a, const Dims& b);
 
+// The order of the elements in memory: row-major (N, C, H, W), or of images with the channels last (N, H, W, C).
+// Preserve asks for the order of the tensor that the new one is made of.
+enum class MemoryFormat : uint8_t { Contiguous, ChannelsLast, Preserve };
+
 class Tensor;
 struct AutogradMeta;
 void free_autograd_meta(AutogradMeta* meta);
@@ -109,6 +113,10 @@ class Tensor {
   size_t item_size() const { return fastnn::item_size(impl_->dtype); }
   bool is_contiguous() const;
   bool is_channels_last() const;  // 4-D with NHWC strides
+  bool is_dense() const;          // some order of the axes is contiguous
+  // The format that the strides name, gaps or not. Sizes of 1 have strides too: where they make the elements of both
+  // formats lie alike, these tell which was asked for, as in PyTorch.
+  MemoryFormat memory_format() const;
   bool overlaps_itself() const;   // some element is reachable by two indices (expanded views)
   uint32_t version() const { return impl_->storage->version.load(std::memory_order_relaxed); }
 
@@ -132,6 +140,8 @@ class Tensor {
 
 // Uninitialised, row-major. Throws ValueError for a bad shape, MemoryError for one too large.
 Tensor empty(const Dims& shape, DType dtype, Device device = {});
+// ChannelsLast is for 4-D shapes; ValueError for others, and for Preserve.
+Tensor empty(const Dims& shape, DType dtype, Device device, MemoryFormat format);
 // Same shape, dtype and device; keeps a dense layout (channels_last, transposed) as it is.
 Tensor empty_like(const Tensor& x);
 Tensor empty_like(const Tensor& x, DType dtype);

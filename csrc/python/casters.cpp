@@ -58,6 +58,22 @@ void define_dtypes(py::module_& module) {
   });
 }
 
+void define_memory_formats(py::module_& module) {
+  const std::pair<const char*, MemoryFormat> formats[] = {{"contiguous_format", MemoryFormat::Contiguous},
+                                                          {"channels_last", MemoryFormat::ChannelsLast},
+                                                          {"preserve_format", MemoryFormat::Preserve}};
+  const auto name_of = [formats](MemoryFormat self) {
+    for (const auto& [name, format] : formats)
+      if (format == self) return std::string(name);
+    fail("memory_format: unknown");
+  };
+  py::class_<MemoryFormat>(module, "memory_format",
+                           "The order of a tensor's elements in memory, such as fastnn.channels_last.")
+      .def("__repr__", [name_of](MemoryFormat self) { return "fastnn." + name_of(self); })
+      .def("__reduce__", name_of);  // copy and pickle give the one object of that name back
+  for (const auto& [name, format] : formats) module.attr(name) = py::cast(format);
+}
+
 int64_t as_int(PyObject* object, const char* what) {
   PyObject* index = PyNumber_Index(object);
   if (!index) {

@@ -26,6 +26,7 @@ PYBIND11_MODULE(_C, m) {
     throw py::error_already_set();
   }
   define_dtypes(m);
+  define_memory_formats(m);
   define_tensor(m);
   bind_runtime(m);
   bind_tensors(m);

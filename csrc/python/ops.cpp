@@ -23,6 +23,7 @@ namespace fastnn::python {
 namespace {
 
 using Axes = std::optional<Dims>;
+using Format = std::optional<MemoryFormat>;
 
 Dims all_or(const Axes& axes) { return axes ? *axes : Dims(); }
 
@@ -174,9 +175,15 @@ void bind_elementwise(Binder& b) {
 }
 
 void bind_copy(Binder& b) {
-  b.both("clone", clone, arg("input"));
+  b.both(
+      "clone",
+      [](const Tensor& x, const Format& format) { return clone(x, format.value_or(MemoryFormat::Preserve)); },
+      arg("input"), py::kw_only(), arg("memory_format") = py::none());
   b.both("detach", detach, arg("input"));
-  b.method("contiguous", contiguous, arg("input"));
+  b.method(
+      "contiguous",
+      [](const Tensor& x, const Format& format) { return contiguous(x, format.value_or(MemoryFormat::Contiguous)); },
+      arg("self"), py::kw_only(), arg("memory_format") = py::none());
   b.method("copy_", copy_, arg("input"), arg("src"));
   b.method("fill_", fill_, arg("input"), arg("value"));
   b.method("zero_", [](const Tensor& x) { return fill_(x, Scalar(0)); }, arg("input"));
@@ -324,8 +331,13 @@ void bind_matmul(Binder& b) {
       arg("input"), arg("weight"), arg("bias"), arg("residual"), arg("activation"));
   b.function(
       "set_float32_matmul_precision",
-      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"));
-  b.function("get_float32_matmul_precision", float32_matmul_precision);
+      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"),
+      "How exactly float32 matrix products are computed: \"highest\" (the default) with the accuracy of float32,\n"
+      "\"high\" as products of two bfloat16 parts of each number (relative error about 2^-16), \"medium\" of one\n"
+      "(2^-8). Sums are float32 always. On CPUs without matrix tiles all three are float32; convolution is always.\n"
+      "ValueError for any other word.");
+  b.function("get_float32_matmul_precision", float32_matmul_precision,
+             "The word that set_float32_matmul_precision was given last.");
 }
 
 void bind_conv(Binder& b) {

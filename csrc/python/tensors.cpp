@@ -16,6 +16,8 @@ using py::arg;
 namespace fastnn::python {
 namespace {
 
+using Format = std::optional<MemoryFormat>;
+
 Tensor finished(const Tensor& x, bool requires_grad) {
   if (requires_grad) set_requires_grad(x, true);
   return x;
@@ -78,16 +80,24 @@ void bind_shaped(py::module_& module, const char* name, Make make) {
   });
 }
 
+// Of x's shape; in x's layout unless another format is asked for.
+Tensor made_like(const Tensor& x, DType dtype, Device device, const Format& format) {
+  const bool preserve = !format || *format == MemoryFormat::Preserve;
+  if (preserve && device == x.device()) return empty_like(x, dtype);
+  return empty(x.shape(), dtype, device, preserve ? x.memory_format() : *format);
+}
+
 template <class Fill>
 void bind_like(py::module_& module, const char* name, Fill fill) {
   module.def(
       name,
-      [fill](const Tensor& x, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad) {
-        const DType type = dtype.or_else(x.dtype());
-        const Tensor y = device.given ? empty(x.shape(), type, device.value) : empty_like(x, type);
+      [fill](const Tensor& x, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad,
+             const Format& format) {
+        const Tensor y = made_like(x, dtype.or_else(x.dtype()), device.given ? device.value : x.device(), format);
         return finished(fill(y), requires_grad);
       },
-      arg("input"), py::kw_only(), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false);
+      arg("input"), py::kw_only(), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false,
+      arg("memory_format") = py::none());
 }
 
 DType number_type(std::initializer_list<Scalar> values) {
@@ -97,7 +107,15 @@ DType number_type(std::initializer_list<Scalar> values) {
 }
 
 void bind_creation(py::module_& m) {
-  bind_shaped(m, "empty", [](const Dims& shape, const Options& o) { return empty(shape, o.type(), o.device.value); });
+  m.def(
+      "empty",
+      [](const py::args& size, const Format& format, const py::kwargs& kwargs) {
+        const Options o(kwargs);
+        return finished(
+            empty(shape_of(size, kwargs), o.type(), o.device.value, format.value_or(MemoryFormat::Contiguous)),
+            o.requires_grad);
+      },
+      arg("memory_format") = py::none());
   bind_shaped(m, "zeros", [](const Dims& shape, const Options& o) { return zeros(shape, o.type(), o.device.value); });
   bind_shaped(m, "ones", [](const Dims& shape, const Options& o) { return ones(shape, o.type(), o.device.value); });
   bind_shaped(m, "rand",
@@ -111,10 +129,10 @@ void bind_creation(py::module_& m) {
   bind_like(m, "randn_like", [](const Tensor& y) { return normal_(y, 0, 1); });
   m.def(
       "full_like",
-      [](const Tensor& x, Scalar value, const MaybeDType& dtype) {
-        return filled(empty_like(x, dtype.or_else(x.dtype())), value);
+      [](const Tensor& x, Scalar value, const MaybeDType& dtype, const Format& format) {
+        return filled(made_like(x, dtype.or_else(x.dtype()), x.device(), format), value);
       },
-      arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none());
+      arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none(), arg("memory_format") = py::none());
   m.def(
       "full",
       [](const Dims& shape, Scalar value, const py::kwargs& kwargs) {
@@ -235,10 +253,11 @@ void bind_exchange(py::module_& m, Binder& b) {
 
 // ------------------------------------------------------------------------------------ conversion
 
-// to(dtype), to(device), to(other), to(device, dtype) and their keyword forms.
+// to(dtype), to(device), to(other), to(device, dtype) and their keyword forms; memory_format goes with any of them.
 Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) {
   Tensor y = x;
   bool copy = false;
+  Format format;
   const auto apply = [&](py::handle target) {
     DType dtype;
     if (target.is_none() || PyBool_Check(target.ptr())) return;
@@ -254,11 +273,14 @@ Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) 
     const auto name = py::cast<std::string>(key);
     if (name == "copy")
       copy = keyword<bool>(name, value);
+    else if (name == "memory_format")
+      format = keyword<Format>(name, value);
     else if (name == "dtype" || name == "device" || name == "other")
       apply(value);
     else
       check<TypeError>(name == "non_blocking", "to: unexpected keyword argument '", name, "'");
   }
+  if (format) y = to(y, *format);
   return copy && y.is(x) ? clone(y) : y;
 }
 
@@ -308,7 +330,12 @@ void bind_questions(py::module_& m, Binder& b) {
         return reinterpret_cast<uintptr_t>(x.raw());
       },
       arg("self"));
-  b.method("is_contiguous", [](const Tensor& x) { return x.is_contiguous(); }, arg("self"));
+  b.method(
+      "is_contiguous",
+      [](const Tensor& x, const Format& format) {
+        return format == MemoryFormat::ChannelsLast ? x.is_channels_last() : x.is_contiguous();
+      },
+      arg("self"), py::kw_only(), arg("memory_format") = py::none());
   b.both("is_floating_point", [](const Tensor& x) { return x.is_floating(); }, arg("input"));
   m.def("is_tensor", [](py::handle x) { return is_tensor(x.ptr()); }, arg("obj"));
   m.def(

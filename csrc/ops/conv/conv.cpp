@@ -119,7 +119,9 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
   args.height = axes.begin()[0];
   args.width = spatial == 2 ? axes.begin()[1] : ConvAxis{1, 1, 1, 1, 0, 1};
   args.dtype = given.dtype();
-  args.channels_last = given.is_channels_last() && !given.is_contiguous();
+  args.channels_last = batched && spatial == 2 &&
+                       (given.memory_format() == MemoryFormat::ChannelsLast ||
+                        weight.memory_format() == MemoryFormat::ChannelsLast);
   Dims made;
   if (batched) made.push_back(args.images);
   made.push_back(transposed ? weight.size(1) * groups : weight.size(0));
@@ -132,16 +134,14 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
 
 // ------------------------------------------------------------------- the three linear products
 
-// x, y and their gradients share one layout: that of the tensor which the operation was given.
+// x, y and their gradients share one layout: channels last when the tensor given or the weight has it, as in PyTorch.
 Tensor in_layout(const Geometry& geometry, const Tensor& image) {
   return geometry.args.channels_last ? channels_last(image) : contiguous(image);
 }
 
 Tensor empty_image(const Geometry& geometry, const Dims& shape, const Tensor& like) {
-  if (!geometry.args.channels_last) return empty(shape, like.dtype(), like.device());
-  const int64_t channels = shape[1], row = shape[3] * channels;
-  const Tensor pixels = empty({shape[0], shape[2], shape[3], channels}, like.dtype(), like.device());
-  return alias(pixels, shape, {shape[2] * row, 1, row, channels}, 0);
+  return empty(shape, like.dtype(), like.device(),
+               geometry.args.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor dense(const Tensor& x) { return x.defined() ? contiguous(detach(x)) : x; }
@@ -157,15 +157,27 @@ Dims bias_axes(const Geometry& geometry) {
   return axes;
 }
 
+// The weights row-major, as the kernels read them. A copy of weights that stay is kept with them.
+Tensor row_major(const Tensor& weight) {
+  if (weight.is_contiguous() || weight.device().is_cuda()) return dense(weight);
+  const DerivedBlock block =
+      derived_block(weight, purpose_of('r'), checked_numel(weight.shape()) * int64_t(weight.item_size()));
+  if (!block.memory.defined()) return dense(weight);
+  const Tensor copy = from_storage(block.memory.storage(), weight.shape(), contiguous_strides(weight.shape()), weight.dtype());
+  if (!block.ready) {
+    copy_into(copy, weight);
+    mark_ready(weight, block);
+  }
+  return copy;
+}
+
 // Weights that stay are packed once, and kept with the tensor (core/derived.h).
-void keep_packed(const Tensor& weight, ConvArgs& args, DerivedBlock& block) {
-  if (!conv_packing.cpu || weight.device().is_cuda()) return;
+DerivedBlock packed_weights(const Tensor& weight, const ConvArgs& args) {
+  if (!conv_packing.cpu || weight.device().is_cuda()) return {};
   int64_t bytes = 0;
   conv_packing(weight.device(), {&args, &bytes});
-  if (bytes == 0) return;
-  block = derived_block(weight, purpose_of('c', args.groups, args.width.stride, args.width.kernel), bytes);
-  args.packed = block.data;
-  args.packed_ready = block.ready;
+  if (bytes == 0) return {};
+  return derived_block(weight, purpose_of('c', args.groups, args.width.stride, args.width.kernel), bytes);
 }
 
 // activation(conv(x, w) + bias + residual); no autograd. The bias and the residual may be undefined.
@@ -173,7 +185,7 @@ Tensor convolve(const Geometry& geometry, const Tensor& x, const Tensor& weight,
                 const Tensor& residual, Activation activation) {
   const Tensor y = empty_image(geometry, geometry.y, x);
   if (y.numel() == 0) return y;
-  const Tensor dense_x = in_layout(geometry, detach(x)), dense_weight = dense(weight), dense_bias = dense(bias);
+  const Tensor dense_x = in_layout(geometry, detach(x)), dense_weight = row_major(weight), dense_bias = dense(bias);
   const Tensor added = residual.defined() ? in_layout(geometry, detach(residual)) : residual;
   ConvArgs args = geometry.args;
   args.x = dense_x.raw();
@@ -182,10 +194,12 @@ Tensor convolve(const Geometry& geometry, const Tensor& x, const Tensor& weight,
   args.residual = residual.defined() ? added.raw() : nullptr;
   args.activation = activation;
   args.out = y.raw();
-  DerivedBlock block;
-  keep_packed(dense_weight, args, block);
+  const DerivedBlock packed = packed_weights(weight, args);
+  bool packed_ready = packed.ready;
+  args.packed = packed.data();
+  args.packed_ready = &packed_ready;
   conv_forward(x.device(), args);
-  if (block.data && !block.ready) mark_ready(dense_weight, block);
+  if (packed.to_fill() && packed_ready) mark_ready(weight, packed);
   return y;
 }
 
@@ -208,7 +222,7 @@ Tensor input_grad(const char* op, const Geometry& geometry, const Tensor& dy, co
   const bool empty_sum = dy.numel() == 0 || weight.numel() == 0;
   const Tensor dx = empty_sum ? zeros(geometry.x, dy.dtype(), dy.device()) : empty_image(geometry, geometry.x, dy);
   if (!empty_sum && dx.numel() > 0) {
-    const Tensor dense_dy = in_layout(geometry, detach(dy)), dense_weight = dense(weight);
+    const Tensor dense_dy = in_layout(geometry, detach(dy)), dense_weight = row_major(weight);
     ConvArgs args = geometry.args;
     args.dy = dense_dy.raw();
     args.weight = dense_weight.raw();

@@ -62,8 +62,8 @@ struct ConvArgs {
   const void* dy;      // read by input_grad and weight_grad
   const void* residual = nullptr;  // forward adds it to y; of y's layout, may be null
   Activation activation = Activation::None;
-  void* packed = nullptr;      // forward keeps the packed weights here: conv_packed_bytes says how much, or is null
-  bool packed_ready = false;   // they are there already
+  void* packed = nullptr;         // forward keeps the packed weights here: conv_packing says how much, or is null
+  bool* packed_ready = nullptr;   // are they there? Set by forward once those of all groups are
   void* out;           // y, dx or dw
 };
 extern Kernel<ConvArgs> conv_forward;

@@ -461,7 +461,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
   char* planes = memory + table_bytes + (kept ? 0 : filter_bytes);
   const PartRange weight_range =
-      kept && args.packed_ready ? packed_range<P>(pass, filters) : pack_filters<P>(pass, filters);
+      kept && *args.packed_ready ? packed_range<P>(pass, filters) : pack_filters<P>(pass, filters);
   for (int64_t image = 0; image < args.images; image += pass.planes.slots) {
     pass.planes.first_image = image;
     pass.planes.images = min(pass.planes.slots, args.images - image);
@@ -478,6 +478,7 @@ bool run_plan(const ConvArgs& args, const PassPlan& plan) {
   for (int64_t group = 0; group < args.groups; ++group)
     if (!(args.dtype == DType::Float32 ? run_group<3>(args, plan, group) : run_group<1>(args, plan, group)))
       return false;
+  if (args.packed) *args.packed_ready = true;
   return true;
 }
 

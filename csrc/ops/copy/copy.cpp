@@ -93,23 +93,35 @@ void copy_into(const Tensor& dst, const Tensor& src) {
   elementwise_unary(dst.device(), elementwise_args(int32_t(UnaryOp::copy), compute, dst, {from}));
 }
 
-Tensor contiguous(const Tensor& x) {
-  if (x.is_contiguous()) return x;
-  Tensor y = empty(x.shape(), x.dtype(), x.device());
+namespace {
+Tensor copy_to(const char* op, const Tensor& y, const Tensor& x) {
   copy_into(y, x);
-  return record("contiguous", y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
+  return record(op, y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
+}
+}  // namespace
+
+Tensor contiguous(const Tensor& x) {
+  return x.is_contiguous() ? x : copy_to("contiguous", empty(x.shape(), x.dtype(), x.device()), x);
 }
 
 Tensor channels_last(const Tensor& x) {
-  check(x.ndim() == 4, "channels_last: expected a 4-D tensor, got shape ", x.shape());
   if (x.is_channels_last()) return x;
-  return permute(contiguous(permute(x, {0, 2, 3, 1})), {0, 3, 1, 2});
+  return copy_to("contiguous", empty(x.shape(), x.dtype(), x.device(), MemoryFormat::ChannelsLast), x);
 }
 
-Tensor clone(const Tensor& x) {
-  Tensor y = empty_like(x);
-  copy_into(y, x);
-  return record("clone", y, {x}, [](Backward& b) { b.set(0, b.grad()); }, Differentiable::Yes);
+Tensor contiguous(const Tensor& x, MemoryFormat format) {
+  check(format != MemoryFormat::Preserve || x.is_contiguous(),
+        "contiguous: expected contiguous_format or channels_last, got preserve_format");
+  return format == MemoryFormat::ChannelsLast ? channels_last(x) : contiguous(x);
+}
+
+Tensor clone(const Tensor& x, MemoryFormat format) {
+  return copy_to("clone",
+                 format == MemoryFormat::Preserve ? empty_like(x) : empty(x.shape(), x.dtype(), x.device(), format), x);
+}
+
+Tensor to(const Tensor& x, MemoryFormat format) {
+  return format == MemoryFormat::Preserve || format == x.memory_format() ? x : clone(x, format);
 }
 
 Tensor to(const Tensor& x, DType dtype) {
@@ -122,7 +134,7 @@ Tensor to(const Tensor& x, DType dtype) {
 
 Tensor to(const Tensor& x, Device device) {
   if (x.device() == device) return x;
-  Tensor y = empty(x.shape(), x.dtype(), device);
+  Tensor y = empty(x.shape(), x.dtype(), device, x.memory_format());
   copy_into(y, x);
   return record("to", y, {x}, [from = x.device()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
 }
@@ -178,7 +190,9 @@ Tensor cat(const std::vector<Tensor>& xs, int64_t axis) {
     shape[axis] += size;
     dtype = promote(dtype, x.dtype());
   }
-  Tensor y = empty(shape, dtype, xs[0].device());
+  const bool last = std::all_of(xs.begin(), xs.end(),
+                                [](const Tensor& x) { return x.memory_format() == MemoryFormat::ChannelsLast; });
+  Tensor y = empty(shape, dtype, xs[0].device(), last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   std::vector<int64_t> sizes;
   std::vector<DType> dtypes;
   std::vector<TensorRef> inputs;

@@ -22,9 +22,13 @@ struct CopyArgs {
 };
 extern Kernel<CopyArgs> copy_strided;
 
-Tensor contiguous(const Tensor& x);       // x itself when it is row-major
-Tensor channels_last(const Tensor& x);    // a copy of a 4-D x in NHWC order, or x itself
-Tensor clone(const Tensor& x);            // a copy in x's dense layout
+Tensor contiguous(const Tensor& x);     // x itself when it is row-major
+Tensor channels_last(const Tensor& x);  // x itself when its channels are last; ValueError unless it is 4-D
+Tensor contiguous(const Tensor& x, MemoryFormat format);
+// A copy: in x's dense layout unless another format is asked for.
+Tensor clone(const Tensor& x, MemoryFormat format = MemoryFormat::Preserve);
+// x itself when its strides name that format already.
+Tensor to(const Tensor& x, MemoryFormat format);
 Tensor to(const Tensor& x, DType dtype);  // x itself when the type is the same
 Tensor to(const Tensor& x, Device device);
 void copy_into(const Tensor& dst, const Tensor& src);  // broadcasts and converts; no autograd

@@ -239,11 +239,11 @@ Dims result_shape(const char* name, const Operand& a, const Operand& b) {
   return broadcast_shapes(name, a.tensor->shape(), b.tensor->shape());
 }
 
-// A result in the layout of an input of its shape, else contiguous.
-Tensor make_result(const Operand& a, const Operand& b, const Dims& shape, DType dtype, Device device) {
-  for (const Operand* x : {&a, &b})
-    if (x->is_tensor() && x->tensor->shape() == shape && x->tensor->device() == device)
-      return empty_like(*x->tensor, dtype);
+// A result in the layout of the first input of its shape, else contiguous.
+Tensor make_result(std::initializer_list<Operand> inputs, const Dims& shape, DType dtype, Device device) {
+  for (const Operand& x : inputs)
+    if (x.is_tensor() && x.tensor->shape() == shape && x.tensor->device() == device)
+      return empty_like(*x.tensor, dtype);
   return empty(shape, dtype, device);
 }
 
@@ -275,7 +275,7 @@ DType binary_type(const Operand& a, const Operand& b, Result result) {
 Tensor binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
   const Device device = common_device(name, a, b);
   const DType type = binary_type(a, b, result);
-  Tensor out = make_result(a, b, result_shape(name, a, b), result == Result::Compare ? DType::Bool : type, device);
+  Tensor out = make_result({a, b}, result_shape(name, a, b), result == Result::Compare ? DType::Bool : type, device);
   run_binary(name, op, a, b, out, type);
   return out;
 }
@@ -511,7 +511,7 @@ Tensor where(const Tensor& condition, const Operand& a, const Operand& b) {
     check_same_device("where", condition, *x->tensor);
     shape = broadcast_shapes("where", shape, x->tensor->shape());
   }
-  Tensor out = empty(shape, type, condition.device());
+  Tensor out = make_result({condition, a, b}, shape, type, condition.device());
   elementwise_where(out.device(), elementwise_args(0, compute_dtype(type), out, {condition, a, b}));
   if (!needs_grad({tensor_of(a), tensor_of(b)})) return out;
   return record(

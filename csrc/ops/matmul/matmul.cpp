@@ -66,18 +66,18 @@ Dims broadcast_batches(const char* op, const Tensor& a, const Tensor& b) {
   return broadcast_shapes(op, left, right);
 }
 
-// b as the engine packs it, or null.
-const void* packed_weight(const Tensor& b, const GemmArgs& args) {
-  if (!gemm_pack.cpu || b.device().is_cuda()) return nullptr;
+// b as the engine packs it, or undefined.
+Tensor packed_weight(const Tensor& b, const GemmArgs& args) {
+  if (!gemm_pack.cpu || b.device().is_cuda()) return Tensor();
   int64_t bytes = 0;
   gemm_pack(b.device(), {&args, nullptr, &bytes});
-  if (bytes == 0) return nullptr;
+  if (bytes == 0) return Tensor();
   const DerivedBlock block = derived_block(b, purpose_of('m', args.c_dtype), bytes);
-  if (block.data && !block.ready) {
-    gemm_pack(b.device(), {&args, block.data, &bytes});
+  if (block.to_fill()) {
+    gemm_pack(b.device(), {&args, block.data(), &bytes});
     mark_ready(b, block);
   }
-  return block.data;
+  return block.memory;
 }
 
 // a (..., m, k) times b (..., k, n); no autograd. The checks on the last two dimensions have been made.
@@ -116,7 +116,9 @@ Tensor product(const char* op, const Tensor& a, const Tensor& b, const ProductOp
   }
   if (options.residual.defined()) args.residual = options.residual.raw();
   args.activation = options.activation;
-  if (options.keep_packed && args.batch_ndim == 0) args.packed_b = packed_weight(b, args);
+  Tensor packed;
+  if (options.keep_packed && args.batch_ndim == 0) packed = packed_weight(b, args);
+  if (packed.defined()) args.packed_b = packed.raw();
   matmul_forward(a.device(), args);
   return y;
 }

@@ -16,9 +16,6 @@ Kernel<ScaleArgs> optim_scale{"scale_"};
 
 namespace {
 
-// Every element is met once by walking memory: contiguous in some order of the axes.
-bool is_dense(const Tensor& x) { return x.is_contiguous() || empty_like(x).strides() == x.strides(); }
-
 bool same_layout(const Tensor& a, const Tensor& b) {
   return a.strides() == b.strides() || (a.is_contiguous() && b.is_contiguous());
 }
@@ -39,7 +36,7 @@ class ChunkTable {
       check_tensor(op_, i, params[i]);
       check_same_device(op_, params[0], params[i]);
       if (access == Access::Write) check_writable(op_, params[i]);
-      params_.push_back(is_dense(params[i]) ? params[i] : copy_of(params[i], empty_like(params[i]), access));
+      params_.push_back(params[i].is_dense() ? params[i] : copy_of(params[i], empty_like(params[i]), access));
       written_.push_back(params[i]);
     }
   }

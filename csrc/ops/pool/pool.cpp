@@ -142,7 +142,7 @@ Pooling pool_planes(const Windows& windows, const Tensor& x) {
   const int n = x.ndim(), n_axes = windows.n_axes == 1 ? 1 : 2;
   pooling.out_shape[n - 1] = windows.axes[2].out;
   if (n_axes == 2) pooling.out_shape[n - 2] = windows.axes[1].out;
-  pooling.channels_last = n_axes == 2 && !x.is_contiguous() && x.is_channels_last();
+  pooling.channels_last = n_axes == 2 && x.memory_format() == MemoryFormat::ChannelsLast;
   pooling.args.planes = pooling.channels_last ? x.shape()[0] : product(x.shape(), 0, n - n_axes);
   pooling.args.channels = pooling.channels_last ? x.shape()[1] : 1;
   return pooling;
@@ -159,9 +159,7 @@ Pooling pool_depth(const Windows& windows, const Tensor& x) {
 }
 
 Tensor empty_result(const Pooling& pooling, const Dims& shape, DType dtype, Device device) {
-  if (!pooling.channels_last) return empty(shape, dtype, device);
-  const Tensor y = empty({shape[0], shape[2], shape[3], shape[1]}, dtype, device);
-  return alias(y, shape, {y.strides()[0], y.strides()[3], y.strides()[1], y.strides()[2]}, 0);
+  return empty(shape, dtype, device, pooling.channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor in_layout(const Pooling& pooling, const Tensor& x) {

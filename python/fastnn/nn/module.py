@@ -309,12 +309,18 @@ class Module:
                     setattr(module, name, convert(buffer))
         return self
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves to a device, a floating dtype, or both, as ``Tensor.to`` does; integer buffers keep their dtype."""
+    def to(self, *args: Any, memory_format: _C.memory_format | None = None, **kwargs: Any) -> Self:
+        """Moves to a device, a floating dtype, or both, as ``Tensor.to`` does; integer buffers keep their dtype.
+
+        ``memory_format`` is for what has 4 dimensions, the weights of 2-D convolutions: of a model in
+        ``channels_last`` the images between its layers have their channels last, whatever they were at its input.
+        """
 
         def convert(x: Tensor) -> Tensor:
             moved = x.to(*args, **kwargs)
-            return moved if x.is_floating_point() or moved.dtype is x.dtype else x.to(moved.device)
+            if not (x.is_floating_point() or moved.dtype is x.dtype):
+                moved = x.to(moved.device)
+            return moved.to(memory_format=memory_format) if moved.dim() == 4 else moved
 
         return self._convert(convert)
 
