@@ -111,13 +111,18 @@ inline void copy_elements(T* target, int64_t length, const T* row, int64_t size,
   for (int64_t i = 0; i < first; ++i) target[i] = T{};
   const T* source = row + (begin + first * step) * stride;
   int64_t i = first;
-  if constexpr (sizeof(T) == 4)
-    if (step * stride == 2) {  // even elements of two registers; the last one may not exist
+  if (step * stride == 2) {  // even elements of two registers; the last odd one may not exist
+    if constexpr (sizeof(T) == 4) {
       const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
       for (; i + 16 <= end; i += 16, source += 32)
         _mm512_storeu_ps(target + i, _mm512_permutex2var_ps(_mm512_loadu_ps(source), even,
                                                             _mm512_maskz_loadu_ps(0x7fff, source + 16)));
+    } else {
+      for (; i + 16 <= end; i += 16, source += 32)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i),
+                            _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi16(0x7fffffff, source)));
     }
+  }
   for (; i < end; ++i, source += step * stride) target[i] = *source;
   for (i = end; i < length; ++i) target[i] = T{};
 }
