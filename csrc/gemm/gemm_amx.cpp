@@ -204,17 +204,12 @@ bool gemm_suits(const GemmArgs& args) {
 }
 
 void gemm(const GemmArgs& args, const GemmItem& item) {
-  const char* bias = static_cast<const char*>(args.bias);
-  const char* residual = static_cast<const char*>(args.residual);
-  const Problem problem{
-      args.m,
-      args.n,
-      args.k,
-      {item.a, args.dtype, args.a_row, args.a_column},
-      {item.b, args.dtype, args.b_column, args.b_row},
-      {item.c, args.c_dtype, args.c_row, float(args.alpha), args.accumulate,
-       args.bias_kind == GemmBias::PerRow ? bias : nullptr, args.bias_kind == GemmBias::PerColumn ? bias : nullptr,
-       residual ? residual + (item.c - static_cast<const char*>(args.c)) : nullptr, args.activation}};
+  const Problem problem{args.m,
+                        args.n,
+                        args.k,
+                        {item.a, args.dtype, args.a_row, args.a_column},
+                        {item.b, args.dtype, args.b_column, args.b_row},
+                        tile_output(args, item)};
   if (args.dtype == DType::BFloat16 || (args.dtype == DType::Float32 && float32_parts == 1)) return multiply<1>(problem);
   if (args.dtype == DType::Float16 || float32_parts == 2) return multiply<2>(problem);
   multiply<3>(problem);
