@@ -2,7 +2,7 @@
 //
 //   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place, 16-bit
 //            elements too. The other operand is read once, at the speed of memory.
-//   direct   B's rows are contiguous and the product is small, has few rows or a short k: in place.
+//   direct   B's rows are contiguous and the product is small or has few rows: in place.
 //   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabElements at most) is
 //            packed by all threads; then blocks of A's rows times strips of the slab are the parallel
 //            tasks, each packing its rows of A one depth block at a time.
@@ -29,7 +29,6 @@ constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of
 constexpr int64_t kTasks = 8;                              // wanted of a packed product, at least
 
 constexpr int64_t kDotRows = 8, kDotColumns = 4;    // few rows or columns: the other operand is read once
-constexpr int64_t kShortDepth = 32;                 // most of the time is C's: packing does not pay
 constexpr int64_t kDirectDepth = 256;               // depth block of operands in place
 constexpr int64_t kCachedBytes = int64_t(1) << 20;  // of B; beyond, it is prefetched into the second-level cache
 
@@ -144,12 +143,12 @@ void dot_tiles(const Product<T>& product) {
     for (int64_t j = column; j < column_end; j += kColumns)
       for (int64_t i = row; i < row_end; i += kRows) {
         const int rows = int(min(kRows, row_end - i)), columns = int(min(kColumns, column_end - j));
-        DotTile<S> tile{few.template at<S>(i, 0), few.outer, many.template at<S>(j, 0), columns_at, product.k, rows,
-                        columns};
+        DotTile<S> tile{
+            few.template at<S>(i, 0), few.outer, many.template at<S>(j, 0), columns_at, product.k, rows, columns};
         if (streamed && i == row) tile.ahead = kColumns * many.outer;
         dot_tile<T, S, kRows, kColumns>(tile, block);
-        const Destination<T> out = transposed ? product.destination(j, i, 0, product.k)
-                                              : product.destination(i, j, 0, product.k);
+        const Destination<T> out =
+            transposed ? product.destination(j, i, 0, product.k) : product.destination(i, j, 0, product.k);
         for (int r = 0; r < rows; ++r)
           for (int c = 0; c < columns; ++c)
             out.put_one(block[r * kColumns + c], transposed ? c : r, transposed ? r : c);
@@ -263,7 +262,7 @@ void packed(const Product<T>& product) {
 template <class T>
 void multiply_whole(const Product<T>& product) {
   const bool in_place = product.a.dtype == dtype_of<T>();
-  const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows || product.k <= kShortDepth;
+  const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows;
   const bool along_k = product.a.depth == 1 && product.b.depth == 1 && product.k > 1;
   const bool whole_rows = product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
   if (along_k && (product.m <= kDotRows || product.n <= kDotColumns)) return dot(product);
@@ -329,7 +328,8 @@ void multiply_item(const GemmArgs& args, const GemmItem& item) {
 // A 16-bit C: the sums are made in float32, and rounded once.
 void multiply_rounded(const GemmArgs& args, const GemmItem& item) {
   float* sums = static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(args.m * args.n) * sizeof(float)));
-  multiply(make_product<float>(args, item, {sums, args.n, float(args.alpha), false, nullptr, nullptr, nullptr, Activation::None}));
+  multiply(make_product<float>(args, item,
+                               {sums, args.n, float(args.alpha), false, nullptr, nullptr, nullptr, Activation::None}));
   const int64_t size = int64_t(item_size(args.c_dtype));
   const char* bias = static_cast<const char*>(args.bias);
   parallel_for(args.m, max(1, (1 << 16) / args.n), [&](int64_t begin, int64_t end) {

@@ -9,9 +9,10 @@
 //       for each panel of 32 columns of the held operand
 //         32 x 32 sums in tile registers
 //
-// Bfloat16 is multiplied from where it lies; float32 is cut into parts a chunk at a time, about 250 cycles for each
-// 32 x 32 elements, against 384 of tile products for each panel held. gemm_amx.cpp would write the parts of the
-// streamed operand to memory and read them back, which costs more than the products do while the other one is small.
+// Whole tiles of bfloat16 are multiplied from where they lie. All else is cut into parts and packed one step ahead of
+// the products with the first panel held: vector units and tile units work side by side. For float32 a step of
+// 32 x 32 elements is some 300 cycles of packing beside 384 of products for each panel held. gemm_amx.cpp would write
+// the parts of the streamed operand to memory and read them back, at 1.5 times its own size.
 //
 // Where B is streamed the problem is C^T = B^T A^T, and blocks of sums are transposed on their way to C.
 #include "core/memory.h"
@@ -22,7 +23,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kHeldBytes = int64_t(1) << 20;  // packed: half of the second-level cache
+constexpr int64_t kHeldBytes = int64_t(3) << 19;  // packed: three quarters of the second-level cache
 // Less than this is for the vector engine. Tiles pad k to 32 and rows to 16; cutting a float32 into parts costs as
 // much as multiplying it by some 10 others there, while bfloat16 is read at the speed of memory for 2 or for 32.
 constexpr int64_t kLeastDepth = 16, kLeastRows = 16;
@@ -31,8 +32,7 @@ constexpr int64_t kLeastPartsWork = int64_t(64) * 64 * 64;
 
 constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
 constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
-constexpr int64_t kStretchPanels = 128;           // of the streamed operand between checks of their ranges
-
+constexpr int64_t kStretchPanels = 128;           // of the streamed operand; then those whose parts were not exact
 constexpr int64_t kTableSteps = 64;               // of a chunk, at most
 template <int P>
 constexpr int64_t kPackedSteps = P == 1 ? 16 : 12 / P;  // of a chunk that several panels use: 24 to 32 KiB
@@ -139,7 +139,8 @@ template <int P, class T>
 bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_t row, float* sums, char* memory) {
   constexpr int64_t kStepBytes = P * kBlockBytes;
   // Times a single panel, packed steps are used once: two of them take turns in one place.
-  const int64_t chunk_steps = held.panels == 1 ? kTableSteps : kPackedSteps<P>, places = held.panels == 1 ? 2 : chunk_steps;
+  const int64_t chunk_steps = held.panels == 1 ? kTableSteps : kPackedSteps<P>,
+                places = held.panels == 1 ? 2 : chunk_steps;
   int64_t ready_steps[kTableSteps], packed_steps[kTableSteps], held_steps[kTableSteps];
   for (int64_t s = 0; s < chunk_steps; ++s) {
     ready_steps[s] = s * 64;
@@ -166,7 +167,7 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
       float* block = first && last ? sums : sums + j * kSumsPerBlock;
       const TileStream columns{held.data + j * held.panel_bytes + k / kStepK * kStepBytes, held_steps, 64, kTileBytes,
                                kBlockBytes};
-      if (last) prefetch_output(product, row, j * kBlock);
+      if (last && j + 1 < held.panels) prefetch_output(product, row, (j + 1) * kBlock);
       if (ready || j > 0) {
         tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first);
       } else {
@@ -208,17 +209,16 @@ void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem
     const int64_t n_panels = min(kStretchPanels, panels - stretch);
     parallel_for(n_panels, max(1, kTaskProducts / products), [&](int64_t begin, int64_t end) {
       const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
-      char* memory = static_cast<char*>(thread_scratch(
-          Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
+      char* memory = static_cast<char*>(
+          thread_scratch(Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
       const TileScope tiles;
       for (int64_t i = begin; i < end; ++i)
         exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
-                                     reinterpret_cast<float*>(memory + chunk_bytes), memory);
+                                        reinterpret_cast<float*>(memory + chunk_bytes), memory);
     });
     for (int64_t i = 0; i < n_panels; ++i) {
       const int64_t row = (stretch + i) * kBlock;
-      if (!exact[i])
-        multiply_vectors(args, item, product.transposed, row, min(row + kBlock, product.n_streamed));
+      if (!exact[i]) multiply_vectors(args, item, product.transposed, row, min(row + kBlock, product.n_streamed));
     }
   }
 }
@@ -248,8 +248,9 @@ bool gemm_skinny_suits(const GemmArgs& args) {
 void gemm_skinny(const GemmArgs& args, const GemmItem& item) {
   const PackSource a{item.a, args.dtype, args.a_row, args.a_column}, b{item.b, args.dtype, args.b_column, args.b_row};
   const bool transposed = !streams_a(args);
-  const SkinnyProduct product{transposed ? b : a,           transposed ? a : b, transposed ? args.n : args.m,
-                              transposed ? args.m : args.n, args.k,             transposed, tile_output(args, item)};
+  const SkinnyProduct product{
+      transposed ? b : a, transposed ? a : b,     transposed ? args.n : args.m, transposed ? args.m : args.n, args.k,
+      transposed,         tile_output(args, item)};
   if (args.dtype == DType::BFloat16) return multiply<1, bfloat16>(product, args, item);
   if (args.dtype == DType::Float16) return multiply<2, float16>(product, args, item);
   if (float32_parts == 1) return multiply<1, float>(product, args, item);

@@ -21,10 +21,10 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kBlock = 32;                     // rows and columns of a block of sums
-constexpr int64_t kStepK = 32;                     // of k in a step
-constexpr int64_t kTileBytes = 1024;               // 16 rows of 64 bytes
-constexpr int64_t kBlockBytes = 2 * kTileBytes;    // 32 rows (columns) of an operand for one step and part
+constexpr int64_t kBlock = 32;                   // rows and columns of a block of sums
+constexpr int64_t kStepK = 32;                   // of k in a step
+constexpr int64_t kTileBytes = 1024;             // 16 rows of 64 bytes
+constexpr int64_t kBlockBytes = 2 * kTileBytes;  // 32 rows (columns) of an operand for one step and part
 constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 
 // Steps whose operand panel (32 rows, all parts) stays in the first-level cache: 24 to 32 KiB. The other
@@ -78,8 +78,7 @@ struct TileScope {
 // second 16 rows, columns are wanted.
 template <int P, bool kTall, bool kWide, class Ahead>
 inline __attribute__((always_inline)) void tile_product(const TileStream& a, const TileStream& b, int64_t step,
-                                                        int64_t steps, float* sums, bool first,
-                                                        const Ahead& ahead) {
+                                                        int64_t steps, float* sums, bool first, const Ahead& ahead) {
   if (first) {
     _tile_zero(0);
     if (kWide) _tile_zero(1);
@@ -91,14 +90,14 @@ inline __attribute__((always_inline)) void tile_product(const TileStream& a, con
     if (kTall) _tile_loadd(2, sums + 512, 64);
     if (kTall && kWide) _tile_loadd(3, sums + 768, 64);
   }
-#define FASTNN_LOAD_A(p)                         \
+#define FASTNN_LOAD_A(p)                    \
   _tile_loadd(4, pa + (p) * a.part, a.row); \
   if (kTall) _tile_loadd(5, pa + (p) * a.part + a.second, a.row)
-#define FASTNN_LOAD_B(p)                         \
+#define FASTNN_LOAD_B(p)                    \
   _tile_loadd(6, pb + (p) * b.part, b.row); \
   if (kWide) _tile_loadd(7, pb + (p) * b.part + b.second, b.row)
-#define FASTNN_PRODUCT                    \
-  _tile_dpbf16ps(0, 4, 6);           \
+#define FASTNN_PRODUCT                \
+  _tile_dpbf16ps(0, 4, 6);            \
   if (kWide) _tile_dpbf16ps(1, 4, 7); \
   if (kTall) _tile_dpbf16ps(2, 5, 6); \
   if (kTall && kWide) _tile_dpbf16ps(3, 5, 7)
