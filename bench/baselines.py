@@ -1,7 +1,7 @@
-"""Peers: each library in a process of its own, asked over a pipe to build a workload, run it, and time it.
+"""Each contender in a process of its own, asked over a pipe to build a workload, check it, and time it.
 
 In one process two thread pools would fight for the cores; here the idle ones sleep while one runs. Rounds
-alternate between the peers, so that a slow phase of the machine hits all alike.
+alternate between the processes, so that a slow phase of the machine hits all alike.
 """
 
 import multiprocessing
@@ -10,42 +10,91 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from contenders import Contender, Prepared, thread_settings
 
 TESTS = Path(__file__).parents[1] / "tests"
-PEERS = ("fastnn", "torch", "numpy")
-REST = 0.005  # seconds before a timing: the threads of the peer before have stopped spinning
+REST = 0.005  # seconds before a timing: the threads of the contender before have stopped spinning
+ULPS = 4
 
 
-def installed() -> list[str]:
-    """The peers that this interpreter can import, fastnn first."""
-    return [name for name in PEERS if find_spec(name) is not None]
+def _arrays(result: Any) -> list[np.ndarray]:
+    """The results as arrays; floats that numpy lacks as float64."""
+    from cases.case import to_numpy
+
+    def flat(value: Any) -> list[Any]:
+        return [v for part in value for v in flat(part)] if isinstance(value, list) else [value]
+
+    return [np.asarray(y) for y in flat(to_numpy(result))]
 
 
-def _serve(name: str, threads: int, connection: Connection) -> None:
-    """The worker: builds workloads by number, times them on request, and sends back their outputs."""
+def _save(prepared: Prepared, folder: Path) -> list[float]:
+    for i, y in enumerate(_arrays(prepared.call())):
+        np.save(folder / f"{i}.npy", y)
+    return prepared.terms
+
+
+def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str) -> float:
+    """The largest error against the reference as a share of what rounding may do: wrong above 1.
+
+    A sum of n terms in random order is off by about sqrt(n) roundings of the largest result, and is rounded
+    once more to its storage type.
+    """
+    from cases.case import COMPUTE_ROUNDOFF, STORAGE_ROUNDOFF
+
+    worst, results = 0.0, _arrays(prepared.call())
+    for i, (y, n) in enumerate(zip(results, terms * len(results) if len(terms) == 1 else terms, strict=True)):
+        expected = np.load(folder / f"{i}.npy")
+        if y.shape != expected.shape:
+            raise ValueError(f"a result has shape {y.shape}, expected {expected.shape}")
+        allowed = ULPS * np.sqrt(max(n, 1)) * COMPUTE_ROUNDOFF[dtype] * np.abs(expected).max(initial=0)
+        difference = np.abs(y - expected)
+        worst = max(worst, float(np.max(difference / (allowed + STORAGE_ROUNDOFF[dtype] * np.abs(expected) + 1e-300))))
+    return worst
+
+
+def time_calls(call: Callable[[], Any], seconds: float) -> float:
+    """Seconds of one call: the mean over as many as fit into `seconds`, at least one."""
+    time.sleep(REST)
+    call()
+    start = time.perf_counter()
+    call()
+    once = time.perf_counter() - start
+    repeats = max(1, min(100_000, int(seconds / max(once, 1e-9))))
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
+
+
+def _serve(contender: Contender, threads: int, connection: Connection) -> None:
+    """The worker: builds workloads by number, and on request saves or checks their results, and times them."""
     sys.path[:0] = [str(TESTS), str(Path(__file__).parent)]
     from workloads import WORKLOADS
 
-    library = __import__(name)
-    if name != "numpy":
-        library.set_num_threads(threads)
-    prepared: Callable[[], Any] | None = None
+    library = contender.load(threads)
+    prepared: Prepared | None = None
     while (request := connection.recv()) is not None:
-        kind, argument = request
+        kind, *arguments = request
         try:
+            answer: Any = None
             if kind == "prepare":
-                prepared = WORKLOADS[argument].prepare(library)
-                connection.send(None if prepared is None else WORKLOADS[argument].outputs(prepared()))
+                prepared = None  # the arrays of the row before are freed first
+                prepared = WORKLOADS[arguments[0]].prepare(contender, library, threads)
+                answer = prepared is not None
+            elif kind == "save":
+                answer = _save(prepared, *arguments)
+            elif kind == "check":
+                answer = worst_error(prepared, *arguments)
             else:
-                connection.send(time_calls(prepared, argument))
+                answer = time_calls(prepared.call, *arguments)
+            connection.send(answer)
         except Exception as failure:  # reported with the row, not hidden
-            connection.send(failure)
+            connection.send(RuntimeError(f"{contender.name}: {type(failure).__name__}: {failure}"))
 
 
 @contextmanager
@@ -63,49 +112,34 @@ def environment(settings: dict[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def time_calls(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds of one call: the mean over as many as fit into `seconds`, at least one."""
-    time.sleep(REST)
-    call()
-    start = time.perf_counter()
-    call()
-    once = time.perf_counter() - start
-    repeats = max(1, min(100_000, int(seconds / max(once, 1e-9))))
-    start = time.perf_counter()
-    for _ in range(repeats):
-        call()
-    return (time.perf_counter() - start) / repeats
-
-
 class Peer:
-    """A library in a process of its own."""
+    """A contender in its process."""
 
-    def __init__(self, name: str, threads: int) -> None:
-        self.name = name
-        count = str(threads)
-        # Read by the libraries when they load. OpenBLAS would spin for 30 ms after its work.
-        settings = {
-            "OMP_NUM_THREADS": count,
-            "MKL_NUM_THREADS": count,
-            "OPENBLAS_NUM_THREADS": count,
-            "OPENBLAS_THREAD_TIMEOUT": "20",
-        }
+    def __init__(self, contender: Contender, threads: int) -> None:
+        self.name = contender.name
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(name, threads, theirs), daemon=True)
-        with environment(settings):
+        self._process = context.Process(target=_serve, args=(contender, threads, theirs), daemon=True)
+        with environment({**thread_settings(threads), **contender.environment}):
             self._process.start()
 
-    def _ask(self, kind: str, argument: Any) -> Any:
-        self._connection.send((kind, argument))
+    def _ask(self, *request: Any) -> Any:
+        self._connection.send(request)
         answer = self._connection.recv()
         if isinstance(answer, Exception):
-            raise RuntimeError(f"{self.name}: {type(answer).__name__}: {answer}") from answer
+            raise answer
         return answer
 
-    def prepare(self, workload: int) -> list[np.ndarray] | None:
-        """Builds the workload and gives its outputs; None where this library has no such call."""
+    def prepare(self, workload: int) -> bool:
+        """Builds the workload; False where this contender has no such call."""
         return self._ask("prepare", workload)
+
+    def save(self, folder: Path) -> list[float]:
+        """Writes the results into the folder, 0.npy and so on; gives the number of terms of each."""
+        return self._ask("save", folder)
+
+    def check(self, folder: Path, terms: list[float], dtype: str) -> float:
+        return self._ask("check", folder, terms, dtype)
 
     def time(self, seconds: float) -> float:
         return self._ask("time", seconds)

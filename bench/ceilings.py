@@ -45,14 +45,12 @@ def compile_library() -> ctypes.CDLL | None:
 
 def best_rate(run: Callable[[int], tuple[float, float]], seconds: float, rounds: int) -> float:
     """The best work per second of `run(repeats) -> (seconds, work)` in rounds of about `seconds` each."""
-    repeats = 1
-    while (spent := run(repeats)[0]) < seconds / 4 and repeats < 1 << 40:
-        repeats *= 2 if spent > seconds / 64 else 8
-    repeats = max(1, round(repeats * seconds / spent))
-    rates = []
-    for _ in range(rounds):
+    repeats, rates = 1, []
+    while len(rates) < rounds:
         spent, work = run(repeats)
-        rates.append(work / spent)
+        if spent > seconds / 4:  # a round that the scheduler interrupted is followed by one that is too short
+            rates.append(work / spent)
+        repeats = max(1, round(repeats * min(64.0, seconds / spent)))
     return max(rates)
 
 

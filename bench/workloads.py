@@ -1,142 +1,119 @@
-"""What is raced: the benchmark rows of tests/cases, optimizer steps, and a training step on digits.
+"""What is raced: the benchmark rows of tests/cases, optimizer steps, and models.
 
 A workload is written once for fastnn and torch, which share their names; numpy has a call of its own
-where it has one.
+where it has one, and ONNX Runtime a graph.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import onnx_graphs
+from contenders import Contender, Prepared
+from models import inference, optimizer_step, training_step
 
 from cases import CASES
-from cases.case import BenchRow, Case, to_numpy, to_tensor
+from cases.case import BenchRow, Case, rounded, to_tensor
 
-Call = Callable[[], Any]
+IMAGE_FAMILIES = ("conv", "pool", "norm")
 
 
 @dataclass(frozen=True)
 class Workload:
     name: str
     family: str
-    prepare: Callable[[ModuleType], Call | None]  # None: this library has no such call
+    prepare: Callable[[Contender, ModuleType, int], Prepared | None]  # None: this contender has no such call
+    dtype: str = "float32"
+    backward: bool = False
     flops: float = 0
     bytes: float = 0
-    quick: bool = False
-    tolerance: float = 1e-4  # of the outputs against each other, relative to the largest value
 
-    @staticmethod
-    def outputs(result: Any) -> list[np.ndarray]:
-        return [np.asarray(y, dtype=np.float64) for y in _flat(to_numpy(result))]
+    @property
+    def quick(self) -> bool:
+        return self.name in QUICK
+
+    @property
+    def group(self) -> str:
+        """The rows that are summed up together."""
+        return f"{self.family} {self.dtype}" + (" backward" if self.backward else "")
 
 
-def _flat(value: Any) -> list[Any]:
-    return [v for part in value for v in _flat(part)] if isinstance(value, list) else [value]
+def channels_last(image: Any) -> Any:
+    """The same tensor, the channels of a pixel next to each other in memory."""
+    return image.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
-def _case_workload(case: Case, row: BenchRow, quick: bool) -> Workload:
-    def prepare(lib: ModuleType) -> Call | None:
+def _numpy_call(case: Case, row: BenchRow, arrays: tuple[Any, ...], float64: bool) -> Callable[[], Any] | None:
+    if row.backward:
+        return None
+    if float64:
+        exact = [rounded(a, row.dtype) for a in arrays]
+        return lambda: case.reference(*exact, **row.kwargs)
+    if case.numpy is None or row.dtype != "float32":
+        return None
+    plain = [a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in arrays]
+    for i in row.transposed:
+        plain[i] = np.ascontiguousarray(plain[i].swapaxes(-1, -2)).swapaxes(-1, -2)
+    options = {{"dim": "axis", "keepdim": "keepdims"}.get(k, k): v for k, v in row.kwargs.items()}
+    return lambda: case.numpy(*plain, **options)
+
+
+def _tensors(contender: Contender, lib: ModuleType, row: BenchRow, arrays: Any, images: bool) -> list[Any]:
+    """The arrays as tensors of the row's dtype and layout; for the reference as float64 with the same values."""
+    args = []
+    for i, array in enumerate(arrays):
+        if i in row.transposed:
+            array = array.swapaxes(-1, -2)
+        value = rounded(array, row.dtype) if contender.float64 else array
+        tensor = to_tensor(lib, value, "float64" if contender.float64 else row.dtype)
+        if i in row.transposed:
+            tensor = tensor.transpose(-1, -2)
+        elif images and isinstance(array, np.ndarray) and array.ndim == 4:
+            tensor = channels_last(tensor)
+        args.append(tensor)
+    return args
+
+
+def _case_workload(case: Case, row: BenchRow) -> Workload:
+    def prepare(contender: Contender, lib: ModuleType, threads: int) -> Prepared | None:
+        if lib.__name__ == "onnxruntime":
+            call = onnx_graphs.row_call(lib, case.name, row, threads)
+            return None if call is None else Prepared(call, [])
         arrays = row.make()
+        terms = case.terms(*arrays, **row.kwargs) if callable(case.terms) else case.terms
         if lib is np:
-            if case.numpy is None or row.backward:
-                return None
-            plain = [a.astype(np.float32) if isinstance(a, np.ndarray) and a.dtype == np.float64 else a for a in arrays]
-            options = {{"dim": "axis", "keepdim": "keepdims"}.get(k, k): v for k, v in row.kwargs.items()}
-            return lambda: case.numpy(*plain, **options)
-        if lib.__name__ == "torch" and case.torch is False:
+            call = _numpy_call(case, row, arrays, contender.float64)
+            return None if call is None else Prepared(call, [terms])
+        has_layouts = case.family in IMAGE_FAMILIES and arrays[0].ndim == 4
+        if (contender.channels_last and not has_layouts) or (lib.__name__ == "torch" and case.torch is False):
             return None
-        args = [to_tensor(lib, a, "float32") for a in arrays]
+        images = has_layouts and (contender.channels_last or (lib.__name__ == "fastnn" and row.channels_last))
+        args = _tensors(contender, lib, row, arrays, images)
         if not row.backward:
-            return lambda: case.run(lib, *args, **row.kwargs)
-        leaves = [a.requires_grad_() for a in args if hasattr(a, "requires_grad_") and a.is_floating_point()]
-        weight = lib.ones_like(case.run(lib, *args, **row.kwargs).detach())
+            return Prepared(lambda: case.run(lib, *args, **row.kwargs), [terms])
+        positions = range(len(args)) if row.gradients is None else row.gradients
+        leaves = [
+            args[i].requires_grad_() for i in positions if hasattr(args[i], "grad") and args[i].is_floating_point()
+        ]
+        y = case.run(lib, *args, **row.kwargs)
+        dy = np.random.default_rng(1).standard_normal(tuple(y.shape))
+        (weight,) = _tensors(contender, lib, replace(row, transposed=()), [dy], images)
+        # Every product of the forward is one product of each gradient, spread over the numbers of that gradient.
+        shares = [terms * y.numel() / max(1, x.numel()) for x in leaves]
+        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares)
 
-        def step() -> Any:
-            y = case.run(lib, *args, **row.kwargs)
-            return lib.autograd.grad(y, leaves, weight)
-
-        return step
-
-    name = f"{case.name} {row.label}" + (" forward+backward" if row.backward else "")
-    return Workload(name, case.family, prepare, row.flops, row.bytes, quick)
-
-
-def lenet(lib: ModuleType) -> Any:
-    """The network of the digits example: 61,706 parameters, with the same start in every library."""
-    nn = lib.nn
-    model = nn.Sequential(
-        nn.Conv2d(1, 6, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(400, 120),
-        nn.ReLU(),
-        nn.Linear(120, 84),
-        nn.ReLU(),
-        nn.Linear(84, 10),
+    name = " ".join([case.name, row.label, *(["bfloat16"] if row.dtype == "bfloat16" else [])])
+    return Workload(
+        name + (" backward" if row.backward else ""),
+        case.family,
+        prepare,
+        row.dtype,
+        row.backward,
+        row.flops,
+        row.bytes,
     )
-    rng = np.random.default_rng(0)
-    with lib.no_grad():
-        for p in model.parameters():
-            shape = tuple(p.shape)
-            p.copy_(
-                lib.from_numpy(rng.uniform(-1, 1, shape).astype(np.float32) / np.sqrt(max(1, int(np.prod(shape[1:])))))
-            )
-    return model
-
-
-def _training_step(lib: ModuleType) -> Call | None:
-    if lib is np:
-        return None
-    model, rng = lenet(lib), np.random.default_rng(1)
-    optimizer = lib.optim.Adam(model.parameters(), lr=1e-3)
-    x = lib.from_numpy(rng.uniform(0, 1, (64, 1, 32, 32)).astype(np.float32))
-    labels = lib.from_numpy(rng.integers(0, 10, 64))
-
-    def step() -> Any:
-        optimizer.zero_grad()
-        loss = lib.nn.functional.cross_entropy(model(x), labels)
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
-def _inference(lib: ModuleType) -> Call | None:
-    if lib is np:
-        return None
-    model = lenet(lib)
-    x = lib.from_numpy(np.random.default_rng(1).uniform(0, 1, (64, 1, 32, 32)).astype(np.float32))
-
-    def forward() -> Any:
-        with lib.no_grad():
-            return model(x)
-
-    return forward
-
-
-def _optimizer_step(name: str, **options: Any) -> Callable[[ModuleType], Call | None]:
-    def prepare(lib: ModuleType) -> Call | None:
-        if lib is np:
-            return None
-        model, rng = lenet(lib), np.random.default_rng(2)
-        for p in model.parameters():
-            p.grad = lib.from_numpy(rng.standard_normal(tuple(p.shape)).astype(np.float32))
-        optimizer = getattr(lib.optim, name)(model.parameters(), **options)
-
-        def step() -> Any:
-            optimizer.step()
-            return [p.detach() for p in model.parameters()]
-
-        return step
-
-    return prepare
 
 
 QUICK = {
@@ -144,34 +121,40 @@ QUICK = {
     "matmul 256",
     "matmul 512",
     "matmul 1024",
-    "linear 64x400x120",
-    "conv2d LeNet 1: 64x1x32x32 -> 6 k5",
-    "conv2d LeNet 1: 64x1x32x32 -> 6 k5 forward+backward",
-    "conv2d LeNet 2: 64x6x14x14 -> 16 k5",
-    "conv2d LeNet 2: 64x6x14x14 -> 16 k5 forward+backward",
+    "linear 32x768x3072",
+    "conv2d lenet 1>6 k5 28 B64",
+    "conv2d lenet 1>6 k5 28 B64 backward",
+    "conv2d lenet 6>16 k5 12 B64",
+    "conv2d lenet 6>16 k5 12 B64 backward",
     "max_pool2d 64x6x28x28 k2",
     "softmax 64x10",
     "softmax 1024x1000",
     "cross_entropy 64x10",
-    "cross_entropy 1024x1000 forward+backward",
+    "cross_entropy 1024x1000 backward",
     "relu 1M",
     "exp 1M",
     "add 1M",
     "sum 1M",
     "sum 1024x1024 dim 0",
+    "Adam step LeNet-5",
+    "LeNet-5 inference B64",
+    "LeNet-5 training step B64",
 }
-
-
-def _cases() -> list[Workload]:
-    rows = [_case_workload(case, row, quick=False) for case in CASES for row in case.bench]
-    return [Workload(**{**vars(w), "quick": w.name in QUICK}) for w in rows]
-
-
-N_PARAMETERS = 61_706
+N_PARAMETERS = 61_706  # of LeNet-5
+DIGITS = (64, 1, 28, 28)
 WORKLOADS = [
-    *_cases(),
-    Workload("SGD step LeNet", "optim", _optimizer_step("SGD", lr=1e-3, momentum=0.9), bytes=20 * N_PARAMETERS),
-    Workload("Adam step LeNet", "optim", _optimizer_step("Adam", lr=1e-3), bytes=28 * N_PARAMETERS, quick=True),
-    Workload("LeNet forward, batch 64", "model", _inference, quick=True),
-    Workload("LeNet training step, batch 64", "model", _training_step, quick=True, tolerance=1e-3),
+    *(_case_workload(case, row) for case in CASES for row in case.bench),
+    Workload(
+        "SGD step LeNet-5", "optim", optimizer_step("LeNet5", "SGD", lr=1e-3, momentum=0.9), bytes=20 * N_PARAMETERS
+    ),
+    Workload("Adam step LeNet-5", "optim", optimizer_step("LeNet5", "Adam", lr=1e-3), bytes=28 * N_PARAMETERS),
+    Workload("LeNet-5 inference B64", "inference", inference("LeNet5", DIGITS)),
+    Workload("LeNet-5 training step B64", "training", training_step("LeNet5", DIGITS)),
+    Workload("Keras CNN inference B64", "inference", inference("KerasCNN", (64, 3, 32, 32))),
+    Workload("Keras CNN training step B64", "training", training_step("KerasCNN", (64, 3, 32, 32))),
+    Workload("ResNet-18 training step B8 64x64", "training", training_step("resnet18", (8, 3, 64, 64))),
+    Workload("ResNet-50 inference B1 224x224", "inference", inference("resnet50", (1, 3, 224, 224))),
 ]
+assert len({w.name for w in WORKLOADS}) == len(WORKLOADS), "two rows share a name"
+if unknown := QUICK - {w.name for w in WORKLOADS}:
+    raise ValueError(f"no workload is called {sorted(unknown)}")

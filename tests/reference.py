@@ -135,6 +135,51 @@ def conv1d(x: Array, w: Array, b: Array | None = None, stride=1, padding=0, dila
     return conv2d(x[:, :, None], w[:, :, None], b, (1, int(step)), pad, (1, int(rate)), groups)[:, :, 0]
 
 
+def _triple(value: int | tuple[int, ...]) -> list[int]:
+    return [int(v) for v in np.broadcast_to(value, 3)]
+
+
+def conv3d(x: Array, w: Array, b: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1) -> Array:
+    """The sum over the kernel's depth taps of the 2-D convolutions of the slices under them."""
+    (sd, *stride), (dd, *dilation) = _triple(stride), _triple(dilation)
+    reach = dd * (w.shape[2] - 1)
+    if isinstance(padding, str):
+        around = (reach // 2, reach - reach // 2) if padding == "same" else (0, 0)
+    else:
+        first, *padding = _triple(padding)
+        around, padding = (first, first), tuple(padding)
+    x = np.pad(x, ((0, 0), (0, 0), around, (0, 0), (0, 0)))
+    slices = []
+    for position in range(0, x.shape[2] - reach, sd):
+        taps = [
+            conv2d(x[:, :, position + t * dd], w[:, :, t], None, stride, padding, dilation, groups)
+            for t in range(w.shape[2])
+        ]
+        slices.append(sum(taps) + (0 if b is None else b.reshape(-1, 1, 1)))
+    return np.stack(slices, 2)
+
+
+def conv_transpose2d(
+    x: Array, w: Array, b: Array | None = None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
+) -> Array:
+    """Every pixel, times the kernel, is added to y around its own place: at i s + p d - pad."""
+    (n, n_in, h, w_in), (_, n_out, kh, kw) = x.shape, w.shape
+    (sh, sw), (ph, pw), (oh, ow), (dh, dw) = map(_pair, (stride, padding, output_padding, dilation))
+    y = np.zeros((n, n_out * groups, (h - 1) * sh + dh * (kh - 1) + 1 + oh, (w_in - 1) * sw + dw * (kw - 1) + 1 + ow))
+    for c, i, j, p, q in product(range(n_in), range(h), range(w_in), range(kh), range(kw)):
+        first = c // (n_in // groups) * n_out
+        y[:, first : first + n_out, i * sh + p * dh, j * sw + q * dw] += np.outer(x[:, c, i, j], w[c, :, p, q])
+    y = y[:, :, ph : y.shape[2] - ph, pw : y.shape[3] - pw]
+    return y if b is None else y + b.reshape(-1, 1, 1)
+
+
+def conv_transpose1d(
+    x: Array, w: Array, b: Array | None = None, stride=1, padding=0, output_padding=0, groups: int = 1, dilation=1
+) -> Array:
+    s, p, o, d = (int(np.atleast_1d(v)[0]) for v in (stride, padding, output_padding, dilation))
+    return conv_transpose2d(x[:, :, None], w[:, :, None], b, (1, s), (0, p), (0, o), groups, (1, d))[:, :, 0]
+
+
 def _windows(size: int, kernel: int, stride: int | None, padding: int, dilation: int, ceil_mode: bool) -> list[Array]:
     """The positions of every window along one axis, padding included: they may lie outside [0, size)."""
     stride = stride or kernel
@@ -216,6 +261,90 @@ def in_one_dimension(pool):
         return tuple(part[..., 0, :] for part in y) if isinstance(y, tuple) else y[..., 0, :]
 
     return pool1d
+
+
+def _triple(value: int | tuple[int, ...]) -> tuple[int, int, int]:
+    return (value,) * 3 if isinstance(value, int) else tuple(value)
+
+
+def _over_volumes(x: Array, axes: list[list[Array]], reduce) -> tuple[Array, Array]:
+    """reduce(window) for every window; and the flat position of its first maximum in the volume."""
+    shape = (*x.shape[:-3], *map(len, axes))
+    y, where = np.empty(shape), np.empty(shape, np.int64)
+    for i, j, k in product(*(range(len(windows)) for windows in axes)):
+        inside = [_inside(w[n], size) for w, n, size in zip(axes, (i, j, k), x.shape[-3:], strict=True)]
+        grid = np.ravel_multi_index(np.meshgrid(*inside, indexing="ij"), x.shape[-3:]).ravel()
+        window = x.reshape(*x.shape[:-3], int(np.prod(x.shape[-3:])))[..., grid]
+        y[..., i, j, k] = reduce(window, axis=-1) if grid.size else -np.inf
+        where[..., i, j, k] = grid[np.argmax(window, -1)] if grid.size else -1
+    return y, where
+
+
+def max_pool3d(x: Array, kernel, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    strides = (None,) * 3 if stride is None else _triple(stride)
+    options = zip(x.shape[-3:], _triple(kernel), strides, _triple(padding), _triple(dilation), strict=True)
+    y, where = _over_volumes(x, [_windows(*option, ceil_mode) for option in options], np.max)
+    return (y, where) if return_indices else y
+
+
+def avg_pool3d(
+    x: Array, kernel, stride=None, padding=0, ceil_mode=False, count_include_pad=True, divisor_override=None
+):
+    strides, pads = (None,) * 3 if stride is None else _triple(stride), _triple(padding)
+    options = zip(x.shape[-3:], _triple(kernel), strides, pads, strict=True)
+    axes = [_windows(*option, 1, ceil_mode) for option in options]
+    sums, _ = _over_volumes(x, axes, np.sum)
+    if divisor_override:
+        return sums / divisor_override
+    # Padding counts, but not what a last window of ceil_mode has beyond the padding.
+    counts = [
+        [np.sum((w >= (-p if count_include_pad else 0)) & (w < n + (p if count_include_pad else 0))) for w in windows]
+        for windows, p, n in zip(axes, pads, x.shape[-3:], strict=True)
+    ]
+    return sums / np.einsum("i,j,k->ijk", *counts)
+
+
+def _adaptive_axes(x: Array, output_size) -> list[list[Array]]:
+    return [
+        [_adaptive_window(i, n, out) for i in range(out)]
+        for n, out in zip(x.shape[-3:], _triple(output_size), strict=True)
+    ]
+
+
+def adaptive_pool3d(x: Array, output_size, reduce=np.mean) -> Array:
+    return _over_volumes(x, _adaptive_axes(x, output_size), reduce)[0]
+
+
+def adaptive_max_pool3d(x: Array, output_size) -> tuple[Array, Array]:
+    return _over_volumes(x, _adaptive_axes(x, output_size), np.max)
+
+
+# ---- normalization --------------------------------------------------------------------------------
+
+
+def channel_statistics(x: Array) -> tuple[Array, Array, int]:
+    """Mean, variance and number of values of each channel of (N, C, ...)."""
+    rows = np.moveaxis(x, 1, 0).reshape(x.shape[1], -1)
+    return rows.mean(1), rows.var(1), rows.shape[1]
+
+
+def batch_norm(x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Array:
+    if x.size == 0:
+        return x
+    mean, var = channel_statistics(x)[:2] if training else (running_mean, running_var)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    y = (x - mean.reshape(shape)) / np.sqrt(var + eps).reshape(shape)
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
+def batch_norm_running(x, running_mean, running_var, momentum=0.1) -> tuple[Array, Array]:
+    """The running statistics after a training step: the variance over n - 1."""
+    mean, var, n = channel_statistics(x)
+    return (
+        (1 - momentum) * running_mean + momentum * mean,
+        (1 - momentum) * running_var + momentum * var * n / (n - 1),
+    )
 
 
 # ---- losses ---------------------------------------------------------------------------------------

@@ -134,6 +134,64 @@ def test_exception_inside_a_region() -> None:
         assert fastnn.ones(1000, 1000).sum().item() == 1e6
 
 
+def test_thread_count_changes_between_and_during_operations() -> None:
+    expected = work()
+    done = threading.Event()
+
+    def change() -> None:
+        for i in range(10**9):
+            fastnn.set_num_threads(1 + i % 9)
+            if done.wait(0.0005):
+                return
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert all(work() == expected for _ in range(60))
+    finally:
+        done.set()
+        thread.join()
+
+
+ONE_CORE = """
+import os, fastnn
+x = fastnn.rand(192, 192)
+expected = (x @ x).numpy().tobytes()
+fastnn.set_num_threads(6)
+for _ in range(3): x @ x
+core = min(os.sched_getaffinity(0))
+for task in os.listdir("/proc/self/task"): os.sched_setaffinity(int(task), {core})
+print(all((x @ x).numpy().tobytes() == expected for _ in range(500)), len(os.listdir("/proc/self/task")))
+"""
+
+
+def test_late_workers() -> None:
+    """Six threads on one core: hardly a worker comes in time, and nothing depends on it."""
+    settings = {"OPENBLAS_NUM_THREADS": "1"}
+    assert passes(ONE_CORE, timeout=60, **settings) == "True 6"
+
+
+BUSY = """
+import fastnn, os, subprocess, sys, time
+fastnn.set_num_threads(2)
+x = fastnn.rand(192, 192)
+def spent():
+    start = time.perf_counter()
+    for _ in range(300): x @ x
+    return time.perf_counter() - start
+spent()
+hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+time.sleep(0.2)
+print(min(spent() for _ in range(3)))
+for hog in hogs: hog.kill()
+"""
+
+
+def test_busy_machine() -> None:
+    """With a foreign process on every core nobody waits for a worker that cannot run: 0.1 ms a product, not 10 ms."""
+    assert float(passes(BUSY)) < 300 * 5e-3
+
+
 # ---- forks --------------------------------------------------------------------------------------------
 
 FORK = """
@@ -176,6 +234,34 @@ if __name__ == "__main__":
     with multiprocessing.get_context("fork").Pool(2) as pool: print(pool.map(child, [300, 400]) == [300.0**3, 400.0**3])
 """
     assert passes(code, "-W", "ignore", timeout=30) == "True"
+
+
+FORK_INSIDE = """
+import fastnn, os, signal, sys
+x = fastnn.rand(2000, 2000)
+expected = (x @ x).sum().item()
+fastnn.set_num_threads({threads})
+children = []
+def fork(*_):
+    children.append(os.fork())
+    if children[-1] == 0: signal.alarm(30)
+signal.signal(signal.SIGALRM, fork)
+signal.setitimer(signal.ITIMER_REAL, 0.05)
+try:
+    while not children: right = (x @ x).sum().item() == expected
+except RuntimeError as error:
+    right = "forked" in str(error)
+    assert children == [0] and (fastnn.ones(300, 300) @ fastnn.ones(300, 300)).sum().item() == 300**3
+if children == [0]: os._exit(0 if right else 1)
+assert right and os.waitpid(children[0], 0)[1] == 0
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_fork_inside_an_operation(threads: int) -> None:
+    """A signal handler forks in the middle of a product: the child, without the workers, raises or is right."""
+    assert passes(FORK_INSIDE.format(threads=threads), "-W", "ignore") == "ok"
 
 
 # ---- Ctrl-C --------------------------------------------------------------------------------------------
@@ -296,10 +382,18 @@ def test_environment(environment: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", ["", "raise SystemExit(0)", "x.exp().sum(); import sys; sys.exit()", "y = x.requires_grad_() * 2"]
+    "how",
+    [
+        "",
+        "raise SystemExit(0)",
+        "x.exp().sum(); import sys; sys.exit()",
+        "y = x.requires_grad_() * 2",
+        "import time; time.sleep(0.1)",
+        "import threading; threading.Thread(target=lambda: [x.exp() for _ in range(10**6)], daemon=True).start()",
+    ],
 )
 def test_clean_exit(how: str) -> None:
-    """A live pool, live tensors and live graphs do not disturb the end of the interpreter."""
+    """Workers awake, asleep or at work, live tensors and live graphs do not disturb the end of the interpreter."""
     done = run_python(f"import fastnn; x = fastnn.ones(2000, 2000); (x @ x).sum(); {how}")
     assert done.returncode == 0 and done.stderr == ""
 

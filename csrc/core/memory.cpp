@@ -13,6 +13,9 @@
 #ifdef FASTNN_WITH_CUDA
 #include "core/cuda.h"
 #endif
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
 
 namespace fastnn {
 namespace {
@@ -20,6 +23,14 @@ namespace {
 constexpr size_t kAlignment = 64;
 constexpr size_t kHugePage = size_t(2) << 20;
 constexpr size_t kHugeScratch = size_t(1) << 17;  // scratch of this size takes whole huge pages: kernels walk it often
+
+// A sanitizer sees blocks, not what is in use of them: the first `bytes` of a block of `capacity` are.
+void mark_used([[maybe_unused]] void* block, [[maybe_unused]] size_t bytes, [[maybe_unused]] size_t capacity) {
+#ifdef __SANITIZE_ADDRESS__
+  ASAN_UNPOISON_MEMORY_REGION(block, bytes);
+  ASAN_POISON_MEMORY_REGION(static_cast<char*>(block) + bytes, capacity - bytes);
+#endif
+}
 
 // The memory this process may use: physical, or the cgroup's limit when lower.
 int64_t system_memory() {
@@ -38,9 +49,10 @@ int64_t system_memory() {
 }
 
 void* page_allocate(size_t bytes) {
-  void* block = std::aligned_alloc(bytes >= kHugePage ? kHugePage : kAlignment, bytes);
+  void* block = nullptr;
+  if (posix_memalign(&block, bytes >= kHugePage ? kHugePage : kAlignment, bytes) != 0) return nullptr;
 #ifdef MADV_HUGEPAGE
-  if (block && bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
+  if (bytes >= kHugePage) madvise(block, bytes, MADV_HUGEPAGE);
 #endif
   return block;
 }
@@ -67,6 +79,17 @@ CpuAllocator& cpu_allocator() {
   return *allocator;
 }
 
+void* cpu_allocate(size_t bytes) {
+  void* block = cpu_allocator().allocate(bytes);
+  mark_used(block, bytes, size_class(bytes));
+  return block;
+}
+
+void cpu_release(void* block, size_t bytes) {
+  mark_used(block, 0, size_class(bytes));
+  cpu_allocator().release(block, bytes);
+}
+
 struct ThreadScratch {
   void* blocks[int(Scratch::Count)] = {};
   size_t sizes[int(Scratch::Count)] = {};
@@ -80,10 +103,10 @@ struct ThreadScratch {
 Storage* allocate_storage(size_t bytes, Device device) {
   void* data;
 #ifdef FASTNN_WITH_CUDA
-  data = device.is_cuda() ? cuda_allocate(bytes, device) : cpu_allocator().allocate(bytes);
+  data = device.is_cuda() ? cuda_allocate(bytes, device) : cpu_allocate(bytes);
 #else
   check<DeviceError>(!device.is_cuda(), "cannot allocate on ", device, ": fastnn was built without CUDA");
-  data = cpu_allocator().allocate(bytes);
+  data = cpu_allocate(bytes);
 #endif
   auto* storage = new Storage;
   storage->data = data;
@@ -104,6 +127,7 @@ Storage* wrap_storage(void* data, size_t bytes, Device device, bool read_only, v
 }
 
 void free_storage(Storage* storage) {
+  if (storage->derived) free_derived(storage->derived);
   if (storage->release) {
     storage->release(storage->owner);
   } else if (storage->device.is_cuda()) {
@@ -111,7 +135,7 @@ void free_storage(Storage* storage) {
     cuda_release(storage->data, storage->bytes, storage->device);
 #endif
   } else {
-    cpu_allocator().release(storage->data, storage->bytes);
+    cpu_release(storage->data, storage->bytes);
   }
   delete storage;
 }
@@ -151,6 +175,7 @@ void* thread_scratch(Scratch slot, size_t bytes) {
     if (!scratch.blocks[i]) fail<MemoryError>("cannot allocate ", bytes, " bytes of scratch");
     scratch.sizes[i] = rounded;
   }
+  mark_used(scratch.blocks[i], bytes, scratch.sizes[i]);
   return scratch.blocks[i];
 }
 

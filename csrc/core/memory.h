@@ -11,6 +11,9 @@
 
 namespace fastnn {
 
+struct DerivedEntries;
+void free_derived(DerivedEntries* derived);
+
 struct Storage {
   std::atomic<int32_t> references{0};
   std::atomic<uint32_t> version{0};  // counts in-place writes: autograd checks it
@@ -18,6 +21,8 @@ struct Storage {
   size_t bytes = 0;
   Device device;
   bool read_only = false;
+  std::atomic<bool> shared{false};    // others know its address, and may write without counting a version
+  DerivedEntries* derived = nullptr;  // core/derived.h
   // Foreign memory: called with `owner` instead of returning the block to the allocator.
   void (*release)(void* owner) = nullptr;
   void* owner = nullptr;
@@ -42,7 +47,7 @@ void empty_cache(Device device);
 
 // Per-thread scratch of at least `bytes`, 64-byte aligned, valid until the same thread asks for the
 // same slot again. Slots keep an operation's scratch apart from that of the engine it calls.
-enum class Scratch : uint8_t { GemmA, GemmB, GemmSums, GemmPartials, Operation, OperationShared, Count };
+enum class Scratch : uint8_t { GemmA, GemmB, GemmSums, GemmPartials, Operation, OperationShared, Layout, Count };
 void* thread_scratch(Scratch slot, size_t bytes);
 
 }  // namespace fastnn

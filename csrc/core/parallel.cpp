@@ -11,15 +11,12 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
-#include <vector>
-#ifdef FASTNN_OPENMP
-#include <omp.h>
-#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "core/check.h"
+#include "core/thread_pool.h"
 
 namespace fastnn {
 
@@ -27,12 +24,12 @@ HostHooks host_hooks;
 
 namespace {
 
-constexpr int kMaxThreads = 1024;
 constexpr auto kPollInterval = std::chrono::milliseconds(40);
 
 struct ThreadCount {
   std::atomic<int> value;
   const char* source;
+  int cores;  // that the affinity allows
 };
 
 int affinity_count() {
@@ -75,7 +72,7 @@ ThreadCount& thread_count() {
   static ThreadCount count{};
   static std::once_flag once;
   std::call_once(once, [] {
-    int n = affinity_count();
+    int n = count.cores = affinity_count();
     count.source = "affinity";
     if (int quota = quota_count(); quota && quota < n) n = quota, count.source = "cgroup quota";
     if (int wanted = environment_count(); wanted && wanted <= n) n = wanted, count.source = "OMP_NUM_THREADS";
@@ -85,7 +82,7 @@ ThreadCount& thread_count() {
 }
 
 std::atomic<int> callers{0};            // threads now inside parallel_run
-std::atomic<bool> forked_child{false};  // libgomp's pool did not survive the fork
+std::atomic<bool> forked_child{false};  // it has no workers
 thread_local bool inside_region = false;
 
 struct Caller {
@@ -120,48 +117,73 @@ void set_float_mode(uint64_t) {}
 constexpr uint64_t kFlushBits = 0;
 #endif
 
+// Lets Ctrl-C stop a long operation: asked on the calling thread after every chunk, it looks every 40 ms.
+class Interrupts {
+ public:
+  bool pending() {
+    if (!host_hooks.interrupted) return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - looked_ < kPollInterval) return false;
+    looked_ = now;
+    return host_hooks.interrupted();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point looked_ = std::chrono::steady_clock::now();
+};
+
+struct InsideRegion {
+  InsideRegion() { inside_region = true; }
+  ~InsideRegion() { inside_region = false; }
+};
+
+// How many chunks of its run each thread has dealt out; there is one region of several threads at a time.
+struct alignas(64) Cursor {
+  std::atomic<int64_t> next;
+};
+Cursor cursors[kMaxThreads];
+
 // One region: the chunks, dealt to threads as equal runs; who finishes early takes from the others.
 class Region {
  public:
-  Region(int64_t n, int64_t grain, ParallelBody body, void* context, int threads)
-      : n_(n),
-        grain_(grain),
-        chunks_((n + grain - 1) / grain),
-        body_(body),
-        context_(context),
-        threads_(threads),
-        mode_(float_mode()),
-        cursors_(static_cast<size_t>(threads)) {}
+  Region(int64_t n, int64_t grain, ParallelBody body, void* context)
+      : n_(n), grain_(grain), chunks_((n + grain - 1) / grain), body_(body), context_(context) {}
 
-  void run_all() {
-#ifdef FASTNN_OPENMP
-    if (threads_ > 1) {
-#pragma omp parallel num_threads(threads_)
-      {
-        run(omp_get_thread_num());
-      }
-    } else {
-      run(0);
+  int64_t chunks() const { return chunks_; }
+
+  void run_chunk(int64_t chunk) const {
+    const int64_t begin = chunk * grain_;
+    body_(context_, begin, std::min(begin + grain_, n_));
+  }
+
+  void run_nested() const {
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) run_chunk(chunk);
+  }
+
+  void run_serial() {
+    InsideRegion inside;
+    for (int64_t chunk = 0; chunk < chunks_; ++chunk) {
+      run_chunk(chunk);
+      if (interrupts_.pending()) throw PythonError();
     }
-#else
-    run(0);
-#endif
+  }
+
+  void run_parallel(int threads, bool spin) {
+    threads_ = threads;
+    mode_ = float_mode();
+    for (int thread = 0; thread < threads; ++thread) cursors[thread].next.store(0, std::memory_order_relaxed);
+    run_team(threads, spin, [](void* region, int thread) { static_cast<Region*>(region)->take_part(thread); }, this);
     if (error_) std::rethrow_exception(error_);
     if (interrupted_) throw PythonError();
   }
 
  private:
-  struct alignas(64) Cursor {
-    std::atomic<int64_t> next{0};
-  };
-
   int64_t run_begin(int thread) const { return chunks_ * thread / threads_; }
 
-  void run(int thread) {
+  void take_part(int thread) {
+    InsideRegion inside;
     const uint64_t saved_mode = float_mode();
-    const bool saved_inside = inside_region;
     set_float_mode(mode_);
-    inside_region = true;
     try {
       for (int i = 0; i < threads_ && !stop_.load(std::memory_order_relaxed); ++i)
         drain((thread + i) % threads_, thread == 0);
@@ -170,70 +192,30 @@ class Region {
       if (!error_) error_ = std::current_exception();
       stop_ = true;
     }
-    inside_region = saved_inside;
     set_float_mode(saved_mode);
   }
 
   void drain(int victim, bool polls) {
     const int64_t first = run_begin(victim), count = run_begin(victim + 1) - first;
     for (;;) {
-      const int64_t taken = cursors_[victim].next.fetch_add(1, std::memory_order_relaxed);
+      const int64_t taken = cursors[victim].next.fetch_add(1, std::memory_order_relaxed);
       if (taken >= count || stop_.load(std::memory_order_relaxed)) return;
-      const int64_t begin = (first + taken) * grain_;
-      body_(context_, begin, std::min(begin + grain_, n_));
-      if (polls) poll();
-    }
-  }
-
-  // On the calling thread alone, every 40 ms: lets Ctrl-C stop a long operation.
-  void poll() {
-    if (!host_hooks.interrupted) return;
-    const auto now = std::chrono::steady_clock::now();
-    if (now - polled_ < kPollInterval) return;
-    polled_ = now;
-    if (host_hooks.interrupted()) {
-      interrupted_ = true;
-      stop_ = true;
+      run_chunk(first + taken);
+      if (polls && interrupts_.pending()) interrupted_ = stop_ = true;
     }
   }
 
   const int64_t n_, grain_, chunks_;
   const ParallelBody body_;
   void* const context_;
-  const int threads_;
-  const uint64_t mode_;
-  std::vector<Cursor> cursors_;
-  std::atomic<bool> stop_{false};
+  int threads_ = 1;
+  uint64_t mode_ = 0;
+  Interrupts interrupts_;
   bool interrupted_ = false;
+  std::atomic<bool> stop_{false};
   std::exception_ptr error_;
   std::mutex error_mutex_;
-  std::chrono::steady_clock::time_point polled_ = std::chrono::steady_clock::now();
 };
-
-// libgomp ends the process when it cannot start a thread (a low process limit). So the first region
-// of a size asks the system itself, and settles for what it gives.
-int startable_threads(int wanted) {
-  static std::mutex mutex;
-  static int proven = 1, ceiling = kMaxThreads;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (wanted <= proven) return wanted;
-  std::vector<pthread_t> started;
-  std::atomic<bool> open{false};
-  for (int i = 1; i < std::min(wanted, ceiling); ++i) {
-    pthread_t thread;
-    auto wait = [](void* flag) -> void* {
-      while (!static_cast<std::atomic<bool>*>(flag)->load()) sched_yield();
-      return nullptr;
-    };
-    if (pthread_create(&thread, nullptr, wait, &open) != 0) break;
-    started.push_back(thread);
-  }
-  open = true;
-  for (pthread_t thread : started) pthread_join(thread, nullptr);
-  proven = int(started.size()) + 1;
-  if (proven < wanted) ceiling = proven;
-  return proven;
-}
 
 }  // namespace
 
@@ -241,18 +223,16 @@ void parallel_run(int64_t n, int64_t grain, ParallelBody body, void* context) {
   static const int at_fork = pthread_atfork(nullptr, nullptr, [] {
     forked_child = true;
     callers = 0;
+    abandon_team();
   });
   (void)at_fork;
-  if (inside_region) {  // nested: the same chunks, in order, on this thread
-    for (int64_t begin = 0; begin < n; begin += grain) body(context, begin, std::min(begin + grain, n));
-    return;
-  }
-  const int64_t chunks = (n + grain - 1) / grain;
+  Region region(n, grain, body, context);
+  if (inside_region) return region.run_nested();
   HostLock unlocked;
   Caller caller;
-  int threads = caller.alone && !forked_child ? num_threads() : 1;
-  if (threads > 1) threads = startable_threads(int(std::min<int64_t>(threads, chunks)));
-  Region(n, grain, body, context, threads).run_all();
+  const int threads = caller.alone && !forked_child ? int(std::min<int64_t>(num_threads(), region.chunks())) : 1;
+  if (threads == 1) return region.run_serial();
+  region.run_parallel(threads, threads <= thread_count().cores);
 }
 
 int num_threads() { return thread_count().value.load(std::memory_order_relaxed); }

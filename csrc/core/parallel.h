@@ -1,4 +1,4 @@
-// Threads. parallel.cpp holds the only OpenMP of the project; everything else calls parallel_for.
+// Threads. Everything that wants several calls parallel_for; core/thread_pool.h has the workers.
 //
 //   parallel_for(n_rows, grain, [&](int64_t begin, int64_t end) { ... rows [begin, end) ... });
 //

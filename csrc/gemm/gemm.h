@@ -15,6 +15,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/kernel.h"
 
 namespace fastnn {
 
@@ -42,6 +43,7 @@ struct GemmArgs {
   const void* bias = nullptr;  // in C's dtype: m (PerRow) or n (PerColumn) adjacent elements
   const void* residual = nullptr;  // added to C: of its dtype, shape and strides
   Activation activation = Activation::None;
+  const void* packed_b = nullptr;  // B as matmul_pack made it from these arguments; one matrix for the whole batch
 
   int batch_ndim = 0;  // the batch's shape, and the strides of each matrix over it
   int64_t batch_shape[kGemmBatchDims] = {};
@@ -56,6 +58,24 @@ struct GemmItem {
   const char* b;
   char* c;
 };
+
+// Packs B for many products of these arguments. `bytes` is set to what the packed B takes, 0 where the engine would
+// not use one; it is written to `target` unless that is null.
+struct GemmPack {
+  const GemmArgs* gemm;
+  void* target;
+  int64_t* bytes;
+};
+extern Kernel<GemmPack> gemm_pack;  // at the CPU levels that multiply by packed operands
+
+// How exactly float32 products are made where the CPU multiplies bfloat16 tiles: "highest" (the default) with
+// float32 accuracy, "high" from two bfloat16 parts (relative error about 2^-16), "medium" from one (2^-8).
+// Elsewhere all are float32. As in PyTorch. Throws ValueError for any other word.
+void set_float32_matmul_precision(const char* precision);
+const char* float32_matmul_precision();
+
+// "relu", "gelu", "gelu_tanh", "silu", "sigmoid", "tanh", or "" for none. Throws ValueError for any other word.
+Activation parse_activation(const char* op, const char* name);
 
 namespace {
 

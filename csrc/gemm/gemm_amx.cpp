@@ -39,6 +39,7 @@ struct Problem {
   int64_t m, n, k;
   PackSource a, b;
   TileOutput out;
+  char* packed_b;  // all slabs of B, or null
 };
 
 // A packed part of an operand: panel p at data + p * panel_bytes.
@@ -53,7 +54,8 @@ struct PackedSlab {
 
 template <int P>
 int64_t slab_bytes(int64_t count, int64_t depth) {
-  return ceil_div(count, kBlock) * (ceil_div(depth, kStepK) * P * kBlockBytes + int64_t(sizeof(PartRange)));
+  const int64_t panels = ceil_div(count, kBlock);
+  return panels * ceil_div(depth, kStepK) * P * kBlockBytes + ceil_div(panels * int64_t(sizeof(PartRange)), 64) * 64;
 }
 
 // The ranges of the panels stand behind them.
@@ -72,6 +74,16 @@ PackedSlab pack_slab(const PackSource& source, int64_t outer, int64_t count, int
     }
   });
   for (int64_t g = 0; g < n_groups; ++g) slab.range.add(ranges[g]);
+  ranges[0] = slab.range;
+  return slab;
+}
+
+// What pack_slab made.
+template <int P>
+PackedSlab view_slab(int64_t outer, int64_t count, int64_t depth, char* memory) {
+  PackedSlab slab{memory, outer, count, ceil_div(depth, kStepK), 0, {}};
+  slab.panel_bytes = slab.steps * P * kBlockBytes;
+  slab.range = *reinterpret_cast<const PartRange*>(memory + slab.panels() * slab.panel_bytes);
   return slab;
 }
 
@@ -166,31 +178,62 @@ TileOutput slab_output(const Problem& problem, int64_t k, int64_t depth) {
   return out;
 }
 
+constexpr int64_t kSlabOuter = kSlabPanels * kBlock;
+
+// A 16-bit C cannot hold partial sums: there k stays whole.
+int64_t slab_depth(const Problem& problem) {
+  const int64_t depth = problem.out.dtype == DType::Float32 ? even_piece(problem.k, kSlabSteps * kStepK) : problem.k;
+  return ceil_div(depth, kStepK) * kStepK;
+}
+
+// Calls body(column, count, k, depth) for the slabs of B.
+template <class Body>
+void for_each_slab(const Problem& problem, const Body& body) {
+  const int64_t unit = slab_depth(problem);
+  for (int64_t column = 0; column < problem.n; column += kSlabOuter)
+    for (int64_t k = 0; k < problem.k; k += unit)
+      body(column, min(kSlabOuter, problem.n - column), k, min(unit, problem.k - k));
+}
+
+template <int P>
+int64_t packed_bytes(const Problem& problem) {
+  int64_t bytes = 0;
+  for_each_slab(problem,
+                [&](int64_t, int64_t count, int64_t, int64_t depth) { bytes += slab_bytes<P>(count, depth); });
+  return bytes;
+}
+
+template <int P>
+void pack_b(const Problem& problem) {
+  char* memory = problem.packed_b;
+  for_each_slab(problem, [&](int64_t column, int64_t count, int64_t k, int64_t depth) {
+    pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs, memory);
+    memory += slab_bytes<P>(count, depth);
+  });
+}
+
 template <int P>
 void multiply(const Problem& problem) {
-  // A 16-bit C cannot hold partial sums: k stays whole.
-  const int64_t slab_depth =
-      problem.out.dtype == DType::Float32 ? even_piece(problem.k, kSlabSteps * kStepK) : problem.k;
-  const int64_t depth_unit = ceil_div(slab_depth, kStepK) * kStepK, slab_outer = kSlabPanels * kBlock;
-  const int64_t a_bytes = ceil_div(slab_bytes<P>(min(problem.m, slab_outer), min(problem.k, depth_unit)), 64) * 64;
-  const int64_t b_bytes = slab_bytes<P>(min(problem.n, slab_outer), min(problem.k, depth_unit));
+  const int64_t depth_limit = min(problem.k, slab_depth(problem));
+  const int64_t a_bytes = slab_bytes<P>(min(problem.m, kSlabOuter), depth_limit);
+  const int64_t b_bytes = problem.packed_b ? 0 : slab_bytes<P>(min(problem.n, kSlabOuter), depth_limit);
   char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(a_bytes + b_bytes)));
-  for (int64_t column = 0; column < problem.n; column += slab_outer)
-    for (int64_t k = 0; k < problem.k; k += depth_unit) {
-      const int64_t depth = min(depth_unit, problem.k - k);
-      const PackedSlab b = pack_slab<P>(problem.b, column, min(slab_outer, problem.n - column), k, depth,
-                                        TileForm::Pairs, memory + a_bytes);
+  char* packed = problem.packed_b;
+  for_each_slab(problem, [&](int64_t column, int64_t count, int64_t k, int64_t depth) {
+      const PackedSlab b = packed ? view_slab<P>(column, count, depth, packed)
+                                  : pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs, memory + a_bytes);
+      if (packed) packed += slab_bytes<P>(count, depth);
       const TileOutput out = slab_output(problem, k, depth);
-      for (int64_t row = 0; row < problem.m; row += slab_outer) {
+      for (int64_t row = 0; row < problem.m; row += kSlabOuter) {
         const PackedSlab a =
-            pack_slab<P>(problem.a, row, min(slab_outer, problem.m - row), k, depth, TileForm::Rows, memory);
+            pack_slab<P>(problem.a, row, min(kSlabOuter, problem.m - row), k, depth, TileForm::Rows, memory);
         if (P == 1 || parts_are_exact(a.range, b.range)) {
           multiply_slabs<P>(a, b, out);
         } else {
           multiply_vectors(problem, a, b, k, depth, out);
         }
       }
-    }
+  });
 }
 
 }  // namespace
@@ -203,16 +246,50 @@ bool gemm_suits(const GemmArgs& args) {
   return args.dtype == DType::BFloat16 || work >= int64_t(96) * 96 * 96;
 }
 
+}  // namespace amx
+
+namespace {
+
+int parts_of(DType dtype) {
+  if (dtype == DType::BFloat16) return 1;
+  return dtype == DType::Float16 ? 2 : float32_parts;
+}
+
+Problem make_problem(const GemmArgs& args, const GemmItem& item) {
+  return {args.m,
+          args.n,
+          args.k,
+          {item.a, args.dtype, args.a_row, args.a_column},
+          {item.b, args.dtype, args.b_column, args.b_row},
+          tile_output(args, item),
+          static_cast<char*>(const_cast<void*>(args.packed_b))};
+}
+
+void pack(const GemmPack& request) {
+  const GemmArgs& args = *request.gemm;
+  *request.bytes = 0;
+  if (gemm_batch_size(args) != 1 || amx::gemm_skinny_suits(args) || !amx::gemm_suits(args)) return;
+  Problem problem = make_problem(args, {static_cast<const char*>(args.a), static_cast<const char*>(args.b),
+                                        static_cast<char*>(args.c)});
+  problem.packed_b = static_cast<char*>(request.target);
+  const int parts = parts_of(args.dtype);
+  *request.bytes = parts == 1 ? packed_bytes<1>(problem) : parts == 2 ? packed_bytes<2>(problem) : packed_bytes<3>(problem);
+  if (request.target) (parts == 1 ? pack_b<1> : parts == 2 ? pack_b<2> : pack_b<3>)(problem);
+}
+
+}  // namespace
+
+FASTNN_AMX_KERNEL(gemm_pack, pack)
+
+namespace amx {
+
 void gemm(const GemmArgs& args, const GemmItem& item) {
-  const Problem problem{args.m,
-                        args.n,
-                        args.k,
-                        {item.a, args.dtype, args.a_row, args.a_column},
-                        {item.b, args.dtype, args.b_column, args.b_row},
-                        tile_output(args, item)};
-  if (args.dtype == DType::BFloat16 || (args.dtype == DType::Float32 && float32_parts == 1)) return multiply<1>(problem);
-  if (args.dtype == DType::Float16 || float32_parts == 2) return multiply<2>(problem);
-  multiply<3>(problem);
+  const Problem problem = make_problem(args, item);
+  switch (parts_of(args.dtype)) {
+    case 1: return multiply<1>(problem);
+    case 2: return multiply<2>(problem);
+    default: return multiply<3>(problem);
+  }
 }
 
 }  // namespace amx

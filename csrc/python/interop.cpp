@@ -140,6 +140,7 @@ PyObject* numpy_from_tensor(const Tensor& x) {
   const std::string code = std::string(1, kind_of(x.dtype())) + std::to_string(x.item_size());
   auto* owner = new Tensor(x);
   py::capsule base(owner, [](void* tensor) { delete static_cast<Tensor*>(tensor); });
+  x.storage()->shared = true;
   py::array array(py::dtype(code), shape, strides, x.raw(), base);
   if (x.storage()->read_only) array.attr("flags").attr("writeable") = false;
   return array.release().ptr();
@@ -163,6 +164,7 @@ int get_buffer(PyObject* self, Py_buffer* view, int flags) {
       sizes[kMaxDims + i] = Py_ssize_t(x.strides()[i] * int64_t(x.item_size()));
     }
     view->obj = Py_NewRef(self);
+    x.storage()->shared = true;
     view->buf = x.raw();
     view->len = Py_ssize_t(x.numel() * int64_t(x.item_size()));
     view->itemsize = Py_ssize_t(x.item_size());
@@ -213,6 +215,7 @@ struct Export {
     std::copy(x.shape().begin(), x.shape().end(), shape);
     std::copy(x.strides().begin(), x.strides().end(), strides);
     DLTensor& out = managed.dl_tensor;
+    x.storage()->shared = true;
     out.data = x.raw();
     out.device = {x.device().is_cuda() ? kDLCUDA : kDLCPU, x.device().index};
     out.ndim = x.ndim();

@@ -6,6 +6,7 @@
 #include "ops/index/index.h"
 #include "ops/loss/loss.h"
 #include "ops/matmul/matmul.h"
+#include "ops/norm/norm.h"
 #include "ops/optim/optim.h"
 #include "ops/pool/pool.h"
 #include "ops/random/random.h"
@@ -55,24 +56,13 @@ Tensor divide(const OperandArg& a, const OperandArg& b, const std::optional<std:
 
 Tensor converted(const Tensor& x, const MaybeDType& dtype) { return dtype.given ? to(x, dtype.value) : x; }
 
-PoolOptions pool_options(const Dims& kernel, const Dims& stride, const Dims& padding, const Dims& dilation,
-                         bool ceil_mode) {
-  return {kernel, stride, padding, dilation, ceil_mode, true, 0};
+// F is one of the types Pool and PoolWithIndices of pool.h.
+template <auto* F>
+auto pool(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, const Dims& dilation,
+          bool ceil_mode) {
+  return F(x, {kernel, stride, padding, dilation, ceil_mode, true, 0});
 }
-
-using Pool = Tensor (*)(const Tensor&, const PoolOptions&);
-template <Pool F>
-Tensor pool(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, const Dims& dilation,
-            bool ceil_mode) {
-  return F(x, pool_options(kernel, stride, padding, dilation, ceil_mode));
-}
-using PoolPair = std::pair<Tensor, Tensor> (*)(const Tensor&, const PoolOptions&);
-template <PoolPair F>
-std::pair<Tensor, Tensor> pool_pair(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding,
-                                    const Dims& dilation, bool ceil_mode) {
-  return F(x, pool_options(kernel, stride, padding, dilation, ceil_mode));
-}
-template <Pool F>
+template <Pool* F>
 Tensor average(const Tensor& x, const Dims& kernel, const Dims& stride, const Dims& padding, bool ceil_mode,
                bool count_include_pad, std::optional<int64_t> divisor) {
   check(!divisor || *divisor != 0, "avg_pool: expected divisor_override != 0");
@@ -84,6 +74,12 @@ template <Convolution F>
 Tensor convolution(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride,
                    const Dims& padding, const Dims& dilation, int64_t groups, bool same_padding) {
   return F(x, weight, bias.tensor, {stride, padding, dilation, groups, same_padding});
+}
+using TransposedConvolution = Tensor (*)(const Tensor&, const Tensor&, const Tensor&, const ConvOptions&, const Dims&);
+template <TransposedConvolution F>
+Tensor transposed_convolution(const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride,
+                              const Dims& padding, const Dims& output_padding, int64_t groups, const Dims& dilation) {
+  return F(x, weight, bias.tensor, {stride, padding, dilation, groups}, output_padding);
 }
 
 // ---------------------------------------------------------------------------------------- lists
@@ -318,13 +314,44 @@ void bind_matmul(Binder& b) {
       "linear",
       [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias) { return linear(x, weight, bias.tensor); },
       arg("input"), arg("weight"), arg("bias") = py::none());
+  b.function(
+      "fused_linear",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const MaybeTensor& residual,
+         const std::string& activation) {
+        return fused_linear(x, weight, bias.tensor, residual.tensor,
+                            parse_activation("fused_linear", activation.c_str()));
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("residual"), arg("activation"));
+  b.function(
+      "set_float32_matmul_precision",
+      [](const std::string& precision) { set_float32_matmul_precision(precision.c_str()); }, arg("precision"));
+  b.function("get_float32_matmul_precision", float32_matmul_precision);
 }
 
 void bind_conv(Binder& b) {
-  b.function("conv1d", convolution<conv1d>, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
-             arg("dilation"), arg("groups"), arg("same_padding"));
-  b.function("conv2d", convolution<conv2d>, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
-             arg("dilation"), arg("groups"), arg("same_padding"));
+  b.function(
+      "fused_conv2d",
+      [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride, const Dims& padding,
+         const Dims& dilation, int64_t groups, bool same_padding, const MaybeTensor& residual,
+         const std::string& activation) {
+        return fused_conv2d(x, weight, bias.tensor, {stride, padding, dilation, groups, same_padding}, residual.tensor,
+                            parse_activation("fused_conv2d", activation.c_str()));
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"), arg("groups"),
+      arg("same_padding"), arg("residual"), arg("activation"));
+  const auto conv = [&](const char* name, auto function) {
+    b.function(name, function, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"), arg("dilation"),
+               arg("groups"), arg("same_padding"));
+  };
+  conv("conv1d", convolution<conv1d>);
+  conv("conv2d", convolution<conv2d>);
+  conv("conv3d", convolution<conv3d>);
+  const auto transposed = [&](const char* name, auto function) {
+    b.function(name, function, arg("input"), arg("weight"), arg("bias"), arg("stride"), arg("padding"),
+               arg("output_padding"), arg("groups"), arg("dilation"));
+  };
+  transposed("conv_transpose1d", transposed_convolution<conv_transpose1d>);
+  transposed("conv_transpose2d", transposed_convolution<conv_transpose2d>);
 }
 
 void bind_pool(Binder& b) {
@@ -332,22 +359,36 @@ void bind_pool(Binder& b) {
     b.function(name, f, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"), arg("dilation"),
                arg("ceil_mode"));
   };
-  bind("max_pool1d", pool<max_pool1d>);
-  bind("max_pool2d", pool<max_pool2d>);
+  const auto bind_average = [&b](const char* name, auto f) {
+    b.function(name, f, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"), arg("ceil_mode"),
+               arg("count_include_pad"), arg("divisor_override") = py::none());
+  };
+  const auto bind_adaptive = [&b](const char* name, auto f) { b.function(name, f, arg("input"), arg("output_size")); };
   bind("min_pool1d", pool<min_pool1d>);
   bind("min_pool2d", pool<min_pool2d>);
-  bind("max_pool1d_with_indices", pool_pair<max_pool1d_with_indices>);
-  bind("max_pool2d_with_indices", pool_pair<max_pool2d_with_indices>);
-  b.function("avg_pool1d", average<avg_pool1d>, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"),
-             arg("ceil_mode"), arg("count_include_pad"), arg("divisor_override") = py::none());
-  b.function("avg_pool2d", average<avg_pool2d>, arg("input"), arg("kernel_size"), arg("stride"), arg("padding"),
-             arg("ceil_mode"), arg("count_include_pad"), arg("divisor_override") = py::none());
-  b.function("adaptive_avg_pool1d", adaptive_avg_pool1d, arg("input"), arg("output_size"));
-  b.function("adaptive_avg_pool2d", adaptive_avg_pool2d, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool1d", adaptive_max_pool1d, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool2d", adaptive_max_pool2d, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool1d_with_indices", adaptive_max_pool1d_with_indices, arg("input"), arg("output_size"));
-  b.function("adaptive_max_pool2d_with_indices", adaptive_max_pool2d_with_indices, arg("input"), arg("output_size"));
+#define FASTNN_BIND(axes)                                                      \
+  bind("max_pool" #axes, pool<max_pool##axes>);                                \
+  bind("max_pool" #axes "_with_indices", pool<max_pool##axes##_with_indices>); \
+  bind_average("avg_pool" #axes, average<avg_pool##axes>);                     \
+  bind_adaptive("adaptive_avg_pool" #axes, adaptive_avg_pool##axes);           \
+  bind_adaptive("adaptive_max_pool" #axes, adaptive_max_pool##axes);           \
+  bind_adaptive("adaptive_max_pool" #axes "_with_indices", adaptive_max_pool##axes##_with_indices);
+  FASTNN_BIND(1d)
+  FASTNN_BIND(2d)
+  FASTNN_BIND(3d)
+#undef FASTNN_BIND
+}
+
+void bind_norm(Binder& b) {
+  b.function(
+      "batch_norm",
+      [](const Tensor& x, const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& running_mean,
+         const MaybeTensor& running_var, bool training, double momentum, double eps) {
+        return batch_norm(x, weight.tensor, bias.tensor, running_mean.tensor, running_var.tensor,
+                          {training, momentum, eps});
+      },
+      arg("input"), arg("weight"), arg("bias"), arg("running_mean"), arg("running_var"), arg("training"),
+      arg("momentum"), arg("eps"));
 }
 
 void bind_softmax_and_loss(Binder& b) {
@@ -471,6 +512,7 @@ void bind_ops(py::module_& module) {
   bind_matmul(binder);
   bind_conv(binder);
   bind_pool(binder);
+  bind_norm(binder);
   bind_softmax_and_loss(binder);
   bind_index(binder);
   bind_random(binder);

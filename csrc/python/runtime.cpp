@@ -1,4 +1,7 @@
 // Devices, threads, memory, random state and configuration.
+#include <cxxabi.h>
+#include <unistd.h>
+
 #include "core/cuda.h"
 #include "core/parallel.h"
 #include "core/random.h"
@@ -10,13 +13,28 @@ using py::arg;
 namespace fastnn::python {
 namespace {
 
+// Once the interpreter is on its way out, it ends any other thread that asks for its lock by unwinding the
+// stack, which no destructor survives. So such a thread stops here, until the process has gone.
+template <class Take>
+auto take_python_lock(Take take) {
+  try {
+    return take();
+  } catch (const abi::__forced_unwind&) {
+    for (;;) pause();
+  }
+}
+
 // Around a long region other Python threads may run; Ctrl-C is looked for on the main thread.
 void install_host_hooks() {
   host_hooks.release = [] { return PyGILState_Check() ? static_cast<void*>(PyEval_SaveThread()) : nullptr; };
-  host_hooks.retake = [](void* state) { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); };
+  host_hooks.retake = [](void* state) {
+    take_python_lock([=] { PyEval_RestoreThread(static_cast<PyThreadState*>(state)); });
+  };
   host_hooks.interrupted = [] {
-    py::gil_scoped_acquire lock;
-    return PyErr_CheckSignals() != 0;
+    const PyGILState_STATE state = take_python_lock(PyGILState_Ensure);
+    const bool pending = PyErr_CheckSignals() != 0;
+    PyGILState_Release(state);
+    return pending;
   };
 }
 

@@ -301,7 +301,13 @@ void bind_questions(py::module_& m, Binder& b) {
   b.method("dim", [](const Tensor& x) { return x.ndim(); }, arg("self"));
   b.method("element_size", [](const Tensor& x) { return x.item_size(); }, arg("self"));
   b.method("storage_offset", [](const Tensor& x) { return x.offset(); }, arg("self"));
-  b.method("data_ptr", [](const Tensor& x) { return reinterpret_cast<uintptr_t>(x.raw()); }, arg("self"));
+  b.method(
+      "data_ptr",
+      [](const Tensor& x) {
+        x.storage()->shared = true;
+        return reinterpret_cast<uintptr_t>(x.raw());
+      },
+      arg("self"));
   b.method("is_contiguous", [](const Tensor& x) { return x.is_contiguous(); }, arg("self"));
   b.both("is_floating_point", [](const Tensor& x) { return x.is_floating(); }, arg("input"));
   m.def("is_tensor", [](py::handle x) { return is_tensor(x.ptr()); }, arg("obj"));

@@ -38,8 +38,8 @@ inline float exp_(float x) {
   p = p * r * r + r + 1.0f;
   const int32_t exponent = int32_t(float_to_bits(shifted)) - 0x4b400000;
   const int32_t half = exponent >> 1;
-  const float scale_a = bits_to_float(uint32_t((half + 127) << 23));
-  const float scale_b = bits_to_float(uint32_t((exponent - half + 127) << 23));
+  const float scale_a = bits_to_float(uint32_t(half + 127) << 23);
+  const float scale_b = bits_to_float(uint32_t(exponent - half + 127) << 23);
   return p * scale_a * scale_b;
 }
 

@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from fastnn import _C, autograd, cuda, nn, optim, utils
+from fastnn import _C, autograd, cuda, models, nn, optim, utils
 from fastnn._C import *
 from fastnn._C import Tensor
 from fastnn.autograd import (  # context managers in place of plain switches

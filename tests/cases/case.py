@@ -47,7 +47,11 @@ class BenchRow:
     flops: float = 0
     bytes: float = 0
     kwargs: dict[str, Any] = field(default_factory=dict)
-    backward: bool = False
+    backward: bool = False  # the backward alone, its forward done before
+    dtype: str = "float32"
+    gradients: tuple[int, ...] | None = None  # the arguments that the backward is for; None: every float array
+    transposed: tuple[int, ...] = ()  # the arguments whose last two axes are swapped in memory
+    channels_last: bool = False  # fastnn, too, is given its images that way
 
 
 def _arrays(value: Any) -> Any:

@@ -25,16 +25,30 @@ def _linear(x: Any, w: Any, b: Any = None) -> Any:
     return x @ w.T + (0 if b is None else b)
 
 
-def _row(label: str, flops: float, *shapes: tuple[int, ...]) -> BenchRow:
+def _rows(label: str, flops: float, *shapes: tuple[int, ...], transposed: tuple[int, ...] = ()) -> list[BenchRow]:
+    """A product of random arrays of these shapes, in float32 and in bfloat16."""
+
     def make() -> tuple[Any, ...]:
         rng = np.random.default_rng(0)
         return tuple(rng.standard_normal(shape) for shape in shapes)
 
-    return BenchRow(label, make, flops)
+    return [BenchRow(label, make, flops, dtype=dtype, transposed=transposed) for dtype in ("float32", "bfloat16")]
 
 
-def _square(size: int) -> BenchRow:
-    return _row(str(size), 2.0 * size**3, (size, size), (size, size))
+LAYOUTS = {"": (), " NT": (1,), " TN": (0,)}  # which operand is stored transposed
+
+
+def _matmul_rows(rows: int, inner: int, columns: int, layouts: Any = LAYOUTS) -> list[BenchRow]:
+    label = str(rows) if rows == inner == columns else f"{rows}x{inner}x{columns}"
+    flops, shapes = 2.0 * rows * inner * columns, ((rows, inner), (inner, columns))
+    return [row for name in layouts for row in _rows(label + name, flops, *shapes, transposed=LAYOUTS[name])]
+
+
+LINEAR = ((32, 768, 3072), (32, 3072, 768), (512, 768, 3072), (512, 3072, 768), (1, 4096, 4096), (8, 4096, 4096))
+
+
+def _linear_rows(rows: int, inner: int, columns: int) -> list[BenchRow]:
+    return _rows(f"{rows}x{inner}x{columns}", 2.0 * rows * inner * columns, (rows, inner), (columns, inner))
 
 
 def _product(name: str, formula: Any, shapes: list[Any], terms: Any, **options: Any) -> Case:
@@ -78,7 +92,13 @@ CASES = [
             error(TypeError, r"matmul.*float32.*float64", f32(5, 7), np.ones((7, 3))),
         ],
         numpy=np.matmul,
-        bench=[_square(s) for s in (64, 256, 512, 1024, 2048)],
+        bench=[
+            *(row for size in (64, 96, 128, 127, 256, 333, 512, 1024, 2048) for row in _matmul_rows(size, size, size)),
+            *_matmul_rows(4096, 4096, 4096, [""]),
+            *_matmul_rows(1000, 17, 1000),
+            *_matmul_rows(1000, 1000, 17),
+            *_rows("96 x 128x64x128", 96 * 2.0 * 128 * 64 * 128, (96, 128, 64), (96, 64, 128)),
+        ],
     ),
     _product(
         "mm",
@@ -161,6 +181,17 @@ CASES = [
             error(TypeError, r"linear.*float32.*float64", f32(5, 7), np.ones((3, 7))),
         ],
         numpy=_linear,
-        bench=[_row("64x400x120", 2.0 * 64 * 400 * 120, (64, 400), (120, 400), (120,))],
+        bench=[
+            row
+            for shape in (
+                (32, 768, 3072),
+                (32, 3072, 768),
+                (512, 768, 3072),
+                (512, 3072, 768),
+                (1, 4096, 4096),
+                (8, 4096, 4096),
+            )
+            for row in _linear_rows(*shape)
+        ],
     ),
 ]

@@ -10,7 +10,7 @@ from cases.case import BenchRow, Case, Values, error, f32, sample
 
 values = Values(6)
 F = "nn.functional."
-PLANE, LINE = (2, 3, 7, 9), (2, 3, 13)
+PLANE, LINE, VOLUME = (2, 3, 7, 9), (2, 3, 13), (2, 2, 5, 6, 7)
 # kernel, stride, padding, dilation, ceil_mode
 MAX = [
     ((2,), {}),
@@ -29,6 +29,8 @@ AVERAGE = [
     ((3, 2, 1), {"ceil_mode": True, "count_include_pad": False}),
 ]
 PLANE_AVERAGE = [*AVERAGE, (((3, 2), (2, 1), (1, 0)), {}), ((2,), {"divisor_override": 3})]
+VOLUME_MAX = [*MAX[1:], (((2, 3, 2), (1, 2, 2), (0, 1, 1)), {}), (((2, 1, 2), None, (1, 0, 1), (2, 1, 1)), {})]
+VOLUME_AVERAGE = [*AVERAGE, (((3, 2, 2), (1, 2, 1), (1, 0, 1)), {}), ((2,), {"divisor_override": 3})]
 NAN = values.normal(1, 1, 4, 6)
 NAN[0, 0, 1, 1], NAN[0, 0, 3, 5], NAN[0, 0, 0, 4] = np.nan, -np.inf, np.inf
 
@@ -63,7 +65,7 @@ def _with_indices(name: str) -> Any:
 
 
 def _average_terms(x: Any, kernel: Any, *_: Any, **__: Any) -> int:
-    return int(np.prod(np.broadcast_to(kernel, 2)))
+    return int(np.prod(np.broadcast_to(kernel, np.ndim(x) - 2)))
 
 
 def _adaptive(name: str, formula: Any, shape: tuple[int, ...], sizes: list[Any], **options: Any) -> Case:
@@ -96,9 +98,46 @@ def _large() -> tuple[Any, ...]:
     return np.random.default_rng(0).standard_normal((3, 16, 65, 63)), 2
 
 
-def _bench() -> list[BenchRow]:
-    make = lambda: (np.random.default_rng(0).standard_normal((64, 6, 28, 28)), 2)  # noqa: E731
-    return [BenchRow("64x6x28x28 k2", make, bytes=4 * 64 * 6 * 28 * 28 * 1.25)]
+STAGE, LENET = (32, 64, 112, 112), ((64, 6, 28, 28), (64, 16, 10, 10))
+BOTTLENECK, HEAD = (32, 256, 56, 56), (64, 2048, 7, 7)
+
+
+def _rows(
+    label: str, shape: tuple[int, ...], args: tuple[int, ...], outputs: int, large: bool = True
+) -> list[BenchRow]:
+    """Forward reads x and writes y, `outputs` a plane; backward reads dy and writes dx. Large ones in every form."""
+    make = lambda: (np.random.default_rng(0).standard_normal(shape), *args)  # noqa: E731
+    name = f"{'x'.join(map(str, shape))} {label}"
+    elements = float(np.prod(shape) + np.prod(shape[:2]) * outputs)
+    forms = [(dtype, last) for dtype in ("float32", "bfloat16")[: 1 + large] for last in (False, True)]
+    return [
+        BenchRow(
+            name + " channels_last" * last,
+            make,
+            bytes=elements * (4 if dtype == "float32" else 2),
+            backward=backward,
+            dtype=dtype,
+            channels_last=last,
+        )
+        for dtype, last in forms
+        for backward in (False, True)
+    ]
+
+
+def _fixed_rows() -> list[BenchRow]:
+    return [
+        *_rows("k2", LENET[0], (2,), 14 * 14, large=False),
+        *_rows("k2", LENET[1], (2,), 5 * 5, large=False),
+        *_rows("k2", STAGE, (2,), 56 * 56),
+        *_rows("k3 s2 p1", STAGE, (3, 2, 1), 56 * 56),
+        *_rows("k3 s1 p1", STAGE, (3, 1, 1), 112 * 112),
+    ]
+
+
+def _adaptive_rows(*sizes: int) -> list[BenchRow]:
+    seven = [*_rows("to 7x7", BOTTLENECK, (7,), 49), *_rows("to 7x7", STAGE, (7,), 49)] if 7 in sizes else []
+    one = [*_rows("to 1x1", BOTTLENECK, (1,), 1), *_rows("to 1x1", HEAD, (1,), 1)] if 1 in sizes else []
+    return [*seven, *one]
 
 
 CASES = [
@@ -111,7 +150,7 @@ CASES = [
         large=_large,
         specials=[sample(NAN, 2), sample(np.full((1, 1, 4, 4), -np.inf), 2)],
         errors=_errors("max_pool2d", f32(2, 3, 7, 9)),
-        bench=_bench(),
+        bench=_fixed_rows(),
     ),
     Case(
         "max_pool2d_with_indices",
@@ -164,7 +203,7 @@ CASES = [
         large=_large,
         magnitude=lambda x, *a, **k: ref.avg_pool2d(np.abs(x), *a, **k),
         errors=_errors("avg_pool2d", f32(2, 3, 7, 9)),
-        bench=_bench(),
+        bench=_fixed_rows(),
     ),
     Case(
         "avg_pool1d",
@@ -182,9 +221,15 @@ CASES = [
         [1, (3, 4), (7, 9), (2, 11)],
         terms=63,
         magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size),
+        bench=_adaptive_rows(7, 1),
     ),
     _adaptive(
-        "adaptive_max_pool2d", partial(ref.adaptive_pool2d, reduce=np.max), PLANE, [1, (3, 4), (7, 9)], exact=True
+        "adaptive_max_pool2d",
+        partial(ref.adaptive_pool2d, reduce=np.max),
+        PLANE,
+        [1, (3, 4), (7, 9)],
+        exact=True,
+        bench=_adaptive_rows(7),
     ),
     Case(
         "adaptive_max_pool2d_with_indices",
@@ -209,4 +254,51 @@ CASES = [
         magnitude=lambda x, size: _one_dimension(np.mean)(np.abs(x), size),
     ),
     _adaptive("adaptive_max_pool1d", _one_dimension(np.max), LINE, [1, 4, 13], exact=True),
+    Case(
+        "max_pool3d",
+        ref.max_pool3d,
+        _samples(VOLUME, VOLUME_MAX),
+        F + "max_pool3d",
+        exact=True,
+        specials=[sample(np.stack([NAN, NAN], 2), 2)],
+        errors=_errors("max_pool3d", f32(*VOLUME)),
+    ),
+    Case(
+        "max_pool3d_with_indices",
+        partial(ref.max_pool3d, return_indices=True),
+        _samples(VOLUME, VOLUME_MAX[:-1]),
+        exact=True,
+        call=_with_indices("max_pool3d"),
+    ),
+    Case(
+        "avg_pool3d",
+        ref.avg_pool3d,
+        _samples(VOLUME, VOLUME_AVERAGE, values.normal),
+        F + "avg_pool3d",
+        terms=_average_terms,
+        magnitude=lambda x, *a, **k: ref.avg_pool3d(np.abs(x), *a, **k),
+        errors=_errors("avg_pool3d", f32(*VOLUME)),
+    ),
+    _adaptive(
+        "adaptive_avg_pool3d",
+        ref.adaptive_pool3d,
+        VOLUME,
+        [1, (3, 4, 2), (5, 6, 7)],
+        terms=210,
+        magnitude=lambda x, size: ref.adaptive_pool3d(np.abs(x), size),
+    ),
+    _adaptive(
+        "adaptive_max_pool3d",
+        partial(ref.adaptive_pool3d, reduce=np.max),
+        VOLUME,
+        [1, (3, 4, 2), (5, 6, 7)],
+        exact=True,
+    ),
+    Case(
+        "adaptive_max_pool3d_with_indices",
+        ref.adaptive_max_pool3d,
+        [sample(values.distinct(*VOLUME), (3, 4, 2))],
+        exact=True,
+        call=lambda lib, x, size: lib.nn.functional.adaptive_max_pool3d(x, size, return_indices=True),
+    ),
 ]

@@ -19,6 +19,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kBlockFilters = 16, kBlockTiles = 8;  // panels of 32 filters, tiles of 32 positions
+constexpr int64_t kUnrolledPlane = 256;  // positions of an image that may have planes for every tap
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
 constexpr int64_t kTasks = 8;                           // wanted, at least
 constexpr int64_t kTaskProducts = 256;                  // of 32 x 32 x 32: pay for a task
@@ -37,12 +38,16 @@ struct TilePass {
   TileOutput out;                 // c: the group's first channel of the first image; c_row: elements of a channel
   OutputAxis rows, columns;
   int64_t image_elements;  // of the whole output
+  int64_t pixel_elements;  // of all channels, in NHWC; 0 in NCHW
   bool streamed;           // the output is larger than the caches: it need not be read before it is written
 
   int64_t steps() const { return planes.channel_groups() * row_taps * column_taps; }
   int64_t positions() const { return (rows.count - 1) * planes.planes.columns.length + columns.count; }
+  // Tiles begin anew with every image, or run on over all of them, whichever makes fewer.
   int64_t image_tiles() const { return ceil_div(positions(), kBlock); }
-  int64_t tiles() const { return planes.images * image_tiles(); }
+  int64_t flat_positions() const { return (planes.images - 1) * planes.plane() + positions(); }
+  bool flat() const { return ceil_div(flat_positions(), kBlock) < planes.images * image_tiles(); }
+  int64_t tiles() const { return flat() ? ceil_div(flat_positions(), kBlock) : planes.images * image_tiles(); }
   int64_t panels() const { return ceil_div(m, kBlock); }
 };
 
@@ -94,6 +99,21 @@ PartRange pack_filter_panel(const TilePass& pass, int64_t panel, char* memory) {
   return range.finish();
 }
 
+// With the ranges of the panels behind them.
+template <int P>
+int64_t filters_bytes(int64_t panels, int64_t steps) {
+  return ceil_div(panels * (steps * P * kBlockBytes + int64_t(sizeof(PartRange))), 64) * 64;
+}
+
+template <int P>
+PartRange packed_range(const TilePass& pass, const char* memory) {
+  const PartRange* ranges =
+      reinterpret_cast<const PartRange*>(memory + pass.panels() * pass.steps() * P * kBlockBytes);
+  PartRange range;
+  for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
+  return range;
+}
+
 template <int P>
 PartRange pack_filters(const TilePass& pass, char* memory) {
   const int64_t panel_bytes = pass.steps() * P * kBlockBytes;
@@ -102,55 +122,76 @@ PartRange pack_filters(const TilePass& pass, char* memory) {
     for (int64_t panel = begin; panel < end; ++panel)
       ranges[panel] = pack_filter_panel<P>(pass, panel, memory + panel * panel_bytes);
   });
-  PartRange range;
-  for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
-  return range;
+  return packed_range<P>(pass, memory);
 }
 
 // ------------------------------------------------------------------------------------- results
 
-// A run of a tile's lanes within one output row: lanes in `mask`, lane 0's element at `offset` in the channel.
+// The positions of a tile, counted over all images: [begin, end), 32 at most.
+struct TileSpan {
+  int64_t begin, end;
+
+  TileSpan(const TilePass& pass, int64_t tile) {
+    const int64_t image = pass.flat() ? 0 : tile / pass.image_tiles();
+    const int64_t first = pass.flat() ? tile * kBlock : tile % pass.image_tiles() * kBlock;
+    const int64_t valid = pass.flat() ? pass.flat_positions() : pass.positions();
+    begin = image * pass.planes.plane() + first;
+    end = begin + min(kBlock, valid - first);
+  }
+};
+
+// A run of 16 lanes within one output row: those in `mask`; lane 0's element is at `offset` of the channel.
 struct LaneRun {
   __mmask16 mask;
   int64_t offset;
 };
 
-// The runs of 16 lanes from `position` of an image on, of which `lanes` are wanted; returns their number.
-inline int lane_runs(const TilePass& pass, int64_t position, int64_t lanes, LaneRun* runs) {
-  const int64_t length = pass.planes.planes.columns.length, valid = pass.columns.count;
+// The runs of the lanes from `position` to `end`, 16 at most; returns their number.
+inline int lane_runs(const TilePass& pass, int64_t position, int64_t end, LaneRun* runs) {
+  const int64_t length = pass.planes.planes.columns.length, plane = pass.planes.plane();
+  const int64_t lanes = min(16, end - position);
   int count = 0;
   for (int64_t at = 0; at < lanes;) {
-    const int64_t row = (position + at) / length, column = (position + at) % length;
-    const int64_t end = min(lanes, at + valid - column);
-    if (end > at) {
+    const int64_t image = (position + at) / plane, rest = (position + at) % plane;
+    const int64_t row = rest / length, column = rest % length;
+    const int64_t run_end = min(lanes, at + pass.columns.count - column);
+    if (run_end > at && row < pass.rows.count) {
       const int64_t target = (pass.rows.first + row * pass.rows.step) * pass.columns.size + pass.columns.first +
                              (column - at) * pass.columns.step;
-      runs[count++] = {__mmask16((1u << end) - (1u << at)), target};
+      runs[count++] = {__mmask16((1u << run_end) - (1u << at)),
+                       (pass.planes.first_image + image) * pass.image_elements + target};
     }
     at += length - column;
   }
   return count;
 }
 
+// 16 adjacent elements.
+template <class T>
+inline void store_full(const TilePass& pass, char* target, __m512 x) {
+  if constexpr (sizeof(T) == 4) {
+    if (pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0)
+      return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
+    _mm512_storeu_ps(target, x);
+  } else {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), __m256i(_mm512_cvtneps_pbh(x)));
+  }
+}
+
 template <class T>
 inline void store_run(const TilePass& pass, char* channel, const LaneRun& run, __m512 x) {
   char* target = channel + run.offset * int64_t(sizeof(T));
-  if (pass.columns.step == 1) {
-    if constexpr (sizeof(T) == 4)
-      if (pass.streamed && run.mask == 0xffff && reinterpret_cast<uintptr_t>(target) % 64 == 0)
-        return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
-    return store_lanes<T>(target, run.mask, x);
-  }
+  if (pass.columns.step == 1)
+    return run.mask == 0xffff ? store_full<T>(pass, target, x) : store_lanes<T>(target, run.mask, x);
   const int step = int(pass.columns.step);
   if constexpr (sizeof(T) == 4) {
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     _mm512_mask_i32scatter_ps(target, run.mask, _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)), x, 4);
   } else {
-    alignas(64) float lanes[16];
-    _mm512_store_ps(lanes, x);
+    alignas(32) T lanes[16];
+    store_lanes<T>(reinterpret_cast<char*>(lanes), 0xffff, x);
     for (int lane = 0; lane < 16; ++lane)
-      if (run.mask >> lane & 1)
-        store_lanes<T>(target + lane * step * int64_t(sizeof(T)), 1, _mm512_set1_ps(lanes[lane]));
+      if (run.mask >> lane & 1) reinterpret_cast<T*>(target)[lane * step] = lanes[lane];
   }
 }
 
@@ -163,9 +204,8 @@ inline void transpose_square(float* sums) {
   for (int i = 0; i < 16; ++i) square[i].store(sums + 16 * i);
 }
 
-// The runs of 16 positions of a tile, and their image's first element.
+// The runs of 16 positions of a tile.
 struct HalfTile {
-  int64_t image_offset;
   int n_runs;
   LaneRun runs[16];
 };
@@ -191,22 +231,64 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
   HalfTile halves[2 * kBlockTiles];
   const int64_t n_halves = 2 * (tile_end - tile);
   for (int64_t h = 0; h < n_halves; ++h) {
-    const int64_t image = (tile + h / 2) / pass.image_tiles();
-    const int64_t position = (tile + h / 2) % pass.image_tiles() * kBlock + h % 2 * 16;
-    halves[h].image_offset = (pass.planes.first_image + image) * pass.image_elements;
-    halves[h].n_runs = lane_runs(pass, position, min(16, pass.positions() - position), halves[h].runs);
+    const TileSpan span(pass, tile + h / 2);
+    halves[h].n_runs = lane_runs(pass, span.begin + h % 2 * 16, span.end, halves[h].runs);
     transpose_square(sums + 512 * h);
     if (pass.m - o > 16) transpose_square(sums + 512 * h + 256);
   }
+  const bool relu = pass.out.activation == Activation::Relu;
+  const bool simple =
+      !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
   for (int64_t f = 0; f < min(kBlock, pass.m - o); ++f) {
     const float bias =
         pass.out.row_bias ? _mm512_cvtss_f32(load_lanes<T>(pass.out.row_bias + (o + f) * int64_t(sizeof(T)), 1)) : 0;
     for (int64_t h = 0; h < n_halves; ++h) {
-      const int64_t offset = halves[h].image_offset + (o + f) * pass.out.c_row;
+      const int64_t offset = (o + f) * pass.out.c_row;
+      if (simple && halves[h].n_runs == 1 && halves[h].runs[0].mask == 0xffff) {
+        __m512 x = _mm512_add_ps(_mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), _mm512_set1_ps(bias));
+        if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x);  // the second operand where one is NaN
+        store_full<T>(pass, pass.out.c + (offset + halves[h].runs[0].offset) * int64_t(sizeof(T)), x);
+        continue;
+      }
       const __m512 x = finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias,
                                        halves[h], offset);
       for (int i = 0; i < halves[h].n_runs; ++i)
         store_run<T>(pass, pass.out.c + offset * int64_t(sizeof(T)), halves[h].runs[i], x);
+    }
+  }
+}
+
+// The same for NHWC, where the filters of a position are adjacent.
+template <class T>
+void store_pixels(const TilePass& pass, float* sums, int64_t o, int64_t tile, int64_t tile_end) {
+  constexpr int64_t kSize = sizeof(T);
+  const int64_t length = pass.planes.planes.columns.length, plane = pass.planes.plane();
+  const int64_t filters = min(kBlock, pass.m - o);
+  const __mmask16 masks[2] = {lane_mask(filters), lane_mask(filters - 16)};
+  __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
+  for (int half = 0; half < 2 && pass.out.row_bias; ++half)
+    bias[half] = load_lanes<T>(pass.out.row_bias + (o + 16 * half) * kSize, masks[half]);
+  for (; tile < tile_end; ++tile, sums += kSumsPerBlock) {
+    const TileSpan span(pass, tile);
+    for (int64_t r = 0; r < span.end - span.begin; ++r) {
+      const int64_t image = pass.planes.first_image + (span.begin + r) / plane, rest = (span.begin + r) % plane;
+      const int64_t row = rest / length, column = rest % length;
+      if (column >= pass.columns.count || row >= pass.rows.count) continue;
+      const int64_t pixel = (image * pass.rows.size + pass.rows.first + row * pass.rows.step) * pass.columns.size +
+                            pass.columns.first + column * pass.columns.step;
+      const int64_t at = (pixel * pass.pixel_elements + o) * kSize;
+      float* lanes = block_row(sums, r);
+      for (int half = 0; half < 2; ++half) {
+        __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + 256 * half), bias[half]);
+        if (pass.out.residual)
+          x = _mm512_add_ps(x, load_lanes<T>(pass.out.residual + at + 16 * half * kSize, masks[half]));
+        if (pass.out.activation != Activation::None) {
+          _mm512_store_ps(lanes + 256 * half, x);
+          activate_row(pass.out.activation, lanes + 256 * half, 16);
+          x = _mm512_load_ps(lanes + 256 * half);
+        }
+        store_lanes<T>(pass.out.c + at + 16 * half * kSize, masks[half], x);
+      }
     }
   }
 }
@@ -231,10 +313,10 @@ void multiply_block(const TilePass& pass, const char* filters, const char* plane
     for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
       const TileStream b{filters + panel * panel_bytes, pass.weight_steps, 64, kTileBytes, kBlockBytes};
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, block += kSumsPerBlock) {
-        const int64_t image = tile / pass.image_tiles(), position = tile % pass.image_tiles() * kBlock;
-        const TileStream a{planes + (image * pass.planes.plane() + position) * kLineBytes, pass.plane_steps, kLineBytes,
+        const TileSpan span(pass, tile);
+        const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes,
                            kTileBytes, pass.planes.part_bytes()};
-        tile_block<P>(a, b, s, n, pass.positions() - position > 16, pass.m - panel * kBlock > 16, block, s == 0,
+        tile_block<P>(a, b, s, n, span.end - span.begin > 16, pass.m - panel * kBlock > 16, block, s == 0,
                       {nullptr, b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, 0, lines});
       }
     }
@@ -249,9 +331,11 @@ void run_block(const TilePass& pass, const char* filters, const char* planes, Ti
   multiply_block<P>(pass, filters, planes, panels, tiles, sums);
   for (int64_t panel = panels.begin; panel < panels.end; ++panel, sums += (tiles.end - tiles.begin) * kSumsPerBlock)
     if (pass.out.dtype == DType::Float32) {
-      store_tiles<float>(pass, sums, panel * kBlock, tiles.begin, tiles.end);
+      (pass.pixel_elements ? store_pixels<float> : store_tiles<float>)(pass, sums, panel * kBlock, tiles.begin,
+                                                                       tiles.end);
     } else {
-      store_tiles<bfloat16>(pass, sums, panel * kBlock, tiles.begin, tiles.end);
+      (pass.pixel_elements ? store_pixels<bfloat16> : store_tiles<bfloat16>)(pass, sums, panel * kBlock, tiles.begin,
+                                                                             tiles.end);
     }
 }
 
@@ -288,6 +372,14 @@ struct PassPlan {
     return folded ? ceil_div(planes.channels * column_taps, kStepK) : ceil_div(planes.channels, kStepK) * column_taps;
   }
   bool folded() const { return 4 * step_columns(true) < 3 * step_columns(false); }
+  // Whether planes for every tap save a third of the tiles, for enough filters to pay for them.
+  bool unrolls(const TilePlanes& tiles, int64_t images) const {
+    if (tiles.folded || m < 2 * kBlock || planes.rows.length * planes.columns.length > kUnrolledPlane) return false;
+    const int64_t positions = (rows.count - 1) * planes.columns.length + columns.count;
+    const int64_t plain = min(images * ceil_div(positions, kBlock),
+                              ceil_div((images - 1) * planes.rows.length * planes.columns.length + positions, kBlock));
+    return 3 * ceil_div(images * rows.count * columns.count, kBlock) < 2 * plain;
+  }
   // How many times more multiply-adds the tiles make than the convolution has, in percent.
   int64_t waste() const {
     const int64_t taps = max(1, planes.channels * column_taps);
@@ -339,33 +431,37 @@ template <int P>
 bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   const bool folded = plan.folded();
   const int64_t size = int64_t(item_size(args.dtype)), channel_elements = plan.rows.size * plan.columns.size;
-  const int64_t first = group * plan.m;
+  const int64_t first = group * plan.m, first_element = args.channels_last ? first : first * channel_elements;
   const auto at = [&](const void* p, int64_t element) {
     return p ? static_cast<const char*>(p) + element * size : nullptr;
   };
   TilePass pass{tile_planes(plan.planes, plan.column_taps, plan.columns.count, group, args.groups, folded,
-                            PlaneForm::Lines, false),
+                            PlaneForm::Lines, args.channels_last),
                 plan.row_taps, folded ? min(1, plan.column_taps) : plan.column_taps, plan.m,
                 at(args.weight, group * plan.group_weights), args.dtype, plan.filter_stride, nullptr, nullptr, nullptr,
-                TileOutput{static_cast<char*>(args.out) + first * channel_elements * size, args.dtype, channel_elements,
-                           1, false, at(args.bias, first), nullptr, at(args.residual, first * channel_elements),
-                           args.activation},
+                TileOutput{static_cast<char*>(args.out) + first_element * size, args.dtype, channel_elements, 1, false,
+                           at(args.bias, first), nullptr, at(args.residual, first_element), args.activation},
                 plan.rows, plan.columns, args.groups * plan.m * channel_elements,
+                args.channels_last ? args.groups * plan.m : 0,
                 plan.columns.count == plan.planes.columns.length && channel_elements % 16 == 0 &&
                     args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
+  if (plan.unrolls(pass.planes, args.images))
+    unroll(pass.planes, plan.row_taps, plan.column_taps, plan.rows.count, plan.columns.count);
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
-  const int64_t filter_bytes =
-      ceil_div(pass.panels() * (steps * P * kBlockBytes + int64_t(sizeof(PartRange))), 64) * 64;
+  const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
   char* memory = static_cast<char*>(
-      thread_scratch(Scratch::GemmB, size_t(table_bytes + filter_bytes + (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
+      thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) + (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
   const StepTables tables(memory, steps);
   pass.plane_steps = tables.plane_steps;
   pass.weight_steps = tables.weight_steps;
   pass.weight_offsets = tables.weight_offsets;
   fill_tables<P>(plan, pass, tables);
-  char *filters = memory + table_bytes, *planes = filters + filter_bytes;
-  const PartRange weight_range = pack_filters<P>(pass, filters);
+  const bool kept = args.packed != nullptr;
+  char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
+  char* planes = memory + table_bytes + (kept ? 0 : filter_bytes);
+  const PartRange weight_range =
+      kept && args.packed_ready ? packed_range<P>(pass, filters) : pack_filters<P>(pass, filters);
   for (int64_t image = 0; image < args.images; image += pass.planes.slots) {
     pass.planes.first_image = image;
     pass.planes.images = min(pass.planes.slots, args.images - image);
@@ -424,9 +520,19 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
 }
 
 void forward(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   const PassPlan plan = forward_plan(args);
   if (!suits_tiles(args, plan) || !run_plan(args, plan)) call_level(conv_forward, CpuLevel::Avx512, given);
+}
+
+void packing(const ConvPacking& request) {
+  const ConvArgs args = with_long_rows(*request.conv);
+  const PassPlan plan = forward_plan(args);
+  *request.bytes = 0;
+  if (!suits_tiles(args, plan)) return;
+  const int64_t steps = plan.step_columns(plan.folded()) * plan.row_taps, panels = ceil_div(plan.m, kBlock);
+  *request.bytes =
+      args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {
@@ -441,12 +547,13 @@ bool input_grad_by_tiles(const ConvArgs& args) {
 }
 
 void input_grad(const ConvArgs& args) {
-  if (!input_grad_by_tiles(upright(args))) call_level(conv_input_grad, CpuLevel::Avx512, args);
+  if (!input_grad_by_tiles(with_long_rows(args))) call_level(conv_input_grad, CpuLevel::Avx512, args);
 }
 
 }  // namespace
 
 FASTNN_AMX_KERNEL(conv_forward, forward)
+FASTNN_AMX_KERNEL(conv_packing, packing)
 FASTNN_AMX_KERNEL(conv_input_grad, input_grad)
 
 }  // namespace fastnn

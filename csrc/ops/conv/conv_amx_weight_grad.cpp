@@ -52,6 +52,34 @@ void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, T* plane
   }
 }
 
+// One step of 32 positions of 16 filters from NHWC: pairs of pixels, transposed.
+template <int P, class T>
+void pack_pixels(const WeightPass& pass, int64_t image, int64_t filter, int64_t position, char* tile,
+                 RangeLanes& range) {
+  const int64_t pitch = pass.x.planes.columns.length;
+  const __mmask16 mask = lane_mask(pass.filters - filter);
+  const T* pixels = reinterpret_cast<const T*>(pass.dy) +
+                    (pass.x.first_image + image) * pass.out_rows * pass.out_columns * pass.all_filters + filter;
+  __m512i squares[P][16];
+  for (int64_t q = 0; q < 16; ++q) {
+    const char* pixel[2] = {};
+    __mmask16 masks[2] = {};
+    for (int64_t e = 0; e < 2; ++e) {
+      const int64_t row = (position + 2 * q + e) / pitch, column = (position + 2 * q + e) % pitch;
+      if (row >= pass.out_rows || column >= pass.out_columns) continue;
+      pixel[e] = reinterpret_cast<const char*>(pixels + (row * pass.out_columns + column) * pass.all_filters);
+      masks[e] = mask;
+    }
+    __m512i parts[P];
+    load_across<P, T>(pixel[0], pixel[1], masks[0], masks[1], parts, range);
+    for (int p = 0; p < P; ++p) squares[p][q] = parts[p];
+  }
+  for (int p = 0; p < P; ++p) {
+    transpose_lines(squares[p]);
+    for (int r = 0; r < 16; ++r) _mm512_store_si512(tile + p * kBlockBytes + r * 64, squares[p][r]);
+  }
+}
+
 template <int P, class T>
 PartRange pack_gradient_of(const WeightPass& pass, char* memory, PartRange* ranges) {
   const int64_t n = pass.panels() * pass.x.images, steps = pass.image_steps();
@@ -61,6 +89,13 @@ PartRange pack_gradient_of(const WeightPass& pass, char* memory, PartRange* rang
       const int64_t panel = unit / pass.x.images, image = unit % pass.x.images;
       char* target = memory + panel * pass.panel_bytes<P>() + image * steps * P * kBlockBytes;
       RangeLanes range;
+      if (pass.x.channels_last) {
+        for (int64_t s = 0; s < 2 * steps; ++s)
+          pack_pixels<P, T>(pass, image, panel * kBlock + s % 2 * 16, s / 2 * kStepK,
+                            target + s / 2 * P * kBlockBytes + s % 2 * kTileBytes, range);
+        ranges[unit] = range.finish();
+        continue;
+      }
       __m512i parts[P];
       for (int64_t r = 0; r < kBlock; ++r, target += r == 16 ? kTileBytes - 15 * 64 : 64) {
         const int64_t filter = panel * kBlock + r, valid = filter < pass.filters ? pass.positions() : 0;
@@ -210,9 +245,10 @@ WeightPass make_pass(const ConvArgs& args, int64_t group) {
                       plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output)};
   const int64_t plain = ceil_div(args.in_channels, kStepK) * w.kernel;
   const bool folded = 4 * ceil_div(args.in_channels * w.kernel, kStepK) < 3 * plain;
-  const int64_t first = group * args.out_channels * h.output * w.output * int64_t(item_size(args.dtype));
+  const int64_t filter_elements = args.channels_last ? 1 : h.output * w.output;
+  const int64_t first = group * args.out_channels * filter_elements * int64_t(item_size(args.dtype));
   WeightPass pass{
-      tile_planes(planes, w.kernel, w.output, group, args.groups, folded, PlaneForm::Pairs, false),
+      tile_planes(planes, w.kernel, w.output, group, args.groups, folded, PlaneForm::Pairs, args.channels_last),
       h.kernel,
       folded ? 1 : w.kernel,
       static_cast<const char*>(args.dy) + first,
@@ -233,7 +269,8 @@ bool suits_tiles(const ConvArgs& args) {
   if (args.in_channels * taps > INT32_MAX) return false;
   const int64_t made = pass.groups() * kStepK * pass.taps() * (ceil_div(args.out_channels, 16) * 16);
   const int64_t waste = 100 * made / (args.in_channels * taps * args.out_channels);
-  return waste <= (args.dtype == DType::Float32 ? 160 : 800);
+  if (args.dtype == DType::BFloat16) return waste <= 800;
+  return waste <= 160 && (!pass.x.folded || args.out_channels >= kBlock);  // folding copies x for every column tap
 }
 
 // One group. False: the parts of some images are not exact.
@@ -281,7 +318,7 @@ bool run_groups(const ConvArgs& args) {
 }
 
 void weight_grad(const ConvArgs& given) {
-  const ConvArgs args = upright(given);
+  const ConvArgs args = with_long_rows(given);
   if (!suits_tiles(args) || !run_groups(args)) call_level(conv_weight_grad, CpuLevel::Avx512, given);
 }
 

@@ -9,7 +9,10 @@
 // Parallel over images, groups, bands of rows and, when that is little, blocks of output channels.
 #include "core/memory.h"
 #include "core/parallel.h"
+#include "gemm/epilogue.h"
+#include "ops/conv/channels_last_cpu.h"
 #include "ops/conv/conv.h"
+#include "ops/conv/depthwise_cpu.h"
 #include "ops/conv/planes_cpu.h"
 
 namespace fastnn {
@@ -24,9 +27,11 @@ constexpr int64_t kDepth = 256;                  // k is summed in blocks that l
 template <class T>
 struct Pass {
   int64_t images, groups;
-  int64_t m, k;      // output channels of a group; channels * taps
-  const T* weights;  // [groups][m][k]
-  const T* bias;     // [groups][m] or null
+  int64_t m, k;          // output channels of a group; channels * taps
+  const T* weights;      // [groups][m][k]
+  const T* bias;         // [groups][m] or null
+  const char* residual;  // of out's layout, or null; then steps are 1
+  Activation activation;
   Planes planes;
   int64_t row_taps, column_taps;
   char* out;
@@ -38,6 +43,7 @@ struct Pass {
     return kMaskedLoads && planes.dtype == dtype_of<T>() && r.step == 1 && c.step == 1 && r.pad == 0 && c.pad == 0 &&
            r.length <= r.source && c.length == c.source;
   }
+  bool has_epilogue() const { return residual != nullptr || activation != Activation::None; }
   bool direct_output() const { return out_dtype == dtype_of<T>() && rows.step == 1 && columns.step == 1; }
 };
 
@@ -114,6 +120,21 @@ void put_segment(const T* block, const Segment& segment, T* target, bool accumul
   }
 }
 
+// What follows the sums, on `n` finished ones whose place in the output is `out`.
+template <class T>
+void finish_row(const Pass<T>& pass, const char* out, T* row, int64_t n) {
+  if (pass.residual) {
+    const char* residual = pass.residual + (out - pass.out);
+    T added[kRowChunk];
+    for (int64_t begin = 0; begin < n; begin += kRowChunk) {
+      const int64_t count = min(kRowChunk, n - begin);
+      FASTNN_LEVEL::load_row(added, residual + begin * int64_t(item_size(pass.out_dtype)), pass.out_dtype, 1, count);
+      for (int64_t i = 0; i < count; ++i) row[begin + i] += added[i];
+    }
+  }
+  if (pass.activation != Activation::None) activate_row(pass.activation, row, n);
+}
+
 // Channels [channel, channel_end) of a group for `rows` rows of outputs, from planes.
 template <class T>
 void multiply(const Pass<T>& pass, const Grid& grid, int64_t group, int64_t channel, int64_t channel_end, int64_t rows,
@@ -125,6 +146,7 @@ void multiply(const Pass<T>& pass, const Grid& grid, int64_t group, int64_t chan
   const int64_t positions = (rows - 1) * plane_columns + out_columns;
   const int64_t depth = even_piece(max(1, pass.k), kDepth, 1);
   const int64_t height = even_piece(channel_end - channel, kRows, 1);  // no tile of one row left over
+  const bool finishes = pass.has_epilogue() && pass.direct_output();
   alignas(64) T block[kRows * kColumns + kLanes];
   Segment segments[kColumns];
   for (int64_t p = 0; p == 0 || p < pass.k; p += depth)
@@ -141,8 +163,12 @@ void multiply(const Pass<T>& pass, const Grid& grid, int64_t group, int64_t chan
         for (int r = 0; r < tile_rows; ++r) {
           const T bias = pass.bias ? pass.bias[group * pass.m + o + r] : T(0);
           T* target = results.data + (o - channel + r) * results.channel_pitch;
-          for (int s = 0; s < n_segments; ++s)
-            put_segment(block + r * kColumns, segments[s], target + segments[s].target, p > 0, bias);
+          for (int s = 0; s < n_segments; ++s) {
+            T* const out = target + segments[s].target;
+            put_segment(block + r * kColumns, segments[s], out, p > 0, bias);
+            if (finishes && p + depth >= pass.k)
+              finish_row(pass, reinterpret_cast<const char*>(out), out, segments[s].count);
+          }
         }
       }
     }
@@ -150,10 +176,11 @@ void multiply(const Pass<T>& pass, const Grid& grid, int64_t group, int64_t chan
 
 // Rounds and spreads dense results [channels][rows][columns] to their places in the output.
 template <class T>
-void deliver(const Pass<T>& pass, const T* results, int64_t channels, int64_t rows, char* out) {
+void deliver(const Pass<T>& pass, T* results, int64_t channels, int64_t rows, char* out) {
   const int64_t size = int64_t(item_size(pass.out_dtype));
   const int64_t row_step = pass.rows.step * pass.columns.size, columns = pass.columns.count;
   for (int64_t c = 0; c < channels; ++c, out += pass.rows.size * pass.columns.size * size) {
+    if (pass.has_epilogue()) finish_row(pass, out, results, rows * columns);
     if (columns == 1) {
       FASTNN_LEVEL::store_row(out, pass.out_dtype, row_step, results, rows);
       results += rows;
@@ -247,6 +274,8 @@ void forward_typed(const ConvArgs& args) {
                    k,
                    weights,
                    bias,
+                   static_cast<const char*>(args.residual),
+                   args.activation,
                    planes,
                    h.kernel,
                    w.kernel,
@@ -295,8 +324,8 @@ void input_grad_phase(const ConvArgs& args, const GradPhase& rows, const GradPha
   const Shared<T> shared(k, args.groups * args.in_channels * k);
   swap_channels(args, rows, columns, shared.elements);
   const Planes planes{static_cast<const char*>(args.dy), args.dtype, args.out_channels, rows.plane, columns.plane};
-  run_pass(Pass<T>{args.images, args.groups, args.in_channels, k, shared.elements, nullptr, planes, rows.taps,
-                   columns.taps, static_cast<char*>(args.out), args.dtype, rows.out, columns.out},
+  run_pass(Pass<T>{args.images, args.groups, args.in_channels, k, shared.elements, nullptr, nullptr, Activation::None,
+                   planes, rows.taps, columns.taps, static_cast<char*>(args.out), args.dtype, rows.out, columns.out},
            shared.offsets);
 }
 
@@ -309,9 +338,13 @@ void input_grad_typed(const ConvArgs& args) {
 }
 
 void forward(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::Forward, forward);
+  if (FASTNN_LEVEL::depthwise_forward(args)) return;
   return args.dtype == DType::Float64 ? forward_typed<double>(args) : forward_typed<float>(args);
 }
 void input_grad(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::InputGrad, input_grad);
+  if (FASTNN_LEVEL::depthwise_input_grad(args)) return;
   return args.dtype == DType::Float64 ? input_grad_typed<double>(args) : input_grad_typed<float>(args);
 }
 

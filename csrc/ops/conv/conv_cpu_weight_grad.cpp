@@ -8,7 +8,9 @@
 // their partial gradients are added in order.
 #include "core/memory.h"
 #include "core/parallel.h"
+#include "ops/conv/channels_last_cpu.h"
 #include "ops/conv/conv.h"
+#include "ops/conv/depthwise_cpu.h"
 #include "ops/conv/planes_cpu.h"
 
 namespace fastnn {
@@ -147,6 +149,8 @@ void weight_grad_typed(const ConvArgs& args) {
 }
 
 void weight_grad(const ConvArgs& args) {
+  if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::WeightGrad, weight_grad);
+  if (FASTNN_LEVEL::depthwise_weight_grad(args)) return;
   return args.dtype == DType::Float64 ? weight_grad_typed<double>(args) : weight_grad_typed<float>(args);
 }
 

@@ -36,6 +36,14 @@ struct TilePlanes {
   PlaneForm form;
   bool channels_last;
   int64_t parities;  // of pairs
+  bool unrolled = false;  // every tap has planes of its own, of the output's size and without shifts
+
+  // Where a phase's planes begin in the source.
+  int64_t row_begin(int64_t phase) const { return unrolled ? tap_begin(planes.rows, phase) : planes.rows.phase_begin(phase); }
+  int64_t column_begin(int64_t phase) const {
+    return unrolled ? tap_begin(planes.columns, phase) : planes.columns.phase_begin(phase);
+  }
+  static int64_t tap_begin(const PlaneAxis& axis, int64_t tap) { return tap * axis.dilation - axis.pad; }
 
   int64_t column_phases() const { return folded ? 1 : planes.columns.phases; }
   int64_t phases() const { return planes.rows.phases * column_phases(); }
@@ -61,14 +69,15 @@ struct TilePlanes {
     return row % planes.rows.phases * column_phases() + (folded ? 0 : column % planes.columns.phases);
   }
   int64_t tap_shift(int64_t row, int64_t column) const {
+    if (unrolled) return 0;
     const PlaneAxis &r = planes.rows, &c = planes.columns;
     return row * r.dilation / r.step * c.length + (folded ? 0 : column * c.dilation / c.step);
   }
 };
 
 // The planes of one group; column taps folded into channels leave planes without shifts.
-inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group,
-                              int64_t groups, bool folded, PlaneForm form, bool channels_last) {
+inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group, int64_t groups,
+                              bool folded, PlaneForm form, bool channels_last) {
   TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
   if (folded) {
     result.planes.columns.phases = column_taps;
@@ -76,6 +85,16 @@ inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t
   }
   if (form == PlaneForm::Pairs) result.planes.columns.length = ceil_div(result.planes.columns.length, 2) * 2;
   return result;
+}
+
+// Small images leave most of a tile to gaps. Then planes of the output's size are made for every tap: the patches
+// of im2col, which small images can afford.
+inline void unroll(TilePlanes& tiles, int64_t row_taps, int64_t column_taps, int64_t rows, int64_t columns) {
+  tiles.unrolled = true;
+  tiles.planes.rows.phases = row_taps;
+  tiles.planes.rows.length = rows;
+  tiles.planes.columns.phases = column_taps;
+  tiles.planes.columns.length = columns;
 }
 
 // A row of planes to prepare: where its positions come from.
@@ -91,8 +110,21 @@ inline void copy_elements(T* target, int64_t length, const T* row, int64_t size,
   const int64_t end = row == nullptr || begin >= size ? first : max(first, min(length, ceil_div(size - begin, step)));
   for (int64_t i = 0; i < first; ++i) target[i] = T{};
   const T* source = row + (begin + first * step) * stride;
-  for (int64_t i = first; i < end; ++i, source += step * stride) target[i] = *source;
-  for (int64_t i = end; i < length; ++i) target[i] = T{};
+  int64_t i = first;
+  if (step * stride == 2) {  // even elements of two registers; the last odd one may not exist
+    if constexpr (sizeof(T) == 4) {
+      const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+      for (; i + 16 <= end; i += 16, source += 32)
+        _mm512_storeu_ps(target + i, _mm512_permutex2var_ps(_mm512_loadu_ps(source), even,
+                                                            _mm512_maskz_loadu_ps(0x7fff, source + 16)));
+    } else {
+      for (; i + 16 <= end; i += 16, source += 32)
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i),
+                            _mm512_cvtepi32_epi16(_mm512_maskz_loadu_epi16(0x7fffffff, source)));
+    }
+  }
+  for (; i < end; ++i, source += step * stride) target[i] = *source;
+  for (i = end; i < length; ++i) target[i] = T{};
 }
 
 // Positions of 32 channels of a row of planes: where column 0 of each channel lies, and which columns lie inside
@@ -102,32 +134,39 @@ struct ChannelRows {
   const T* rows[kStepK];
   int64_t begin[kStepK], end[kStepK];
 
-  // Rows whose elements are not adjacent are copied to `copies`, which holds [channel][length rounded up to 16].
+  // Rows whose elements are not adjacent are copied to `copies`, which holds [channel][length rounded up to 16];
+  // without it such rows are not to be used.
   ChannelRows(const TilePlanes& tiles, const PlaneRow& at, T* copies) {
     const Planes& planes = tiles.planes;
     const PlaneAxis &r = planes.rows, &c = planes.columns;
-    const int64_t position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t position = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
     const bool inside = position >= 0 && position < r.source;
     const int64_t column_phase = at.phase % tiles.column_phases(), folds = tiles.folds();
     const T* image = reinterpret_cast<const T*>(planes.source) +
                      (tiles.first_image + at.image) * tiles.source_channels * planes.source_plane();
     const int64_t stride = tiles.channels_last ? tiles.source_channels : 1, pitch = ceil_div(c.length, 16) * 16;
+    const int64_t channel_stride = tiles.channels_last ? 1 : planes.source_plane();
+    const int64_t n_valid = inside ? min(kStepK, tiles.channels() - at.group * kStepK) : 0;
+    const int64_t first_channel = at.group * kStepK;
+    int64_t fold = first_channel % folds, first = tiles.folded ? tiles.tap_begin(c, fold) : tiles.column_begin(column_phase);
+    const T* row = image + (tiles.first_channel + first_channel / folds) * channel_stride + position * c.source * stride;
     for (int64_t i = 0; i < kStepK; ++i) {
-      const int64_t channel = at.group * kStepK + i, fold = channel % folds;
-      const int64_t first = tiles.folded ? fold * c.dilation - c.pad : c.phase_begin(column_phase);
-      const int64_t source_channel = tiles.first_channel + channel / folds;
-      const bool valid = inside && channel < tiles.channels();
-      const T* row = tiles.channels_last ? image + position * c.source * stride + source_channel
-                                         : image + source_channel * planes.source_plane() + position * c.source;
       begin[i] = 0;
-      end[i] = valid ? c.length : 0;
+      end[i] = i < n_valid ? c.length : 0;
       if (c.step * stride == 1) {
         rows[i] = row + first;
         begin[i] = max(0, -first);
-        if (valid) end[i] = min(c.length, c.source - first);
-      } else {
+        if (i < n_valid) end[i] = min(c.length, c.source - first);
+      } else if (copies) {
         rows[i] = copies + i * pitch;
-        if (valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
+        if (i < n_valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
+      }
+      if (++fold < folds) {
+        first += c.dilation;
+      } else {
+        first -= (fold - 1) * c.dilation;
+        fold = 0;
+        row += channel_stride;
       }
     }
   }
@@ -185,24 +224,38 @@ void zero_lines(char* target, int64_t part, int64_t count) {
   for (int p = 0; p < P; ++p) memset(target + p * part, 0, size_t(count * kLineBytes));
 }
 
-// A row of lines from NHWC: zeros, the valid positions, zeros.
+// A row of planes in NHWC: column i of [first, end) is the pixel at pixels + i * stride; the others are zeros.
+template <class T>
+struct PixelRow {
+  const T* pixels;
+  int64_t stride, first, end;
+  int64_t channels;  // valid ones, from the group's first on
+
+  PixelRow(const TilePlanes& tiles, const PlaneRow& at) {
+    const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
+    const int64_t position = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t begin = tiles.column_begin(at.phase % tiles.column_phases());
+    const bool inside = position >= 0 && position < r.source;
+    first = inside ? min(c.length, begin < 0 ? ceil_div(-begin, c.step) : 0) : c.length;
+    end = begin >= c.source ? first : max(first, min(c.length, ceil_div(c.source - begin, c.step)));
+    stride = c.step * tiles.source_channels;
+    channels = tiles.channels() - at.group * kStepK;
+    pixels = reinterpret_cast<const T*>(tiles.planes.source) +
+             (((tiles.first_image + at.image) * r.source + position) * c.source + begin) * tiles.source_channels +
+             tiles.first_channel + at.group * kStepK;
+  }
+  bool valid(int64_t column) const { return column >= first && column < end; }
+  const char* at(int64_t column) const { return reinterpret_cast<const char*>(pixels + column * stride); }
+};
+
 template <int P, class T>
 void prepare_last_row(const TilePlanes& tiles, const PlaneRow& at, char* target, RangeLanes& range) {
-  const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
-  const int64_t part = tiles.part_bytes(), position = r.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
-  const int64_t begin = c.phase_begin(at.phase % tiles.column_phases()), step = c.step, length = c.length;
-  const bool inside = position >= 0 && position < r.source;
-  const int64_t first = inside ? min(length, begin < 0 ? ceil_div(-begin, step) : 0) : length;
-  const int64_t end = begin >= c.source ? first : max(first, min(length, ceil_div(c.source - begin, step)));
-  zero_lines<P>(target, part, first);
-  if (end > first) {
-    const int64_t pixel = ((tiles.first_image + at.image) * r.source + position) * c.source + begin + first * step;
-    const T* source = reinterpret_cast<const T*>(tiles.planes.source) + pixel * tiles.source_channels +
-                      tiles.first_channel + at.group * kStepK;
-    copy_lines<P, T>(source, step * tiles.source_channels, tiles.channels() - at.group * kStepK, end - first,
-                     target + first * kLineBytes, part, range);
-  }
-  zero_lines<P>(target + end * kLineBytes, part, length - end);
+  const int64_t part = tiles.part_bytes(), length = tiles.planes.columns.length;
+  const PixelRow<T> row(tiles, at);
+  zero_lines<P>(target, part, row.first);
+  copy_lines<P, T>(row.pixels + row.first * row.stride, row.stride, row.channels, row.end - row.first,
+                   target + row.first * kLineBytes, part, range);
+  zero_lines<P>(target + row.end * kLineBytes, part, length - row.end);
 }
 
 template <int P, class T>
@@ -211,8 +264,8 @@ void prepare_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, Rang
   char* target = memory + at.phase * tiles.phase_bytes() + at.group * tiles.group_bytes() +
                  (at.image * tiles.plane() + at.row * length) * kLineBytes;
   if (tiles.channels_last && !tiles.folded) return prepare_last_row<P, T>(tiles, at, target, range);
-  T* copies = static_cast<T*>(
-      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  T* copies =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
   store_lines<P, T>(ChannelRows<T>(tiles, at, copies), length, target, tiles.part_bytes(), range);
 }
 
@@ -253,18 +306,38 @@ void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64
   }
 }
 
+// The same from NHWC, where two pixels are 16 pairs as they stand.
+template <int P, class T>
+void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
+                       RangeLanes& range) {
+  const __mmask16 mask = lane_mask(row.channels - 16 * half), none = 0;
+  __m512i parts[P];
+  for (int64_t i = parity; i < length + parity; i += 2, target += kLineBytes) {
+    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)),
+               *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
+    load_across<P, T>(even, odd, row.valid(i) ? mask : none, row.valid(i + 1) ? mask : none, parts, range);
+    store_parts<P>(target, part, parts);
+  }
+}
+
 template <int P, class T>
 void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
   const int64_t length = tiles.planes.columns.length;
-  T* copies = static_cast<T*>(
-      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
-  const ChannelRows<T> rows(tiles, at, copies);
+  const bool by_pixels = tiles.channels_last && !tiles.folded;
+  T* copies =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
+  const PixelRow<T> pixels(tiles, at);
   for (int64_t parity = 0; parity < tiles.parities; ++parity)
     for (int64_t half = 0; half < 2; ++half) {
       char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
                      (2 * at.group + half) * tiles.group_bytes() +
                      (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
-      store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+      if (by_pixels) {
+        store_pixel_pairs<P, T>(pixels, half, parity, length, target, tiles.part_bytes(), range);
+      } else {
+        store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+      }
       if (at.row + 1 < tiles.planes.rows.length) continue;
       // What steps read beyond the last row is multiplied by zeros: it must be finite.
       const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
@@ -304,13 +377,16 @@ PartRange prepare_planes(const TilePlanes& tiles, char* memory) {
                                               : prepare_planes_of<P, bfloat16>(tiles, memory);
 }
 
-// A signal is an image of height 1 here: positions run along it.
-inline ConvArgs upright(ConvArgs args) {
-  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
-    const ConvAxis height = args.height;
-    args.height = args.width;
-    args.width = height;
-  }
+inline bool is_pointwise(const ConvAxis& axis) {
+  return axis.kernel == 1 && axis.stride == 1 && axis.padding == 0 && axis.output == axis.input;
+}
+
+// The same convolution with rows as long as can be: signals, and images under 1 x 1 kernels, are of height 1 here.
+inline ConvArgs with_long_rows(ConvArgs args) {
+  if (!is_pointwise(args.height) || !is_pointwise(args.width)) return upright(args);
+  const int64_t pixels = args.height.input * args.width.input;
+  args.width = {pixels, pixels, 1, 1, 0, 1};
+  args.height = {1, 1, 1, 1, 0, 1};
   return args;
 }
 

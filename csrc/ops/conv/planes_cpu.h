@@ -128,6 +128,16 @@ inline int64_t tap_offset(const Planes& planes, int64_t channel, int64_t t_row, 
          t_column * columns.dilation / columns.step;
 }
 
+// A signal as an image of height 1: positions run along it.
+inline ConvArgs upright(ConvArgs args) {
+  if (args.width.input == 1 && args.width.kernel == 1 && args.width.output == 1) {
+    const ConvAxis height = args.height;
+    args.height = args.width;
+    args.width = height;
+  }
+  return args;
+}
+
 // Positions of a pass's results along one axis of the output: first, first + step, ...
 struct OutputAxis {
   int64_t size;  // of the output
@@ -146,7 +156,7 @@ struct GradPhase {
   int64_t kernel_index(int64_t reversed_tap) const { return tap + period * (taps - 1 - reversed_tap); }
 };
 
-GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
+inline GradPhase grad_phase(const ConvAxis& axis, int64_t first) {
   const int64_t shared_factor = gcd(axis.stride, axis.dilation), period = axis.stride / shared_factor;
   const int64_t residue = (first + axis.padding) % axis.stride, quotient = (first + axis.padding) / axis.stride;
   const int64_t count = ceil_div(axis.input - first, axis.stride);

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "core/autograd.h"
-#include "gemm/gemm_amx.h"
+#include "core/derived.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
@@ -12,8 +12,6 @@
 namespace fastnn {
 
 Kernel<GemmArgs> matmul_forward{"matmul", Subnormals::Flush};
-
-int float32_parts = 3;
 
 namespace {
 
@@ -24,6 +22,9 @@ struct ProductOptions {
   double alpha = 1;
   Tensor out;          // accumulated into when defined; contiguous, of the result's shape
   Tensor column_bias;  // undefined, or n elements
+  Tensor residual;     // undefined, or of the result's shape and strides
+  Activation activation = Activation::None;
+  bool keep_packed = false;  // b is a weight: packed, it is kept while it does not change
 };
 
 Dims leading_dims(const Tensor& x) { return Dims(x.shape().data(), x.ndim() - 2); }
@@ -65,6 +66,20 @@ Dims broadcast_batches(const char* op, const Tensor& a, const Tensor& b) {
   return broadcast_shapes(op, left, right);
 }
 
+// b as the engine packs it, or null.
+const void* packed_weight(const Tensor& b, const GemmArgs& args) {
+  if (!gemm_pack.cpu || b.device().is_cuda()) return nullptr;
+  int64_t bytes = 0;
+  gemm_pack(b.device(), {&args, nullptr, &bytes});
+  if (bytes == 0) return nullptr;
+  const DerivedBlock block = derived_block(b, purpose_of('m', args.c_dtype), bytes);
+  if (block.data && !block.ready) {
+    gemm_pack(b.device(), {&args, block.data, &bytes});
+    mark_ready(b, block);
+  }
+  return block.data;
+}
+
 // a (..., m, k) times b (..., k, n); no autograd. The checks on the last two dimensions have been made.
 Tensor product(const char* op, const Tensor& a, const Tensor& b, const ProductOptions& options) {
   Dims shape = broadcast_batches(op, a, b);
@@ -99,6 +114,9 @@ Tensor product(const char* op, const Tensor& a, const Tensor& b, const ProductOp
       args.c_batch[d] = y.stride(d);
     }
   }
+  if (options.residual.defined()) args.residual = options.residual.raw();
+  args.activation = options.activation;
+  if (options.keep_packed && args.batch_ndim == 0) args.packed_b = packed_weight(b, args);
   matmul_forward(a.device(), args);
   return y;
 }
@@ -192,6 +210,31 @@ void check_bmm(const char* op, const Tensor& a, const Tensor& b) {
   check(a.size(0) == b.size(0), op, ": batch sizes differ in shapes ", a.shape(), " and ", b.shape());
 }
 
+// x w^T + b by one product; no autograd.
+Tensor linear_product(const char* op, const Tensor& x, const Tensor& weight, const Tensor& bias,
+                      ProductOptions options) {
+  check(x.ndim() >= 1 && weight.ndim() == 2, op, ": expected an input of at least 1 dimension and a 2-D weight, got ",
+        "shapes ", x.shape(), " and ", weight.shape());
+  check_same_device(op, x, weight);
+  check_same_dtype(op, x, weight);
+  check<TypeError>(x.dtype() != DType::Bool, op, ": not implemented for bool");
+  check(x.size(-1) == weight.size(1), op, ": input of shape ", x.shape(), " has ", x.size(-1),
+        " features, but weight of shape ", weight.shape(), " expects ", weight.size(1));
+  if (bias.defined()) {
+    check_same_device(op, x, bias);
+    check_same_dtype(op, x, bias);
+    check(bias.ndim() == 1 && bias.size(0) == weight.size(0), op, ": bias of shape ", bias.shape(),
+          " does not match weight of shape ", weight.shape());
+    options.column_bias = contiguous(detach(bias));
+  }
+  options.keep_packed = true;
+  const Tensor left = x.ndim() == 1 ? alias(x, {1, x.size(0)}, {0, x.stride(0)}, x.offset()) : x;
+  const Tensor right =
+      alias(weight, {weight.size(1), weight.size(0)}, {weight.stride(1), weight.stride(0)}, weight.offset());
+  const Tensor y = product(op, left, right, options);
+  return x.ndim() == 1 ? alias(y, {weight.size(0)}, {1}, y.offset()) : y;
+}
+
 }  // namespace
 
 // ---------------------------------------------------------------------------------- operations
@@ -235,26 +278,7 @@ Tensor baddbmm(const Tensor& input, const Tensor& a, const Tensor& b, double bet
 }
 
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check(x.ndim() >= 1 && weight.ndim() == 2, "linear: expected an input of at least 1 dimension and a 2-D weight, got ",
-        "shapes ", x.shape(), " and ", weight.shape());
-  check_same_device("linear", x, weight);
-  check_same_dtype("linear", x, weight);
-  check<TypeError>(x.dtype() != DType::Bool, "linear: not implemented for bool");
-  check(x.size(-1) == weight.size(1), "linear: input of shape ", x.shape(), " has ", x.size(-1),
-        " features, but weight of shape ", weight.shape(), " expects ", weight.size(1));
-  ProductOptions options;
-  if (bias.defined()) {
-    check_same_device("linear", x, bias);
-    check_same_dtype("linear", x, bias);
-    check(bias.ndim() == 1 && bias.size(0) == weight.size(0), "linear: bias of shape ", bias.shape(),
-          " does not match weight of shape ", weight.shape());
-    options.column_bias = contiguous(detach(bias));
-  }
-  const Tensor left = x.ndim() == 1 ? alias(x, {1, x.size(0)}, {0, x.stride(0)}, x.offset()) : x;
-  const Tensor right =
-      alias(weight, {weight.size(1), weight.size(0)}, {weight.stride(1), weight.stride(0)}, weight.offset());
-  Tensor y = product("linear", left, right, options);
-  if (x.ndim() == 1) y = alias(y, {weight.size(0)}, {1}, y.offset());
+  const Tensor y = linear_product("linear", x, weight, bias, {});
   return record(
       "linear", y, {x, weight, bias},
       [sx = Saved(x), sw = Saved(weight)](Backward& grads) {
@@ -266,6 +290,25 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
         if (grads.needs(2)) grads.set(2, sum(rows, {0}, false));
       },
       Differentiable::Yes);
+}
+
+Tensor fused_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& residual,
+                    Activation activation) {
+  check<RuntimeError>(!needs_grad({x, weight, bias, residual}),
+                      "fused_linear: an operand requires grad, and the fused form has no backward; call it under no_grad");
+  check<TypeError>(x.is_floating(), "fused_linear: not implemented for ", x.dtype());
+  ProductOptions options;
+  options.activation = activation;
+  if (residual.defined()) {
+    check_same_device("fused_linear", x, residual);
+    check_same_dtype("fused_linear", x, residual);
+    Dims shape = x.shape();
+    shape[shape.size() - 1] = weight.size(0);
+    check(residual.shape() == shape, "fused_linear: residual of shape ", residual.shape(),
+          " does not match the result's ", shape);
+    options.residual = contiguous(detach(residual));
+  }
+  return linear_product("fused_linear", x, weight, bias, options);
 }
 
 }  // namespace fastnn

@@ -26,5 +26,9 @@ Tensor dot(const Tensor& a, const Tensor& b);
 Tensor addmm(const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha);
 Tensor baddbmm(const Tensor& input, const Tensor& a, const Tensor& b, double beta, double alpha);
 Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias);
+// activation(linear(x, weight, bias) + residual) in one pass, without a backward: RuntimeError where a gradient
+// would be recorded. The residual has the result's shape, or is undefined.
+Tensor fused_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& residual,
+                    Activation activation);
 
 }  // namespace fastnn

@@ -3,58 +3,44 @@
 #include "core/autograd.h"
 #include "ops/copy/copy.h"
 #include "ops/elementwise/elementwise.h"
+#include "ops/index/index.h"
 
 namespace fastnn {
 
 Kernel<PoolArgs> max_pool_forward{"max_pool"};
 Kernel<PoolArgs> max_pool_backward{"max_pool_backward"};
-Kernel<PoolArgs> max_pool_gather{"max_pool_gather"};
 Kernel<PoolArgs> avg_pool_forward{"avg_pool"};
 Kernel<PoolArgs> avg_pool_backward{"avg_pool_backward"};
+Kernel<PoolArgs> max_pool_channels_last_forward{"max_pool_channels_last"};
+Kernel<PoolArgs> max_pool_channels_last_backward{"max_pool_channels_last_backward"};
+Kernel<PoolArgs> avg_pool_channels_last_forward{"avg_pool_channels_last"};
+Kernel<PoolArgs> avg_pool_channels_last_backward{"avg_pool_channels_last_backward"};
+Kernel<PoolArgs> max_pool_gather{"max_pool_gather"};
 
 namespace {
 
-// --------------------------------------------------------------------------------- shapes and checks
+// ------------------------------------------------------------------------------------------ windows
 
-// A checked call: the shapes, and the arguments but for their pointers.
-struct Pooling {
+// A checked call: the windows along the last 1, 2 or 3 axes, and how averages divide.
+struct Windows {
   const char* op;
-  Dims in_shape, out_shape;
-  PoolArgs args;
+  int n_axes;
+  PoolAxis axes[3];  // the last n_axes of them, in the order of the shape
+  bool count_include_pad = true;
+  int64_t divisor_override = 0;
+
+  PoolAxis& axis(int i) { return axes[3 - n_axes + i]; }
 };
 
-constexpr PoolAxis kUnpooled = {1, 1, 1, 1, 0, 1};  // the height of a 1-D pooling
+constexpr PoolAxis kUnpooled = {1, 1, 1, 1, 0, 1};
 
-Pooling start_pooling(const char* op, const Tensor& x, int n_axes) {
+Windows start(const char* op, const Tensor& x, int n_axes) {
+  constexpr const char* shapes[] = {"(N, C, L) or (C, L)", "(N, C, H, W) or (C, H, W)",
+                                    "(N, C, D, H, W) or (C, D, H, W)"};
   check<TypeError>(x.is_floating(), op, ": expected a floating tensor, got ", x.dtype());
-  check(x.ndim() == n_axes + 1 || x.ndim() == n_axes + 2, op, ": expected an input of shape ",
-        n_axes == 1 ? "(N, C, L) or (C, L)" : "(N, C, H, W) or (C, H, W)", ", got ", x.shape());
-  Pooling pooling{op, x.shape(), x.shape(), {}};
-  pooling.args.dtype = x.dtype();
-  pooling.args.index_dtype = DType::Int32;
-  pooling.args.planes = 1;
-  for (int axis = 0; axis < x.ndim() - n_axes; ++axis) pooling.args.planes *= x.shape()[axis];
-  pooling.args.height = kUnpooled;
-  return pooling;
-}
-
-// One window over the whole axis.
-bool is_global(const PoolAxis& axis) {
-  return axis.out == 1 && axis.kernel == axis.in && axis.padding == 0 && axis.dilation == 1;
-}
-
-// Takes over the sizes along the pooled axes.
-void finish_pooling(Pooling& pooling, const PoolAxis* axes, int n_axes) {
-  if (n_axes == 2) pooling.args.height = axes[0];
-  pooling.args.width = axes[n_axes - 1];
-  for (int i = 0; i < n_axes; ++i) pooling.out_shape[pooling.out_shape.size() - n_axes + i] = axes[i].out;
-  int64_t plane = 0;
-  check(!__builtin_mul_overflow(pooling.args.height.in, pooling.args.width.in, &plane) && plane <= INT32_MAX,
-        pooling.op, ": planes of more than 2^31 - 1 elements are not supported, got shape ", pooling.in_shape);
-  if (is_global(pooling.args.height) && is_global(pooling.args.width)) {  // one row of contiguous values
-    pooling.args.height = kUnpooled;
-    pooling.args.width = {plane, 1, plane, plane, 0, 1};
-  }
+  check(x.ndim() == n_axes + 1 || x.ndim() == n_axes + 2, op, ": expected an input of shape ", shapes[n_axes - 1],
+        ", got ", x.shape());
+  return {op, n_axes, {kUnpooled, kUnpooled, kUnpooled}};
 }
 
 // The i-th of one number for all axes or one per axis; `missing` when there is none.
@@ -90,85 +76,168 @@ PoolAxis pooled_axis(const char* op, const PoolOptions& options, int64_t in, int
   return axis;
 }
 
-Pooling plan(const char* op, const Tensor& x, int n_axes, const PoolOptions& options) {
-  Pooling pooling = start_pooling(op, x, n_axes);
-  PoolAxis axes[2];
-  for (int i = 0; i < n_axes; ++i) axes[i] = pooled_axis(op, options, x.size(i - n_axes), i, n_axes);
-  finish_pooling(pooling, axes, n_axes);
-  pooling.args.count_include_pad = options.count_include_pad;
-  pooling.args.divisor_override = options.divisor_override;
-  return pooling;
+Windows fixed_windows(const char* op, const Tensor& x, int n_axes, const PoolOptions& options) {
+  Windows windows = start(op, x, n_axes);
+  for (int i = 0; i < n_axes; ++i) windows.axis(i) = pooled_axis(op, options, x.size(i - n_axes), i, n_axes);
+  windows.count_include_pad = options.count_include_pad;
+  windows.divisor_override = options.divisor_override;
+  return windows;
 }
 
 // Equal windows are fixed ones, for which there are faster kernels.
 PoolAxis adaptive_axis(int64_t in, int64_t out) {
   if (out > 0 && in % out == 0) return {in, out, in / out, in / out, 0, 1};
-  return {in, out, 0, 0, 0, 1};
+  return {in, out, out > 0 ? in / out + 2 : 1, 0, 0, 1};
 }
 
-Pooling plan_adaptive(const char* op, const Tensor& x, int n_axes, const Dims& output_size) {
-  Pooling pooling = start_pooling(op, x, n_axes);
+Windows adaptive_windows(const char* op, const Tensor& x, int n_axes, const Dims& output_size) {
+  Windows windows = start(op, x, n_axes);
   check(output_size.size() == 1 || output_size.size() == n_axes, op, ": expected 1 or ", n_axes,
         " numbers for output_size, got ", output_size);
-  PoolAxis axes[2];
   for (int i = 0; i < n_axes; ++i) {
     const int64_t in = x.size(i - n_axes), out = output_size[output_size.size() == 1 ? 0 : i];
     check(out >= 0 && out <= INT32_MAX, op, ": expected 0 <= output_size < 2^31, got ", output_size);
     check(in > 0, op, ": the pooled axes must not be empty, got shape ", x.shape());
-    axes[i] = adaptive_axis(in, out);
+    windows.axis(i) = adaptive_axis(in, out);
   }
-  finish_pooling(pooling, axes, n_axes);
+  return windows;
+}
+
+// -------------------------------------------------------------------------------------- one pooling
+
+// A pooling of two axes at most: shapes, layout, and the arguments but for their pointers.
+struct Pooling {
+  const char* op;
+  Dims in_shape, out_shape;
+  bool channels_last;
+  PoolArgs args;
+};
+
+Pooling pooling_of(const Windows& windows, const Tensor& x, const PoolAxis& height, const PoolAxis& width) {
+  Pooling pooling{windows.op, x.shape(), x.shape(), false, {}};
+  pooling.args.dtype = x.dtype();
+  pooling.args.height = height;
+  pooling.args.width = width;
+  pooling.args.count_include_pad = windows.count_include_pad;
+  pooling.args.divisor_override = windows.divisor_override;
+  int64_t taps = 0, plane = 0;
+  check(!__builtin_mul_overflow(height.in, width.in, &plane) && plane <= INT32_MAX, windows.op,
+        ": planes of more than 2^31 - 1 elements are not supported, got shape ", x.shape());
+  check(!__builtin_mul_overflow(height.kernel, width.kernel, &taps) && taps <= INT32_MAX, windows.op,
+        ": windows of more than 2^31 - 1 elements are not supported, got ", height.kernel, " x ", width.kernel);
+  pooling.args.tap_dtype = taps <= 255 ? DType::UInt8 : DType::Int32;
   return pooling;
 }
 
-void run(const Kernel<PoolArgs>& kernel, const Pooling& pooling, const Tensor& x, const Tensor& y,
-         const Tensor& indices) {
+// The product of the sizes of axes [begin, end).
+int64_t product(const Dims& shape, int begin, int end) {
+  int64_t n = 1;
+  for (int i = begin; i < end; ++i) n *= shape[i];
+  return n;
+}
+
+// Over the last axis, or the last two.
+Pooling pool_planes(const Windows& windows, const Tensor& x) {
+  Pooling pooling = pooling_of(windows, x, windows.axes[1], windows.axes[2]);
+  const int n = x.ndim(), n_axes = windows.n_axes == 1 ? 1 : 2;
+  pooling.out_shape[n - 1] = windows.axes[2].out;
+  if (n_axes == 2) pooling.out_shape[n - 2] = windows.axes[1].out;
+  pooling.channels_last = n_axes == 2 && !x.is_contiguous() && x.is_channels_last();
+  pooling.args.planes = pooling.channels_last ? x.shape()[0] : product(x.shape(), 0, n - n_axes);
+  pooling.args.channels = pooling.channels_last ? x.shape()[1] : 1;
+  return pooling;
+}
+
+// Over the third axis from the end.
+Pooling pool_depth(const Windows& windows, const Tensor& x) {
+  Pooling pooling = pooling_of(windows, x, windows.axes[0], kUnpooled);
+  const int axis = x.ndim() - 3;
+  pooling.out_shape[axis] = windows.axes[0].out;
+  pooling.args.planes = product(x.shape(), 0, axis);
+  pooling.args.channels = product(x.shape(), axis + 1, x.ndim());
+  return pooling;
+}
+
+Tensor empty_result(const Pooling& pooling, const Dims& shape, DType dtype, Device device) {
+  if (!pooling.channels_last) return empty(shape, dtype, device);
+  const Tensor y = empty({shape[0], shape[2], shape[3], shape[1]}, dtype, device);
+  return alias(y, shape, {y.strides()[0], y.strides()[3], y.strides()[1], y.strides()[2]}, 0);
+}
+
+Tensor in_layout(const Pooling& pooling, const Tensor& x) {
+  return pooling.channels_last ? channels_last(x) : contiguous(x);
+}
+
+struct Kernels {
+  const Kernel<PoolArgs>&contiguous, &channels_last;
+};
+const Kernels kMaxForward = {max_pool_forward, max_pool_channels_last_forward};
+const Kernels kMaxBackward = {max_pool_backward, max_pool_channels_last_backward};
+const Kernels kMaxGather = {max_pool_gather, max_pool_gather};
+const Kernels kAvgForward = {avg_pool_forward, avg_pool_channels_last_forward};
+const Kernels kAvgBackward = {avg_pool_backward, avg_pool_channels_last_backward};
+
+void run(const Kernels& kernels, const Pooling& pooling, const Tensor& x, const Tensor& y, const Tensor& taps = {},
+         const Tensor& indices = {}) {
   PoolArgs args = pooling.args;
   args.x = x.raw();
   args.y = y.raw();
-  if (indices.defined()) {
-    args.indices = indices.raw();
-    args.index_dtype = indices.dtype();
+  args.taps = taps.defined() ? taps.raw() : nullptr;
+  args.indices = indices.defined() ? indices.data<int64_t>() : nullptr;
+  if (x.numel() == 0 || y.numel() == 0) {  // no windows: nothing flows back either
+    if (&kernels == &kMaxBackward || &kernels == &kAvgBackward) fill_(x, Scalar(0));
+    return;
   }
-  kernel(x.device(), args);
+  (args.channels > 1 ? kernels.channels_last : kernels.contiguous)(x.device(), args);
 }
 
 // ------------------------------------------------------------------------------------------ maximum
 
 // The backward spreads dy to the maxima; its own backward gathers from there; and so on.
-Tensor max_gather(const Pooling& pooling, const Tensor& x, const Tensor& indices);
+Tensor max_gather(const Pooling& pooling, const Tensor& x, const Tensor& taps);
 
-Tensor max_spread(const Pooling& pooling, const Tensor& dy, const Tensor& indices) {
-  Tensor dx = empty(pooling.in_shape, dy.dtype(), dy.device());
-  run(max_pool_backward, pooling, dx, contiguous(dy), indices);
+Tensor max_spread(const Pooling& pooling, const Tensor& dy, const Tensor& taps) {
+  Tensor dx = empty_result(pooling, pooling.in_shape, dy.dtype(), dy.device());
+  run(kMaxBackward, pooling, dx, in_layout(pooling, dy), taps);
   return record(
       "max_pool_backward", dx, {dy},
-      [pooling, si = Saved(indices)](Backward& b) { b.set(0, max_gather(pooling, b.grad(), b.get(si))); },
+      [pooling, st = Saved(taps)](Backward& b) { b.set(0, max_gather(pooling, b.grad(), b.get(st))); },
       Differentiable::Yes);
 }
 
-Tensor max_gather(const Pooling& pooling, const Tensor& x, const Tensor& indices) {
-  Tensor y = empty(pooling.out_shape, x.dtype(), x.device());
-  run(max_pool_gather, pooling, contiguous(x), y, indices);
+Tensor max_gather(const Pooling& pooling, const Tensor& x, const Tensor& taps) {
+  Tensor y = empty_result(pooling, pooling.out_shape, x.dtype(), x.device());
+  run(kMaxGather, pooling, in_layout(pooling, x), y, taps);
   return record(
       "max_pool_gather", y, {x},
-      [pooling, si = Saved(indices)](Backward& b) { b.set(0, max_spread(pooling, b.grad(), b.get(si))); },
+      [pooling, st = Saved(taps)](Backward& b) { b.set(0, max_spread(pooling, b.grad(), b.get(st))); },
       Differentiable::Yes);
 }
 
-// Indices are int64 when the caller wants them, int32 for the backward alone, else not computed.
+// The backward needs taps, the caller may want indices; neither is computed without need.
 std::pair<Tensor, Tensor> max_pool(const Pooling& pooling, const Tensor& x, bool wants_indices) {
-  Tensor y = empty(pooling.out_shape, x.dtype(), x.device());
-  Tensor indices;
-  if (wants_indices || needs_grad({x}))
-    indices = empty(pooling.out_shape, wants_indices ? DType::Int64 : DType::Int32, x.device());
-  run(max_pool_forward, pooling, contiguous(x), y, indices);
-  if (needs_grad({x}))
+  const auto result = [&](DType dtype) { return empty_result(pooling, pooling.out_shape, dtype, x.device()); };
+  Tensor y = result(x.dtype()), taps, indices;
+  if (needs_grad({x})) taps = result(pooling.args.tap_dtype);
+  if (wants_indices) indices = result(DType::Int64);
+  run(kMaxForward, pooling, in_layout(pooling, x), y, taps, indices);
+  if (taps.defined())
     record(
         pooling.op, y, {x},
-        [pooling, si = Saved(indices)](Backward& b) { b.set(0, max_spread(pooling, b.grad(), b.get(si))); },
+        [pooling, st = Saved(taps)](Backward& b) { b.set(0, max_spread(pooling, b.grad(), b.get(st))); },
         Differentiable::Yes);
   return {y, indices};
+}
+
+// The maxima of the slices, then along the depth: (depth, row, column) is compared in order, as in one window.
+std::pair<Tensor, Tensor> max_pool(const Windows& windows, const Tensor& x, bool wants_indices) {
+  const auto [slices, in_slice] = max_pool(pool_planes(windows, x), x, wants_indices);
+  if (windows.n_axes < 3) return {slices, in_slice};
+  const auto [y, depth] = max_pool(pool_depth(windows, slices), slices, wants_indices);
+  if (!wants_indices) return {y, Tensor()};
+  const Tensor position = gather(in_slice, x.ndim() - 3, maximum(depth, Scalar(0)));
+  const Tensor indices = add(mul(depth, Scalar(x.size(-2) * x.size(-1))), position);
+  return {y, where(lt(minimum(depth, position), Scalar(0)), Scalar(-1), indices)};
 }
 
 // ------------------------------------------------------------------------------------------ average
@@ -176,73 +245,68 @@ std::pair<Tensor, Tensor> max_pool(const Pooling& pooling, const Tensor& x, bool
 Tensor avg_pool(const Pooling& pooling, const Tensor& x);
 
 Tensor avg_spread(const Pooling& pooling, const Tensor& dy) {
-  Tensor dx = empty(pooling.in_shape, dy.dtype(), dy.device());
-  run(avg_pool_backward, pooling, dx, contiguous(dy), Tensor());
+  Tensor dx = empty_result(pooling, pooling.in_shape, dy.dtype(), dy.device());
+  run(kAvgBackward, pooling, dx, in_layout(pooling, dy));
   return record(
       "avg_pool_backward", dx, {dy}, [pooling](Backward& b) { b.set(0, avg_pool(pooling, b.grad())); },
       Differentiable::Yes);
 }
 
 Tensor avg_pool(const Pooling& pooling, const Tensor& x) {
-  Tensor y = empty(pooling.out_shape, x.dtype(), x.device());
-  run(avg_pool_forward, pooling, contiguous(x), y, Tensor());
+  Tensor y = empty_result(pooling, pooling.out_shape, x.dtype(), x.device());
+  run(kAvgForward, pooling, in_layout(pooling, x), y);
   return record(
       pooling.op, y, {x}, [pooling](Backward& b) { b.set(0, avg_spread(pooling, b.grad())); }, Differentiable::Yes);
 }
 
-Pooling plan_average(const char* op, const Tensor& x, int n_axes, const PoolOptions& options) {
+// In 3-D the means of the slices, or their sums for a given divisor, are not rounded to 16 bits.
+Tensor avg_pool(const Windows& windows, const Tensor& x) {
+  if (windows.n_axes < 3) return avg_pool(pool_planes(windows, x), x);
+  Windows slice_windows = windows;
+  if (windows.divisor_override) slice_windows.divisor_override = 1;
+  const Tensor wide = to(x, compute_dtype(x.dtype()));
+  const Tensor slices = avg_pool(pool_planes(slice_windows, wide), wide);
+  return to(avg_pool(pool_depth(windows, slices), slices), x.dtype());
+}
+
+Windows average_windows(const char* op, const Tensor& x, int n_axes, const PoolOptions& options) {
   check(options.dilation.empty(), op, ": average pooling has no dilation, got ", options.dilation);
-  return plan(op, x, n_axes, options);
+  return fixed_windows(op, x, n_axes, options);
 }
 
 }  // namespace
 
-Tensor max_pool1d(const Tensor& x, const PoolOptions& options) {
-  return max_pool(plan("max_pool1d", x, 1, options), x, false).first;
-}
-Tensor max_pool2d(const Tensor& x, const PoolOptions& options) {
-  return max_pool(plan("max_pool2d", x, 2, options), x, false).first;
-}
-std::pair<Tensor, Tensor> max_pool1d_with_indices(const Tensor& x, const PoolOptions& options) {
-  return max_pool(plan("max_pool1d", x, 1, options), x, true);
-}
-std::pair<Tensor, Tensor> max_pool2d_with_indices(const Tensor& x, const PoolOptions& options) {
-  return max_pool(plan("max_pool2d", x, 2, options), x, true);
-}
+#define FASTNN_POOLS(axes)                                                                                      \
+  Tensor max_pool##axes##d(const Tensor& x, const PoolOptions& options) {                                       \
+    return max_pool(fixed_windows("max_pool" #axes "d", x, axes, options), x, false).first;                     \
+  }                                                                                                             \
+  std::pair<Tensor, Tensor> max_pool##axes##d_with_indices(const Tensor& x, const PoolOptions& options) {       \
+    return max_pool(fixed_windows("max_pool" #axes "d", x, axes, options), x, true);                            \
+  }                                                                                                             \
+  Tensor avg_pool##axes##d(const Tensor& x, const PoolOptions& options) {                                       \
+    return avg_pool(average_windows("avg_pool" #axes "d", x, axes, options), x);                                \
+  }                                                                                                             \
+  Tensor adaptive_max_pool##axes##d(const Tensor& x, const Dims& output_size) {                                 \
+    return max_pool(adaptive_windows("adaptive_max_pool" #axes "d", x, axes, output_size), x, false).first;     \
+  }                                                                                                             \
+  std::pair<Tensor, Tensor> adaptive_max_pool##axes##d_with_indices(const Tensor& x, const Dims& output_size) { \
+    return max_pool(adaptive_windows("adaptive_max_pool" #axes "d", x, axes, output_size), x, true);            \
+  }                                                                                                             \
+  Tensor adaptive_avg_pool##axes##d(const Tensor& x, const Dims& output_size) {                                 \
+    return avg_pool(adaptive_windows("adaptive_avg_pool" #axes "d", x, axes, output_size), x);                  \
+  }
+FASTNN_POOLS(1)
+FASTNN_POOLS(2)
+FASTNN_POOLS(3)
+#undef FASTNN_POOLS
 
 Tensor min_pool1d(const Tensor& x, const PoolOptions& options) {
-  const Pooling pooling = plan("min_pool1d", x, 1, options);
-  return neg(max_pool(pooling, neg(x), false).first);
+  const Windows windows = fixed_windows("min_pool1d", x, 1, options);
+  return neg(max_pool(windows, neg(x), false).first);
 }
 Tensor min_pool2d(const Tensor& x, const PoolOptions& options) {
-  const Pooling pooling = plan("min_pool2d", x, 2, options);
-  return neg(max_pool(pooling, neg(x), false).first);
-}
-
-Tensor avg_pool1d(const Tensor& x, const PoolOptions& options) {
-  return avg_pool(plan_average("avg_pool1d", x, 1, options), x);
-}
-Tensor avg_pool2d(const Tensor& x, const PoolOptions& options) {
-  return avg_pool(plan_average("avg_pool2d", x, 2, options), x);
-}
-
-Tensor adaptive_avg_pool1d(const Tensor& x, const Dims& output_size) {
-  return avg_pool(plan_adaptive("adaptive_avg_pool1d", x, 1, output_size), x);
-}
-Tensor adaptive_avg_pool2d(const Tensor& x, const Dims& output_size) {
-  return avg_pool(plan_adaptive("adaptive_avg_pool2d", x, 2, output_size), x);
-}
-Tensor adaptive_max_pool1d(const Tensor& x, const Dims& output_size) {
-  return max_pool(plan_adaptive("adaptive_max_pool1d", x, 1, output_size), x, false).first;
-}
-Tensor adaptive_max_pool2d(const Tensor& x, const Dims& output_size) {
-  return max_pool(plan_adaptive("adaptive_max_pool2d", x, 2, output_size), x, false).first;
-}
-std::pair<Tensor, Tensor> adaptive_max_pool1d_with_indices(const Tensor& x, const Dims& output_size) {
-  return max_pool(plan_adaptive("adaptive_max_pool1d", x, 1, output_size), x, true);
-}
-std::pair<Tensor, Tensor> adaptive_max_pool2d_with_indices(const Tensor& x, const Dims& output_size) {
-  return max_pool(plan_adaptive("adaptive_max_pool2d", x, 2, output_size), x, true);
+  const Windows windows = fixed_windows("min_pool2d", x, 2, options);
+  return neg(max_pool(windows, neg(x), false).first);
 }
 
 }  // namespace fastnn

@@ -1,6 +1,6 @@
 """Layers, losses and containers under PyTorch's names."""
 
-from fastnn.nn import functional, init, utils
+from fastnn.nn import functional, fused, init, utils
 from fastnn.nn.activation import (
     CELU,
     ELU,
@@ -22,8 +22,9 @@ from fastnn.nn.activation import (
     Softsign,
     Tanh,
 )
+from fastnn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastnn.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
-from fastnn.nn.conv import Conv1d, Conv2d
+from fastnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d
 from fastnn.nn.dropout import Dropout, Dropout1d, Dropout2d
 from fastnn.nn.embedding import Embedding
 from fastnn.nn.flatten import Flatten, Unflatten
@@ -43,12 +44,16 @@ from fastnn.nn.module import Module, Parameter
 from fastnn.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
+    AdaptiveAvgPool3d,
     AdaptiveMaxPool1d,
     AdaptiveMaxPool2d,
+    AdaptiveMaxPool3d,
     AvgPool1d,
     AvgPool2d,
+    AvgPool3d,
     MaxPool1d,
     MaxPool2d,
+    MaxPool3d,
     MinPool1d,
     MinPool2d,
 )

@@ -4,7 +4,10 @@ from collections.abc import Iterable
 from operator import index
 from typing import SupportsIndex
 
+from fastnn._C import Tensor
+
 Size = SupportsIndex | Iterable[SupportsIndex]
+OptionalSize = SupportsIndex | None | Iterable[SupportsIndex | None]
 
 
 def sizes(value: Size, count: int, name: str) -> tuple[int, ...]:
@@ -25,6 +28,21 @@ def optional_sizes(value: Size | None, default: tuple[int, ...], name: str) -> t
     return default if value is None else sizes(value, len(default), name)
 
 
+def partial_sizes(value: OptionalSize, count: int, name: str) -> tuple[int | None, ...]:
+    """As ``sizes``, where an axis may be None."""
+    values = tuple(value) if isinstance(value, Iterable) else (value,)
+    known = sizes([0 if v is None else v for v in values], count, name)
+    return tuple(None if v is None else k for v, k in zip(values * (count // len(values)), known, strict=True))
+
+
+def output_sizes(value: OptionalSize, input: Tensor, count: int) -> tuple[int, ...]:
+    """The output size of an adaptive pool; None is the size of the input's axis, of which the last ``count`` pool."""
+    values = partial_sizes(value, count, "output_size")
+    if None not in values or input.dim() < count:
+        return tuple(v or 0 for v in values)
+    return tuple(n if v is None else v for v, n in zip(values, input.shape[-count:], strict=True))
+
+
 def conv_padding(padding: Size | str, count: int, stride: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
     """(the padding, is it "same"?). With "same" the kernel's own size decides, so stride must be 1."""
     if not isinstance(padding, str):
@@ -36,6 +54,6 @@ def conv_padding(padding: Size | str, count: int, stride: tuple[int, ...]) -> tu
     return (0,) * count, padding == "same"
 
 
-def shown(values: tuple[int, ...]) -> str:
+def shown(values: tuple[int | None, ...]) -> str:
     """As the user most likely wrote it: one int when all are the same."""
     return str(values[0] if len(set(values)) == 1 else values)

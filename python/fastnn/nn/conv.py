@@ -1,6 +1,7 @@
 """Convolution layers. The operation is cross-correlation: the kernel is not flipped."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from fastnn import _C
@@ -47,10 +48,12 @@ class _Conv(Module):
         self.dilation = sizes(dilation, self.n_axes, "dilation")
         self.groups = groups
         self.padding, self.same_padding = conv_padding(padding, self.n_axes, self.stride)
-        shape = (out_channels, in_channels // groups, *self.kernel_size)
-        self.weight = Parameter(_C.empty(shape, device=device, dtype=dtype))
+        self.weight = Parameter(_C.empty((*self._weight_axes(), *self.kernel_size), device=device, dtype=dtype))
         self.bias = Parameter(_C.empty((out_channels,), device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
+
+    def _weight_axes(self) -> tuple[int, int]:
+        return self.out_channels, self.in_channels // self.groups
 
     def reset_parameters(self) -> None:
         init.kaiming_uniform_(self.weight, a=math.sqrt(5))
@@ -65,9 +68,13 @@ class _Conv(Module):
             text += f", padding={self.padding}"
         if any(d != 1 for d in self.dilation):
             text += f", dilation={self.dilation}"
+        text += self._extra()
         if self.groups != 1:
             text += f", groups={self.groups}"
         return text if self.bias is not None else text + ", bias=False"
+
+    def _extra(self) -> str:
+        return ""
 
 
 class Conv1d(_Conv):
@@ -92,4 +99,112 @@ class Conv2d(_Conv):
     def forward(self, input: Tensor) -> Tensor:
         return _C.conv2d(
             input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.same_padding
+        )
+
+
+class Conv3d(_Conv):
+    """(N, in_channels, D, H, W) -> (N, out_channels, D', H', W'). weight (out, in / groups, KD, KH, KW), bias (out).
+
+    Each size becomes floor((D + 2 padding - dilation (KD - 1) - 1) / stride) + 1.
+    """
+
+    n_axes = 3
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _C.conv3d(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.same_padding
+        )
+
+
+class _ConvTranspose(_Conv):
+    """The transposes: their weight has the input's channels first, and ``output_padding`` completes their size."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Size = 0,
+        output_padding: Size = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Size = 1,
+        padding_mode: str = "zeros",
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        if isinstance(padding, str):
+            raise ValueError(f"{type(self).__name__}: padding must be {self.n_axes} ints, got {padding!r}")
+        super().__init__(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, padding_mode, device, dtype
+        )
+        self.output_padding = sizes(output_padding, self.n_axes, "output_padding")
+
+    def _weight_axes(self) -> tuple[int, int]:
+        return self.in_channels, self.out_channels // self.groups
+
+    def _extra(self) -> str:
+        return f", output_padding={self.output_padding}" if any(self.output_padding) else ""
+
+    def _output_padding(self, input: Tensor, output_size: Size | None) -> tuple[int, ...]:
+        """The padding that gives the wanted size: the stride leaves a choice of so many."""
+        if output_size is None:
+            return self.output_padding
+        wanted = tuple(output_size) if isinstance(output_size, Iterable) else (output_size,)
+        wanted = sizes(wanted[-self.n_axes :], self.n_axes, "output_size")
+        settings = zip(
+            input.shape[-self.n_axes :], self.stride, self.padding, self.dilation, self.kernel_size, strict=True
+        )
+        least = [(n - 1) * stride - 2 * pad + rate * (k - 1) + 1 for n, stride, pad, rate, k in settings]
+        extra = tuple(size - low for size, low in zip(wanted, least, strict=True))
+        if any(e < 0 or e >= stride for e, stride in zip(extra, self.stride, strict=True)):
+            most = [low + stride - 1 for low, stride in zip(least, self.stride, strict=True)]
+            raise ValueError(
+                f"{type(self).__name__}: output_size {wanted} must be from {tuple(least)} to {tuple(most)} "
+                f"for an input of {tuple(input.shape)}"
+            )
+        return extra
+
+
+class ConvTranspose1d(_ConvTranspose):
+    """(N, in_channels, L) -> (N, out_channels, L'). weight (in, out / groups, K), bias (out).
+
+    L' = (L - 1) stride - 2 padding + dilation (K - 1) + output_padding + 1.
+    """
+
+    n_axes = 1
+
+    def forward(self, input: Tensor, output_size: Size | None = None) -> Tensor:
+        return _C.conv_transpose1d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self._output_padding(input, output_size),
+            self.groups,
+            self.dilation,
+        )
+
+
+class ConvTranspose2d(_ConvTranspose):
+    """(N, in_channels, H, W) -> (N, out_channels, H', W'). weight (in, out / groups, KH, KW), bias (out).
+
+    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1. With ``output_size`` the padding is
+    chosen for that size; ValueError when there is none.
+    """
+
+    n_axes = 2
+
+    def forward(self, input: Tensor, output_size: Size | None = None) -> Tensor:
+        return _C.conv_transpose2d(
+            input,
+            self.weight,
+            self.bias,
+            self.stride,
+            self.padding,
+            self._output_padding(input, output_size),
+            self.groups,
+            self.dilation,
         )

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.debug import is_debug
-from fastnn.nn.arguments import Size, conv_padding, optional_sizes, sizes
+from fastnn.nn.arguments import OptionalSize, Size, conv_padding, optional_sizes, output_sizes, sizes
 
 # ---- matrix product and convolution --------------------------------------------------------------
 
@@ -56,7 +56,83 @@ def conv2d(
     return _C.conv2d(input, weight, bias, step, pad, sizes(dilation, 2, "dilation"), groups, same)
 
 
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation in three dimensions. input (N, C, D, H, W), weight (O, C/groups, KD, KH, KW) -> (N, O, ...)."""
+    step = sizes(stride, 3, "stride")
+    pad, same = conv_padding(padding, 3, step)
+    return _C.conv3d(input, weight, bias, step, pad, sizes(dilation, 3, "dilation"), groups, same)
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv1d`` in its input. input (N, C, L), weight (C, O/groups, K) -> (N, O, L')."""
+    return _C.conv_transpose1d(
+        input,
+        weight,
+        bias,
+        sizes(stride, 1, "stride"),
+        sizes(padding, 1, "padding"),
+        sizes(output_padding, 1, "output_padding"),
+        groups,
+        sizes(dilation, 1, "dilation"),
+    )
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv2d`` in its input, also called a deconvolution.
+
+    input (N, C, H, W), weight (C, O/groups, KH, KW) -> (N, O, H', W').
+
+    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1; ``output_padding`` must be smaller than
+    the stride or the dilation, else ValueError.
+    """
+    return _C.conv_transpose2d(
+        input,
+        weight,
+        bias,
+        sizes(stride, 2, "stride"),
+        sizes(padding, 2, "padding"),
+        sizes(output_padding, 2, "output_padding"),
+        groups,
+        sizes(dilation, 2, "dilation"),
+    )
+
+
 # ---- pooling --------------------------------------------------------------------------------------
+
+
+Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+
+
+def _window(n_axes: int, kernel_size: Size, stride: Size | None, padding: Size) -> Window:
+    """Kernel size, stride (the kernel size when None) and padding for every axis."""
+    kernel = sizes(kernel_size, n_axes, "kernel_size")
+    return kernel, optional_sizes(stride, kernel, "stride"), sizes(padding, n_axes, "padding")
 
 
 def max_pool1d(
@@ -68,17 +144,13 @@ def max_pool1d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each window; with ``return_indices`` also its position in the input."""
-    kernel = sizes(kernel_size, 1, "kernel_size")
+    """The largest value of each window of (N, C, L); of equal ones the first gets the gradient.
+
+    With ``return_indices`` also its position in the input.
+    """
     pool = _C.max_pool1d_with_indices if return_indices else _C.max_pool1d
-    return pool(
-        input,
-        kernel,
-        optional_sizes(stride, kernel, "stride"),
-        sizes(padding, 1, "padding"),
-        sizes(dilation, 1, "dilation"),
-        ceil_mode,
-    )
+    window = _window(1, kernel_size, stride, padding)
+    return pool(input, *window, sizes(dilation, 1, "dilation"), ceil_mode)
 
 
 def max_pool2d(
@@ -90,20 +162,31 @@ def max_pool2d(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each window; of equal ones the first gets the gradient.
+    """The largest value of each window of (N, C, H, W); of equal ones the first gets the gradient.
 
-    With ``return_indices`` also the position in each (H, W) plane, as ``row * W + column``.
+    With ``return_indices`` also its position in each (H, W) plane, as ``row * W + column``.
     """
-    kernel = sizes(kernel_size, 2, "kernel_size")
     pool = _C.max_pool2d_with_indices if return_indices else _C.max_pool2d
-    return pool(
-        input,
-        kernel,
-        optional_sizes(stride, kernel, "stride"),
-        sizes(padding, 2, "padding"),
-        sizes(dilation, 2, "dilation"),
-        ceil_mode,
-    )
+    window = _window(2, kernel_size, stride, padding)
+    return pool(input, *window, sizes(dilation, 2, "dilation"), ceil_mode)
+
+
+def max_pool3d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The largest value of each window of (N, C, D, H, W); of equal ones the first gets the gradient.
+
+    With ``return_indices`` also its position in each (D, H, W) volume, as ``(depth * H + row) * W + column``.
+    """
+    pool = _C.max_pool3d_with_indices if return_indices else _C.max_pool3d
+    window = _window(3, kernel_size, stride, padding)
+    return pool(input, *window, sizes(dilation, 3, "dilation"), ceil_mode)
 
 
 def min_pool1d(
@@ -115,15 +198,8 @@ def min_pool1d(
     ceil_mode: bool = False,
 ) -> Tensor:
     """The smallest value of each window: -max_pool1d(-x), gradient included."""
-    kernel = sizes(kernel_size, 1, "kernel_size")
-    return _C.min_pool1d(
-        input,
-        kernel,
-        optional_sizes(stride, kernel, "stride"),
-        sizes(padding, 1, "padding"),
-        sizes(dilation, 1, "dilation"),
-        ceil_mode,
-    )
+    window = _window(1, kernel_size, stride, padding)
+    return _C.min_pool1d(input, *window, sizes(dilation, 1, "dilation"), ceil_mode)
 
 
 def min_pool2d(
@@ -135,15 +211,8 @@ def min_pool2d(
     ceil_mode: bool = False,
 ) -> Tensor:
     """The smallest value of each window: -max_pool2d(-x), gradient included."""
-    kernel = sizes(kernel_size, 2, "kernel_size")
-    return _C.min_pool2d(
-        input,
-        kernel,
-        optional_sizes(stride, kernel, "stride"),
-        sizes(padding, 2, "padding"),
-        sizes(dilation, 2, "dilation"),
-        ceil_mode,
-    )
+    window = _window(2, kernel_size, stride, padding)
+    return _C.min_pool2d(input, *window, sizes(dilation, 2, "dilation"), ceil_mode)
 
 
 def avg_pool1d(
@@ -155,9 +224,7 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """The mean of each window; padding counts as zeros unless ``count_include_pad`` is off."""
-    kernel = sizes(kernel_size, 1, "kernel_size")
-    step = optional_sizes(stride, kernel, "stride")
-    return _C.avg_pool1d(input, kernel, step, sizes(padding, 1, "padding"), ceil_mode, count_include_pad)
+    return _C.avg_pool1d(input, *_window(1, kernel_size, stride, padding), ceil_mode, count_include_pad)
 
 
 def avg_pool2d(
@@ -170,20 +237,37 @@ def avg_pool2d(
     divisor_override: int | None = None,
 ) -> Tensor:
     """The mean of each window, or its sum over ``divisor_override``."""
-    kernel = sizes(kernel_size, 2, "kernel_size")
-    step = optional_sizes(stride, kernel, "stride")
-    pad = sizes(padding, 2, "padding")
-    return _C.avg_pool2d(input, kernel, step, pad, ceil_mode, count_include_pad, divisor_override)
+    window = _window(2, kernel_size, stride, padding)
+    return _C.avg_pool2d(input, *window, ceil_mode, count_include_pad, divisor_override)
+
+
+def avg_pool3d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """The mean of each window, or its sum over ``divisor_override``."""
+    window = _window(3, kernel_size, stride, padding)
+    return _C.avg_pool3d(input, *window, ceil_mode, count_include_pad, divisor_override)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
     """The mean over windows chosen so that the output has length ``output_size``."""
-    return _C.adaptive_avg_pool1d(input, sizes(output_size, 1, "output_size"))
+    return _C.adaptive_avg_pool1d(input, output_sizes(output_size, input, 1))
 
 
-def adaptive_avg_pool2d(input: Tensor, output_size: Size) -> Tensor:
-    """The mean over windows chosen so that the output is ``output_size``."""
-    return _C.adaptive_avg_pool2d(input, sizes(output_size, 2, "output_size"))
+def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
+    """The mean over windows chosen so that the output is ``output_size``, None keeping an axis as it is."""
+    return _C.adaptive_avg_pool2d(input, output_sizes(output_size, input, 2))
+
+
+def adaptive_avg_pool3d(input: Tensor, output_size: OptionalSize) -> Tensor:
+    """The mean over windows chosen so that the output is ``output_size``, None keeping an axis as it is."""
+    return _C.adaptive_avg_pool3d(input, output_sizes(output_size, input, 3))
 
 
 def adaptive_max_pool1d(
@@ -191,15 +275,23 @@ def adaptive_max_pool1d(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maximum over windows chosen so that the output has length ``output_size``; also its position if asked."""
     pool = _C.adaptive_max_pool1d_with_indices if return_indices else _C.adaptive_max_pool1d
-    return pool(input, sizes(output_size, 1, "output_size"))
+    return pool(input, output_sizes(output_size, input, 1))
 
 
 def adaptive_max_pool2d(
-    input: Tensor, output_size: Size, return_indices: bool = False
+    input: Tensor, output_size: OptionalSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
     pool = _C.adaptive_max_pool2d_with_indices if return_indices else _C.adaptive_max_pool2d
-    return pool(input, sizes(output_size, 2, "output_size"))
+    return pool(input, output_sizes(output_size, input, 2))
+
+
+def adaptive_max_pool3d(
+    input: Tensor, output_size: OptionalSize, return_indices: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
+    pool = _C.adaptive_max_pool3d_with_indices if return_indices else _C.adaptive_max_pool3d
+    return pool(input, output_sizes(output_size, input, 3))
 
 
 # ---- activations ----------------------------------------------------------------------------------
@@ -347,6 +439,27 @@ def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
     """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first."""
     return _C.pad(input, tuple(pad), mode, 0.0 if value is None else value)
+
+
+# ---- normalization --------------------------------------------------------------------------------
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias, for each channel of (N, C, ...). Ioffe and Szegedy 2015.
+
+    With ``training`` the batch's statistics normalize and the running ones, if given, are updated in place:
+    running = (1 - momentum) running + momentum batch. Without, the running ones normalize.
+    """
+    return _C.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:

@@ -17,6 +17,8 @@ from fastnn.autograd import no_grad
 P = ParamSpec("P")
 R = TypeVar("R")
 
+LINEAR = {"linear", "sigmoid", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d"}  # of gain 1
+
 
 def _unrecorded(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
@@ -29,7 +31,7 @@ def _unrecorded(function: Callable[P, R]) -> Callable[P, R]:
 
 def calculate_gain(nonlinearity: str, param: float | None = None) -> float:
     """The factor that keeps the variance through a nonlinearity; ``param`` is leaky_relu's slope."""
-    if nonlinearity in ("linear", "conv1d", "conv2d", "sigmoid"):
+    if nonlinearity in LINEAR:
         return 1.0
     if nonlinearity == "tanh":
         return 5.0 / 3
@@ -118,9 +120,9 @@ def eye_(tensor: Tensor) -> Tensor:
 def dirac_(tensor: Tensor, groups: int = 1) -> Tensor:
     """A convolution weight (out, in, *kernel) that passes the channels through unchanged."""
     shape = tuple(tensor.shape)
-    if len(shape) not in (3, 4) or shape[0] % groups:
+    if len(shape) not in (3, 4, 5) or shape[0] % groups:
         raise ValueError(
-            f"dirac_: a 1-D or 2-D convolution weight divisible by groups={groups} is expected, got {shape}"
+            f"dirac_: a 1-D, 2-D or 3-D convolution weight divisible by groups={groups} is expected, got {shape}"
         )
     values = np.zeros(shape)
     centre = tuple(size // 2 for size in shape[2:])

@@ -1,9 +1,13 @@
 """Pooling layers. Each holds its window as ready-made tuples."""
 
+from collections.abc import Callable
+
 from fastnn import _C
 from fastnn._C import Tensor
-from fastnn.nn.arguments import Size, optional_sizes, shown, sizes
+from fastnn.nn.arguments import OptionalSize, Size, optional_sizes, output_sizes, partial_sizes, shown, sizes
 from fastnn.nn.module import Module
+
+Pooled = Tensor | tuple[Tensor, Tensor]
 
 
 class _Pool(Module):
@@ -25,6 +29,8 @@ class _Pool(Module):
 class _DilatedPool(_Pool):
     """A window with gaps: the minimum and maximum pools."""
 
+    _pool: Callable[..., Tensor]
+
     def __init__(
         self,
         kernel_size: Size,
@@ -36,11 +42,16 @@ class _DilatedPool(_Pool):
         super().__init__(kernel_size, stride, padding, ceil_mode)
         self.dilation = sizes(dilation, self.n_axes, "dilation")
 
+    def forward(self, input: Tensor) -> Pooled:
+        return self._pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, dilation={shown(self.dilation)}, ceil_mode={self.ceil_mode}"
 
 
 class _MaxPool(_DilatedPool):
+    _pool_with_indices: Callable[..., Pooled]
+
     def __init__(
         self,
         kernel_size: Size,
@@ -53,43 +64,44 @@ class _MaxPool(_DilatedPool):
         super().__init__(kernel_size, stride, padding, dilation, ceil_mode)
         self.return_indices = return_indices
 
+    def forward(self, input: Tensor) -> Pooled:
+        pool = self._pool_with_indices if self.return_indices else self._pool
+        return pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
 
 class MaxPool1d(_MaxPool):
     """The largest value of each window of (N, C, L); with ``return_indices`` also its position."""
 
     n_axes = 1
-
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        pool = _C.max_pool1d_with_indices if self.return_indices else _C.max_pool1d
-        return pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+    _pool, _pool_with_indices = staticmethod(_C.max_pool1d), staticmethod(_C.max_pool1d_with_indices)
 
 
 class MaxPool2d(_MaxPool):
     """The largest value of each window of (N, C, H, W); with ``return_indices`` also its position in the plane."""
 
     n_axes = 2
+    _pool, _pool_with_indices = staticmethod(_C.max_pool2d), staticmethod(_C.max_pool2d_with_indices)
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        pool = _C.max_pool2d_with_indices if self.return_indices else _C.max_pool2d
-        return pool(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+
+class MaxPool3d(_MaxPool):
+    """The largest value of each window of (N, C, D, H, W); with ``return_indices`` also its position in the volume."""
+
+    n_axes = 3
+    _pool, _pool_with_indices = staticmethod(_C.max_pool3d), staticmethod(_C.max_pool3d_with_indices)
 
 
 class MinPool1d(_DilatedPool):
     """The smallest value of each window of (N, C, L)."""
 
     n_axes = 1
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.min_pool1d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+    _pool = staticmethod(_C.min_pool1d)
 
 
 class MinPool2d(_DilatedPool):
     """The smallest value of each window of (N, C, H, W)."""
 
     n_axes = 2
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.min_pool2d(input, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+    _pool = staticmethod(_C.min_pool2d)
 
 
 class AvgPool1d(_Pool):
@@ -112,10 +124,8 @@ class AvgPool1d(_Pool):
         return _C.avg_pool1d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
 
-class AvgPool2d(_Pool):
-    """The mean of each window of (N, C, H, W), or its sum over ``divisor_override``."""
-
-    n_axes = 2
+class _AvgPool(_Pool):
+    _pool: Callable[..., Tensor]
 
     def __init__(
         self,
@@ -131,23 +141,34 @@ class AvgPool2d(_Pool):
         self.divisor_override = divisor_override
 
     def forward(self, input: Tensor) -> Tensor:
-        return _C.avg_pool2d(
-            input,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.ceil_mode,
-            self.count_include_pad,
-            self.divisor_override,
-        )
+        window = self.kernel_size, self.stride, self.padding
+        return self._pool(input, *window, self.ceil_mode, self.count_include_pad, self.divisor_override)
+
+
+class AvgPool2d(_AvgPool):
+    """The mean of each window of (N, C, H, W), or its sum over ``divisor_override``."""
+
+    n_axes = 2
+    _pool = staticmethod(_C.avg_pool2d)
+
+
+class AvgPool3d(_AvgPool):
+    """The mean of each window of (N, C, D, H, W), or its sum over ``divisor_override``."""
+
+    n_axes = 3
+    _pool = staticmethod(_C.avg_pool3d)
 
 
 class _AdaptivePool(Module):
     n_axes: int
+    _pool: Callable[..., Tensor]
 
-    def __init__(self, output_size: Size) -> None:
+    def __init__(self, output_size: OptionalSize) -> None:
         super().__init__()
-        self.output_size = sizes(output_size, self.n_axes, "output_size")
+        self.output_size = partial_sizes(output_size, self.n_axes, "output_size")
+
+    def forward(self, input: Tensor) -> Pooled:
+        return self._pool(input, output_sizes(self.output_size, input, self.n_axes))
 
     def extra_repr(self) -> str:
         return f"output_size={shown(self.output_size)}"
@@ -157,41 +178,54 @@ class AdaptiveAvgPool1d(_AdaptivePool):
     """The mean over windows chosen so that the output is (N, C, output_size)."""
 
     n_axes = 1
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.adaptive_avg_pool1d(input, self.output_size)
+    _pool = staticmethod(_C.adaptive_avg_pool1d)
 
 
 class AdaptiveAvgPool2d(_AdaptivePool):
-    """The mean over windows chosen so that the output is (N, C, *output_size)."""
+    """The mean over windows chosen so that the output is (N, C, *output_size); None keeps an axis as it is."""
 
     n_axes = 2
+    _pool = staticmethod(_C.adaptive_avg_pool2d)
 
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.adaptive_avg_pool2d(input, self.output_size)
+
+class AdaptiveAvgPool3d(_AdaptivePool):
+    """The mean over windows chosen so that the output is (N, C, *output_size); None keeps an axis as it is."""
+
+    n_axes = 3
+    _pool = staticmethod(_C.adaptive_avg_pool3d)
 
 
 class _AdaptiveMaxPool(_AdaptivePool):
-    def __init__(self, output_size: Size, return_indices: bool = False) -> None:
+    _pool_with_indices: Callable[..., Pooled]
+
+    def __init__(self, output_size: OptionalSize, return_indices: bool = False) -> None:
         super().__init__(output_size)
         self.return_indices = return_indices
+
+    def forward(self, input: Tensor) -> Pooled:
+        pool = self._pool_with_indices if self.return_indices else self._pool
+        return pool(input, output_sizes(self.output_size, input, self.n_axes))
 
 
 class AdaptiveMaxPool1d(_AdaptiveMaxPool):
     """The maximum over windows chosen so that the output is (N, C, output_size); also its position if asked."""
 
     n_axes = 1
-
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        pool = _C.adaptive_max_pool1d_with_indices if self.return_indices else _C.adaptive_max_pool1d
-        return pool(input, self.output_size)
+    _pool = staticmethod(_C.adaptive_max_pool1d)
+    _pool_with_indices = staticmethod(_C.adaptive_max_pool1d_with_indices)
 
 
 class AdaptiveMaxPool2d(_AdaptiveMaxPool):
     """The maximum over windows chosen so that the output is (N, C, *output_size); also its position if asked."""
 
     n_axes = 2
+    _pool = staticmethod(_C.adaptive_max_pool2d)
+    _pool_with_indices = staticmethod(_C.adaptive_max_pool2d_with_indices)
 
-    def forward(self, input: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        pool = _C.adaptive_max_pool2d_with_indices if self.return_indices else _C.adaptive_max_pool2d
-        return pool(input, self.output_size)
+
+class AdaptiveMaxPool3d(_AdaptiveMaxPool):
+    """The maximum over windows chosen so that the output is (N, C, *output_size); also its position if asked."""
+
+    n_axes = 3
+    _pool = staticmethod(_C.adaptive_max_pool3d)
+    _pool_with_indices = staticmethod(_C.adaptive_max_pool3d_with_indices)

@@ -1,4 +1,4 @@
-"""Helpers over a model's gradients and parameters."""
+"""Gradients clipped, parameters as one vector and back."""
 
 from collections.abc import Iterable
 

@@ -1,0 +1,66 @@
+#include "core/derived.h"
+
+#include <mutex>
+
+namespace fastnn {
+
+namespace {
+constexpr int kEntries = 4;  // of a storage: forward and backward forms of one or two operations
+std::mutex derived_mutex;
+}  // namespace
+
+struct DerivedEntries {
+  struct Entry {
+    uint64_t purpose = 0;
+    int64_t bytes = 0;
+    bool asked = false, ready = false;
+    Storage* block = nullptr;
+  };
+  uint32_t version = 0;
+  Entry entries[kEntries];
+  int next = 0;  // to be replaced
+
+  void clear(Entry& entry) {
+    if (entry.block) free_storage(entry.block);
+    entry = Entry{};
+  }
+  ~DerivedEntries() {
+    for (Entry& entry : entries) clear(entry);
+  }
+};
+
+void free_derived(DerivedEntries* derived) { delete derived; }
+
+DerivedBlock derived_block(const Tensor& x, uint64_t purpose, int64_t bytes) {
+  Storage* storage = x.storage();
+  if (storage->release || storage->shared.load(std::memory_order_relaxed)) return {};
+  purpose = purpose_of(purpose, x.offset(), x.dtype());
+  for (int d = 0; d < x.ndim(); ++d) purpose = purpose_of(purpose, x.shape()[d], x.strides()[d]);
+  std::lock_guard<std::mutex> lock(derived_mutex);
+  if (!storage->derived) storage->derived = new DerivedEntries;
+  DerivedEntries& derived = *storage->derived;
+  if (derived.version != x.version())
+    for (auto& entry : derived.entries) derived.clear(entry);
+  derived.version = x.version();
+  for (auto& entry : derived.entries) {
+    if (!entry.asked || entry.purpose != purpose || entry.bytes != bytes) continue;
+    if (!entry.block) entry.block = allocate_storage(size_t(bytes), {});
+    return {entry.block->data, entry.ready};
+  }
+  auto& entry = derived.entries[derived.next];
+  derived.next = (derived.next + 1) % kEntries;
+  derived.clear(entry);
+  entry.purpose = purpose;
+  entry.bytes = bytes;
+  entry.asked = true;
+  return {};
+}
+
+void mark_ready(const Tensor& x, const DerivedBlock& block) {
+  std::lock_guard<std::mutex> lock(derived_mutex);
+  if (!x.storage()->derived) return;
+  for (auto& entry : x.storage()->derived->entries)
+    if (entry.block && entry.block->data == block.data) entry.ready = true;
+}
+
+}  // namespace fastnn

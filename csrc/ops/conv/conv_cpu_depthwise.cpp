@@ -1,0 +1,426 @@
+// Convolution in groups of few channels on the CPU, forward and input gradient:
+//
+//   out[o, r, c] = sum over source channels i of the group and taps t of weight[o, i, t] * band_i[r * step, c +
+//   offset(t)]
+//
+// Bands (depthwise_cpu.h) are made once for all results of a group. For 3 x 3 taps, four output rows are computed at
+// once from 16 columns in registers: their 6 (of stride 2: 9) source rows are loaded once for each column tap,
+// 18 loads for 36 multiply-adds, the weights stay in registers. Other taps load once a multiply-add. Several
+// source channels are added up in the output, which is in cache.
+//
+// In the gradient of the input, each residue class of the positions modulo the stride is a result with the taps of
+// the class in reverse; the classes of a row are woven when it is complete. A pass reads and writes every
+// tensor once: depthwise convolution is bound by memory. Parallel over images, groups and bands.
+#include "gemm/epilogue.h"
+#include "ops/conv/taps_cpu.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kTaskWork = int64_t(1) << 19;  // multiply-adds that pay for a task
+constexpr int kMaxPhases = 4;                    // residue classes along an axis, at most
+
+// Along one axis, the results of one residue class: result i reads the band from i * step + shift on.
+struct AxisPhase {
+  OutputAxis out;
+  int64_t taps, shift;
+  int64_t first_tap, tap_step;  // of the filter
+
+  int64_t kernel_index(int64_t tap) const { return first_tap + tap * tap_step; }
+};
+
+struct PassAxis {
+  PlaneAxis source;
+  int64_t extent;  // positions that one result's taps span, of any phase
+  int phases;
+  AxisPhase phase[kMaxPhases];
+};
+
+PassAxis forward_axis(const ConvAxis& axis) {
+  return {plane_axis(axis.input, axis.stride, axis.padding, axis.dilation, axis.kernel, axis.output),
+          (axis.kernel - 1) * axis.dilation + 1,
+          1,
+          {{{axis.output, 0, 1, axis.output}, axis.kernel, 0, 0, 1}}};
+}
+
+// axis.stride <= kMaxPhases.
+PassAxis gradient_axis(const ConvAxis& axis) {
+  PassAxis pass{};
+  pass.phases = int(min(axis.stride, axis.input));
+  int64_t pads[kMaxPhases], length = 1;
+  pass.source = {axis.output, 1, 0, 1, 1, 1};
+  bool any = false;
+  for (int p = 0; p < pass.phases; ++p) {
+    const GradPhase grad = grad_phase(axis, p);
+    pass.phase[p] = {grad.out, grad.taps, 0, grad.kernel_index(0), -grad.period};
+    pads[p] = grad.plane.pad;
+    if (grad.taps == 0) continue;
+    pass.source.pad = any ? max(pass.source.pad, pads[p]) : pads[p];
+    pass.source.dilation = grad.plane.dilation;
+    any = true;
+  }
+  for (int p = 0; p < pass.phases; ++p) {
+    AxisPhase& phase = pass.phase[p];
+    if (phase.taps == 0) continue;
+    phase.shift = pass.source.pad - pads[p];
+    const int64_t extent = phase.shift + (phase.taps - 1) * pass.source.dilation + 1;
+    pass.extent = max(pass.extent, extent);
+    length = max(length, phase.out.count - 1 + extent);
+  }
+  pass.extent = max(1, pass.extent);
+  pass.source.length = length;
+  return pass;
+}
+
+template <class T>
+struct Pass {
+  int64_t images, groups;
+  int64_t sources, results;  // channels of a group
+  const char* source;
+  DType dtype;
+  PassAxis rows, columns;
+  Band band;
+  int64_t taps;            // of a filter
+  const T* weights;        // [group][result][source][tap], ordered by row phase, column phase
+  const int64_t* offsets;  // [tap], in a band
+  bool in_place;           // images are read as they are, not through bands
+  const T* bias;           // [group][result] or null
+  const char* residual;    // of out's layout, or null
+  Activation activation;
+  char* out;
+
+  int64_t out_rows() const { return rows.phase[0].out.size; }
+  int64_t out_columns() const { return columns.phase[0].out.size; }
+  int64_t phase_pitch() const {  // of the results of a column phase, when there are several
+    return columns.phases > 1 ? band.outputs * columns.phase[0].out.count + Vec<T>::size : 0;
+  }
+};
+
+// ------------------------------------------------------------------------------------- product
+
+// out[r][c] = bias + addend[r][c] + sum over t of weights[t] * band[r * band_row + c + offsets[t]]
+template <class T>
+struct RowsProduct {
+  const Source<T>* source;
+  int64_t band_row;
+  const T* weights;
+  const int64_t* offsets;
+  int64_t taps;
+  T bias;
+  const T* addend;  // of out's layout; may be null or out itself
+  T* out;
+  int64_t out_row;
+  int64_t rows, columns;
+};
+
+template <class T, int kRows>
+inline __attribute__((always_inline)) void start_sums(const RowsProduct<T>& p, int64_t at, int64_t n, Vec<T>* sums) {
+  const Vec<T> bias = Vec<T>::broadcast(p.bias);
+#pragma GCC unroll 7
+  for (int r = 0; r < kRows; ++r) {
+    const T* addend = p.addend + at + r * p.out_row;
+    sums[r] = p.addend == nullptr ? bias : bias + (n >= Vec<T>::size ? Vec<T>::load(addend) : Vec<T>::load(addend, n));
+  }
+}
+
+template <class T, int kRows>
+inline __attribute__((always_inline)) void store_sums(T* out, int64_t out_row, int64_t n, const Vec<T>* sums) {
+#pragma GCC unroll 7
+  for (int r = 0; r < kRows; ++r)
+    n >= Vec<T>::size ? sums[r].store(out + r * out_row) : sums[r].store(out + r * out_row, n);
+}
+
+// kRows rows from `row` on; kStep source rows lie between them.
+template <class Taps, int kStep, int kRows, class T>
+inline __attribute__((always_inline)) void sum_3x3(const RowsProduct<T>& p, const Vec<T>* weights, int64_t row) {
+  constexpr int kSourceRows = (kRows - 1) * kStep + 3;
+  const Taps taps{*p.source, p.offsets};
+  const T* source[kSourceRows];
+  taps.rows(row, source, kSourceRows);
+  for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
+    const auto columns = taps.columns(c, Vec<T>::size);
+    Vec<T> sums[kRows];
+    start_sums<T, kRows>(p, row * p.out_row + c, p.columns - c, sums);
+#pragma GCC unroll 15
+    for (int i = 0; i < kSourceRows; ++i) {
+      Vec<T> x[3];
+      taps.load(source[i], columns, x);
+#pragma GCC unroll 3
+      for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 7
+        for (int r = 0; r < kRows; ++r)
+          if (i - r * kStep >= 0 && i - r * kStep < 3) sums[r] += weights[(i - r * kStep) * 3 + b] * x[b];
+    }
+    store_sums<T, kRows>(p.out + row * p.out_row + c, p.out_row, p.columns - c, sums);
+  }
+}
+
+template <class Taps, int kStep, class T>
+void multiply_3x3(const RowsProduct<T>& given) {
+  const RowsProduct<T> p = given;
+  Vec<T> weights[9];
+#pragma GCC unroll 9
+  for (int t = 0; t < 9; ++t) weights[t] = Vec<T>::broadcast(p.weights[t]);
+  int64_t row = 0;
+  for (; row + kTapRows <= p.rows; row += kTapRows) sum_3x3<Taps, kStep, kTapRows>(p, weights, row);
+  if (row + 4 <= p.rows) sum_3x3<Taps, kStep, 4>(p, weights, row), row += 4;
+  if (row + 2 <= p.rows) sum_3x3<Taps, kStep, 2>(p, weights, row), row += 2;
+  if (row < p.rows) sum_3x3<Taps, kStep, 1>(p, weights, row);
+}
+
+template <class T, int kRows>
+inline __attribute__((always_inline)) void sum_taps(const RowsProduct<T>& p, int64_t row) {
+  for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
+    const T* band = p.source->band + row * p.band_row + c;
+    Vec<T> sums[kRows];
+    start_sums<T, kRows>(p, row * p.out_row + c, p.columns - c, sums);
+    for (int64_t t = 0; t < p.taps; ++t) {
+      const Vec<T> weight = Vec<T>::broadcast(p.weights[t]);
+#pragma GCC unroll 7
+      for (int r = 0; r < kRows; ++r) sums[r] += weight * Vec<T>::load(band + p.offsets[t] + r * p.band_row);
+    }
+    store_sums<T, kRows>(p.out + row * p.out_row + c, p.out_row, p.columns - c, sums);
+  }
+}
+
+template <class T>
+void multiply_taps(const RowsProduct<T>& given) {
+  const RowsProduct<T> p = given;
+  int64_t row = 0;
+  for (; row + 4 <= p.rows; row += 4) sum_taps<T, 4>(p, row);
+  for (; row < p.rows; ++row) sum_taps<T, 1>(p, row);
+}
+
+// --------------------------------------------------------------------------------------- bands
+
+// What a task uses for one band after another.
+template <class T>
+struct Buffers {
+  T* bands;    // [source]; a row of zeros when images are read in place
+  T* widened;  // [source] image rows, when the dtype is another
+  T* results;  // of a channel, when the dtype is another
+  T* phases;   // of a channel, when there are several column phases
+
+  Buffers(const Pass<T>& pass) {
+    const bool cast = pass.dtype != dtype_of<T>();
+    const int64_t bands_size = pass.in_place ? pass.band.columns.source : pass.sources * pass.band.channel_pitch;
+    const int64_t widened_size = cast ? pass.sources * pass.band.height * pass.band.columns.source : 0;
+    const int64_t results_size = cast ? pass.band.outputs * pass.rows.phases * pass.out_columns() : 0;
+    bands = static_cast<T*>(thread_scratch(
+        Scratch::Operation,
+        size_t(bands_size + widened_size + results_size + pass.columns.phases * pass.phase_pitch()) * sizeof(T)));
+    widened = bands + bands_size;
+    results = widened + widened_size;
+    phases = results + results_size;
+    fill_zero(bands, bands_size);
+  }
+};
+
+// One row from its residue classes, `phase_pitch` elements apart: element i of class p is column i * phases + p.
+template <class T>
+void weave_row(const T* classes, int64_t phase_pitch, int phases, int64_t columns, T* out) {
+  constexpr int kLanes = Vec<T>::size;
+  if (phases != 2) {
+    for (int p = 0; p < phases; ++p)
+      for (int64_t i = 0, c = p; c < columns; ++i, c += phases) out[c] = classes[p * phase_pitch + i];
+    return;
+  }
+  for (int64_t c = 0; c < columns; c += 2 * kLanes) {
+    Vec<T> low = Vec<T>::load(classes + c / 2), high = Vec<T>::load(classes + phase_pitch + c / 2);
+    interleave(low, high);
+    const int64_t n = columns - c;
+    n >= kLanes ? low.store(out + c) : low.store(out + c, n);
+    if (n > kLanes) n >= 2 * kLanes ? high.store(out + c + kLanes) : high.store(out + c + kLanes, n - kLanes);
+  }
+}
+
+template <class T>
+void multiply(const Pass<T>& pass, bool is_3x3, const RowsProduct<T>& p) {
+  if (!is_3x3) return multiply_taps(p);
+  if (pass.rows.source.step == 1)
+    return pass.in_place ? multiply_3x3<ImageTaps<T, 1>, 1>(p) : multiply_3x3<BandTaps<T, 1>, 1>(p);
+  return pass.in_place ? multiply_3x3<ImageTaps<T, 2>, 2>(p) : multiply_3x3<BandTaps<T, 2>, 2>(p);
+}
+
+// The rows of one row and one column phase of channel `result`, counted over all groups.
+template <class T>
+void multiply_phase(const Pass<T>& pass, int64_t result, int64_t first_tap, const AxisPhase& row_phase,
+                    const AxisPhase& column_phase, const Source<T>* sources, RowsProduct<T>& p) {
+  const int64_t step = pass.rows.source.step;
+  p.band_row = step * pass.band.row_pitch;
+  p.taps = row_phase.taps * column_phase.taps;
+  p.columns = column_phase.out.count;
+  p.offsets = pass.offsets + first_tap;
+  p.weights = pass.weights + result * pass.sources * pass.taps + first_tap;
+  const bool is_3x3 = row_phase.taps == 3 && column_phase.taps == 3 && pass.rows.source.dilation == 1 && step <= 2;
+  for (int64_t s = 0; s < pass.sources; ++s, p.weights += pass.taps) {
+    p.source = sources + s;
+    multiply(pass, is_3x3, p);
+    p.addend = p.out;
+    p.bias = 0;
+  }
+}
+
+// Channel `result`: `outputs` rows of each row phase, from `output` on. `target` is their first row, `addend` too.
+template <class T>
+void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64_t outputs, const Source<T>* sources,
+                      const Buffers<T>& buffers, const T* addend, T* target) {
+  const int64_t columns = pass.out_columns(), pitch = pass.phase_pitch();
+  int64_t first_tap = 0;
+  for (int a = 0; a < pass.rows.phases; ++a) {
+    const AxisPhase& row_phase = pass.rows.phase[a];
+    RowsProduct<T> p;
+    p.rows = min(outputs, row_phase.out.count - output);
+    T* const rows = target + row_phase.out.first * columns;
+    for (int b = 0; b < pass.columns.phases; ++b) {
+      const AxisPhase& column_phase = pass.columns.phase[b];
+      p.bias = pass.bias ? pass.bias[result] : T(0);
+      p.addend = addend;
+      p.out = pitch ? buffers.phases + b * pitch : rows;
+      p.out_row = pitch ? pass.columns.phase[0].out.count : row_phase.out.step * columns;
+      multiply_phase(pass, result, first_tap, row_phase, column_phase, sources, p);
+      first_tap += row_phase.taps * column_phase.taps;
+    }
+    for (int64_t r = 0; pitch && r < p.rows; ++r)
+      weave_row(buffers.phases + r * p.out_row, pitch, pass.columns.phases, columns,
+                rows + r * row_phase.out.step * columns);
+  }
+}
+
+// All results of one image, group and band.
+template <class T>
+void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t output, const Buffers<T>& buffers) {
+  const int64_t outputs = min(pass.band.outputs, pass.rows.phase[0].out.count - output);
+  const int64_t size = int64_t(item_size(pass.dtype));
+  const int64_t source_plane = pass.rows.source.source * pass.columns.source.source;
+  const RowRange range(pass.band, output, outputs);
+  Source<T> sources[kFewChannels];
+  for (int64_t s = 0; s < pass.sources; ++s)
+    sources[s] =
+        load_source(pass.band, pass.in_place, pass.source + (image_group * pass.sources + s) * source_plane * size,
+                    pass.dtype, range, s, buffers.bands, buffers.widened);
+  const int64_t row_step = pass.rows.phase[0].out.step, columns = pass.out_columns(), first_row = output * row_step;
+  const int64_t elements = (min(first_row + outputs * row_step, pass.out_rows()) - first_row) * columns;
+  const bool cast = pass.dtype != dtype_of<T>();
+  for (int64_t r = 0; r < pass.results; ++r) {
+    const int64_t at = ((image_group * pass.results + r) * pass.out_rows() + first_row) * columns * size;
+    T* target = cast ? buffers.results : reinterpret_cast<T*>(pass.out + at);
+    const T* addend = cast ? buffers.results : reinterpret_cast<const T*>(pass.residual + at);
+    if (cast && pass.residual) FASTNN_LEVEL::load_row(target, pass.residual + at, pass.dtype, 1, elements);
+    multiply_channel(pass, group * pass.results + r, output, outputs, sources, buffers,
+                     pass.residual ? addend : nullptr, target);
+    if (pass.activation != Activation::None) activate_row(pass.activation, target, elements);
+    if (cast) FASTNN_LEVEL::store_row(pass.out + at, pass.dtype, 1, target, elements);
+  }
+}
+
+template <class T>
+void run_pass(const Pass<T>& pass) {
+  const int64_t unit_work =
+      pass.sources * pass.results * pass.taps * pass.band.outputs * pass.columns.phase[0].out.count;
+  const int64_t grain = max(1, kTaskWork / max(1, unit_work));
+  parallel_for(pass.images * pass.groups * pass.band.count, grain, [&](int64_t begin, int64_t end) {
+    const Buffers<T> buffers(pass);
+    int64_t image_group = begin / pass.band.count, group = image_group % pass.groups, band = begin % pass.band.count;
+    for (int64_t unit = begin; unit < end; ++unit) {  // counted without divisions: small planes take some 100 cycles
+      run_unit(pass, image_group, group, band * pass.band.outputs, buffers);
+      if (++band < pass.band.count) continue;
+      band = 0;
+      ++image_group;
+      if (++group == pass.groups) group = 0;
+    }
+  });
+}
+
+// ------------------------------------------------------------------------------------- weights
+
+// The order of a filter's taps in a pass: where they are in the filter, and what they read in a band.
+template <class T>
+void order_taps(const Pass<T>& pass, int64_t kernel_columns, int64_t* kernel_indices, int64_t* offsets) {
+  for (int a = 0; a < pass.rows.phases; ++a)
+    for (int b = 0; b < pass.columns.phases; ++b) {
+      const AxisPhase &row = pass.rows.phase[a], &column = pass.columns.phase[b];
+      for (int64_t i = 0; i < row.taps; ++i)
+        for (int64_t j = 0; j < column.taps; ++j) {
+          *kernel_indices++ = row.kernel_index(i) * kernel_columns + column.kernel_index(j);
+          *offsets++ = (row.shift + i * pass.rows.source.dilation) * pass.band.row_pitch + column.shift +
+                       pass.band.column_offset(j);
+        }
+    }
+}
+
+// What the calling thread prepares for all tasks, in scratch; the pass is complete then but for its tensors.
+template <class T>
+void prepare_weights(const ConvArgs& args, bool gradient, Pass<T>& pass) {
+  const int64_t filters = args.groups * args.out_channels, count = filters * args.in_channels * pass.taps;
+  const bool cast = args.dtype != dtype_of<T>();
+  char* memory = static_cast<char*>(thread_scratch(
+      Scratch::OperationShared, size_t(2 * pass.taps) * sizeof(int64_t) +
+                                    size_t((cast ? count + filters : 0) + (gradient ? count : 0)) * sizeof(T)));
+  int64_t *offsets = reinterpret_cast<int64_t*>(memory), *kernel_indices = offsets + pass.taps;
+  T *widened = reinterpret_cast<T*>(kernel_indices + pass.taps), *bias = widened + count;
+  order_taps(pass, args.width.kernel, kernel_indices, offsets);
+  pass.offsets = offsets;
+  pass.weights = static_cast<const T*>(args.weight);
+  pass.bias = gradient ? nullptr : static_cast<const T*>(args.bias);
+  if (cast) {
+    FASTNN_LEVEL::load_row(widened, args.weight, args.dtype, 1, count);
+    if (pass.bias) FASTNN_LEVEL::load_row(bias, args.bias, args.dtype, 1, filters), pass.bias = bias;
+    pass.weights = widened;
+  }
+  if (!gradient) return;  // the taps of the one phase are in order
+  const T* filter = pass.weights;
+  T* ordered = cast ? bias + filters : widened;
+  pass.weights = ordered;
+  for (int64_t g = 0; g < args.groups; ++g)
+    for (int64_t i = 0; i < args.in_channels; ++i)
+      for (int64_t o = 0; o < args.out_channels; ++o, ordered += pass.taps) {
+        const T* taps = filter + ((g * args.out_channels + o) * args.in_channels + i) * pass.taps;
+        for (int64_t t = 0; t < pass.taps; ++t) ordered[t] = taps[kernel_indices[t]];
+      }
+}
+
+template <class T>
+bool run(const ConvArgs& args, bool gradient) {
+  Pass<T> pass{};
+  pass.images = args.images;
+  pass.groups = args.groups;
+  pass.sources = gradient ? args.out_channels : args.in_channels;
+  pass.results = gradient ? args.in_channels : args.out_channels;
+  pass.dtype = args.dtype;
+  pass.source = static_cast<const char*>(gradient ? args.dy : args.x);
+  pass.residual = gradient ? nullptr : static_cast<const char*>(args.residual);
+  pass.activation = gradient ? Activation::None : args.activation;
+  pass.out = static_cast<char*>(args.out);
+  pass.rows = gradient ? gradient_axis(args.height) : forward_axis(args.height);
+  pass.columns = gradient ? gradient_axis(args.width) : forward_axis(args.width);
+  pass.taps = args.height.kernel * args.width.kernel;
+  pass.band = make_band(pass.rows.source, pass.columns.source, pass.rows.phase[0].out.count, pass.rows.extent,
+                        pass.sources, Vec<T>::size, int64_t(sizeof(T)));
+  if (pass.band.channel_pitch > kLargestBand) return false;
+  pass.in_place =
+      pass.rows.phases == 1 && pass.columns.phases == 1 &&
+      suits_image_taps(pass.rows.source, pass.columns.source, pass.rows.phase[0].taps, pass.columns.phase[0].taps);
+  prepare_weights(args, gradient, pass);
+  run_pass(pass);
+  return true;
+}
+
+}  // namespace
+
+namespace FASTNN_LEVEL {
+
+bool depthwise_forward(const ConvArgs& given) {
+  const ConvArgs args = upright(given);
+  if (!suits_bands(args)) return false;
+  return args.dtype == DType::Float64 ? run<double>(args, false) : run<float>(args, false);
+}
+
+bool depthwise_input_grad(const ConvArgs& given) {
+  const ConvArgs args = upright(given);
+  if (!suits_bands(args) || args.height.stride > kMaxPhases || args.width.stride > kMaxPhases) return false;
+  return args.dtype == DType::Float64 ? run<double>(args, true) : run<float>(args, true);
+}
+
+}  // namespace FASTNN_LEVEL
+}  // namespace fastnn

@@ -1,0 +1,72 @@
+// What batch normalization does to a channel, in both directions and both layouts: two sums, then a line.
+//
+//   sums    v and v d, with d = x - centre              forward: v = d       backward: v = dy
+//   result  (x - centre) slope + dy dy_slope + offset
+//
+// A forward centre is the mean of the channel's first block, so that the variance, E d^2 - (E d)^2, loses at most
+// the ratio of all values to those of a block, however large the mean: that block's share of (E d)^2 is part of
+// the variance itself. Sums of float32 are carried over to float64 after each block.
+#pragma once
+
+#include "core/dtype.h"
+#include "simd/convert.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kBlock = 4096;  // elements of a block: 16 KiB of float32
+constexpr int64_t kPart = 32768;  // elements of a chunk
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <class T>
+struct Line {
+  T centre, slope, offset, dy_slope;
+};
+
+// `runs` runs of `length` elements, `stride` elements apart; `first` counts from the tensor's start.
+struct Block {
+  int64_t first, runs, length, stride;
+};
+
+template <class T>
+struct Runs {
+  T* data;
+  int64_t stride;
+  T* run(int64_t i) const { return data ? data + i * stride : nullptr; }
+};
+
+inline char* element(const void* data, DType dtype, int64_t index) {
+  return static_cast<char*>(const_cast<void*>(data)) + index * int64_t(item_size(dtype));
+}
+
+// A block in the compute type: in place, or packed into `buffer`. Null stays null.
+template <class T>
+Runs<const T> load(const void* data, DType dtype, const Block& block, T* buffer) {
+  if (!data || dtype == dtype_of<T>())
+    return {data ? static_cast<const T*>(data) + block.first : nullptr, block.stride};
+  for (int64_t run = 0; run < block.runs; ++run)
+    FASTNN_LEVEL::load_row(buffer + run * block.length, element(data, dtype, block.first + run * block.stride), dtype,
+                           1, block.length);
+  return {buffer, block.length};
+}
+
+// Where to compute a block: in place, or packed in `buffer`, which `finish` then stores.
+template <class T>
+Runs<T> target(void* data, DType dtype, const Block& block, T* buffer) {
+  if (dtype == dtype_of<T>()) return {static_cast<T*>(data) + block.first, block.stride};
+  return {buffer, block.length};
+}
+
+template <class T>
+void finish(void* data, DType dtype, const Block& block, const T* buffer) {
+  if (dtype == dtype_of<T>()) return;
+  for (int64_t run = 0; run < block.runs; ++run)
+    FASTNN_LEVEL::store_row(element(data, dtype, block.first + run * block.stride), dtype, 1,
+                            buffer + run * block.length, block.length);
+}
+
+}  // namespace
+}  // namespace fastnn

@@ -1,0 +1,64 @@
+// Batch normalization (Ioffe and Szegedy 2015): every channel to mean 0 and variance 1, then scaled and shifted.
+//
+//   y = (x - mean) rstd w + b       rstd = 1 / sqrt(var + eps)
+//   dw = rstd sum dy (x - mean)     db = sum dy
+//   training     dx = w rstd (dy - db / n - (x - mean) rstd dw / n)
+//   evaluation   dx = w rstd dy
+//
+// x (N, C, ...), row-major or with the channels last, floating; y has its layout. w, b and the running statistics
+// (C,) have x's dtype, or float32 beside a 16-bit x; w and b may be missing (1 and 0). In training, mean and var
+// are the batch's over its n = N ... values, n > 1, and running = (1 - momentum) running + momentum batch, with the
+// variance over n - 1. In evaluation they are the running ones. Saved: x, w, mean, rstd.
+#pragma once
+
+#include "core/kernel.h"
+#include "core/tensor.h"
+
+namespace fastnn {
+
+struct BatchNormOptions {
+  bool training;
+  double momentum, eps;
+};
+
+// The running statistics may be undefined in training.
+Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& running_mean,
+                  const Tensor& running_var, const BatchNormOptions& options);
+
+// A dense tensor as (outer, channels, inner): row-major is (N, C, H W), channels last is (N H W, C, 1).
+struct ChannelView {
+  int64_t outer, channels, inner;
+  DType dtype;
+};
+
+// Per-channel arrays are in the compute type of view.dtype, but mean and rstd: the rounding of a mean that is large
+// beside the deviation would come back n-fold in dw.
+struct BatchNormArgs {
+  ChannelView view;
+  const void* x;
+  void* y;
+  const void* weight;  // may be null
+  const void* bias;    // may be null
+  void* running_mean;  // updated in training, where they may be null; read in evaluation
+  void* running_var;
+  double* mean;  // written
+  double* rstd;  // written
+  BatchNormOptions options;
+};
+extern Kernel<BatchNormArgs> batch_norm_forward;
+
+// The sums dweight and dbias, and with them dx as in training.
+struct BatchNormBackwardArgs {
+  ChannelView view;
+  const void* dy;
+  const void* x;
+  void* dx;            // may be null: the sums alone
+  const void* weight;  // may be null
+  const double* mean;
+  const double* rstd;
+  void* dweight;
+  void* dbias;
+};
+extern Kernel<BatchNormBackwardArgs> batch_norm_backward;
+
+}  // namespace fastnn

@@ -1,0 +1,319 @@
+// Pooling of (planes, height, width, channels) on the CPU: registers over channels.
+//
+//   y[o] = max or mean of x over the window of o        bytes: x once, y once (and the taps)
+//
+// Every position is a run of channels, so all windows, fixed, dilated or adaptive, go alike: up to four
+// registers of channels at a time run over the window's positions. Overlapping windows read x again from the
+// caches. The backward gathers: dx at a position is the sum over the windows that cover it, in ascending
+// order, so that it needs no atomics, gives the same bits for any number of threads and writes dx once.
+// The last registers of a run overlap when the channels are not a multiple of them; fewer channels than
+// lanes take partial ones.
+#include "core/memory.h"
+#include "core/parallel.h"
+#include "ops/pool/stream_cpu.h"
+#include "ops/pool/window.h"
+
+namespace fastnn {
+namespace {
+
+constexpr int64_t kGrain = 1 << 17;  // elements that a chunk reads or writes, about
+
+template <int n>
+struct Count {
+  static constexpr int value = n;
+};
+
+// Calls block(Count, channel, lanes): that many registers, of `lanes` channels each: `most`, four, or one. The
+// block is inlined, so that `lanes` is a constant in whole registers.
+template <class T, int most, class Block>
+inline __attribute__((always_inline)) void for_each_registers(int64_t channels, const Block& block) {
+  constexpr int64_t lanes = kLanes<T>;
+  if (channels < lanes) return block(Count<1>{}, int64_t(0), channels);
+  int64_t channel = 0;
+  if constexpr (most > 4)
+    for (; channel + most * lanes <= channels; channel += most * lanes) block(Count<most>{}, channel, lanes);
+  for (; channel + 4 * lanes <= channels; channel += 4 * lanes) block(Count<4>{}, channel, lanes);
+  for (; channel < channels; channel += lanes) block(Count<1>{}, smaller(channel, channels - lanes), lanes);
+}
+
+// Calls rows(begin, end) for runs of the rows of all planes; `in_per_row` positions are touched for each.
+template <class Rows>
+void for_each_rows(const PoolArgs& args, int64_t rows_of_plane, int64_t positions_of_row, const Rows& rows) {
+  const int64_t work = larger(positions_of_row * args.channels, 1);
+  parallel_for(args.planes * rows_of_plane, larger(kGrain / work, 1), rows);
+}
+
+// About how many inputs an output row takes.
+int64_t inputs_of_row(const PoolArgs& args) {
+  return smaller(args.height.kernel, args.height.in) * larger(args.width.in, args.width.out);
+}
+
+// Large results whose positions are whole cache lines go past the caches.
+template <class Stored>
+bool is_streamed(const PoolArgs& args, const void* result, int64_t height, int64_t width) {
+  const int64_t pixel = args.channels * int64_t(sizeof(Stored));
+  return sizeof(Stored) >= 4 && args.planes * height * width * pixel >= kStreamedBytes && pixel % 64 == 0 &&
+         is_line_start(result);
+}
+
+template <class Stored>
+inline void put(Stored* p, Values<Compute<Stored>> values, int64_t n, bool streamed) {
+  if constexpr (sizeof(Stored) >= 4) {
+    if (streamed) return stream_values<Stored>(p, values);
+  }
+  store_values<Stored>(p, values, n);
+}
+
+// ------------------------------------------------------------------------------------------ maximum
+
+template <class Stored, class Tap>
+struct MaxPixel {
+  const Stored* x;  // the plane
+  Stored* y;        // the pixel
+  Tap* taps;
+  Window rows, columns;
+  bool streamed;
+};
+
+template <bool tapped, int n, class Stored, class Tap>
+inline __attribute__((always_inline)) void max_registers(const PoolArgs& args, const MaxPixel<Stored, Tap>& pixel,
+                                                         int64_t channel, int64_t lanes) {
+  using T = Compute<Stored>;
+  const Window rows = pixel.rows, columns = pixel.columns;
+  const bool is_empty = rows.begin >= rows.end || columns.begin >= columns.end;
+  Values<T> best[n];
+  Numbers<T> taps[n];
+  for (int r = 0; r < n; ++r) {
+    best[r] = broadcast<T>(-T(__builtin_inf()));
+    taps[r] = broadcast_number<T>(is_empty ? -1 : rows.first * args.width.kernel + columns.first);
+  }
+  int64_t first = rows.first * args.width.kernel + columns.first;
+  for (int64_t row = rows.begin; row < rows.end; row += args.height.dilation, first += args.width.kernel) {
+    const Stored* at = pixel.x + (row * args.width.in + columns.begin) * args.channels + channel;
+    Numbers<T> number = broadcast_number<T>(first);
+    for (int64_t column = columns.begin; column < columns.end; column += args.width.dilation) {
+      for (int r = 0; r < n; ++r)
+        take<tapped, T>(load_values<Stored>(at + r * kLanes<T>, lanes), number, best[r], taps[r]);
+      at += args.width.dilation * args.channels;
+      number += 1;
+    }
+  }
+  for (int r = 0; r < n; ++r) {
+    put<Stored>(pixel.y + channel + r * kLanes<T>, best[r], lanes, pixel.streamed);
+    if (tapped) store_taps<T, Tap>(pixel.taps + channel + r * kLanes<T>, taps[r], lanes);
+  }
+}
+
+// Flat positions in the plane, for the caller.
+template <class Tap>
+void expand_taps(const PoolArgs& args, int64_t out_row, int64_t out_column, const Tap* taps, int64_t* indices) {
+  for (int64_t c = 0; c < args.channels; ++c) {
+    const int64_t tap = taps[c] == Tap(-1) ? -1 : int64_t(taps[c]);
+    const int64_t row = position_of(args.height, out_row, tap / args.width.kernel);
+    const int64_t column = position_of(args.width, out_column, tap % args.width.kernel);
+    indices[c] = tap < 0 ? -1 : row * args.width.in + column;
+  }
+}
+
+template <bool tapped, class Stored, class Tap>
+void max_forward_typed(const PoolArgs& args) {
+  const int64_t in_size = args.height.in * args.width.in;
+  const bool streamed = is_streamed<Stored>(args, args.y, args.height.out, args.width.out);
+  for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
+    Tap* buffer = nullptr;
+    if (tapped && !args.taps)
+      buffer = static_cast<Tap*>(thread_scratch(Scratch::Operation, size_t(args.channels) * sizeof(Tap)));
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Stored* x = static_cast<const Stored*>(args.x) + at.plane * in_size * args.channels;
+      const Window rows = window_of(args.height, at.row);
+      for (int64_t o = 0; o < args.width.out; ++o) {
+        const int64_t start = (at.index * args.width.out + o) * args.channels;
+        const MaxPixel<Stored, Tap> pixel = {x,
+                                             static_cast<Stored*>(args.y) + start,
+                                             args.taps ? static_cast<Tap*>(args.taps) + start : buffer,
+                                             rows,
+                                             window_of(args.width, o),
+                                             streamed};
+        for_each_registers<Compute<Stored>, 4>(
+            args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+              max_registers<tapped, decltype(count)::value>(args, pixel, channel, lanes);
+            });
+        if (tapped && args.indices) expand_taps(args, at.row, o, pixel.taps, args.indices + start);
+      }
+    }
+    if (streamed) finish_streaming();
+  });
+}
+
+// The covering windows of every column, and the extents of the windows, worked out once for a chunk.
+struct ColumnCover {
+  int32_t begin, end;
+};
+struct Columns {
+  ColumnCover* covers;
+  int64_t* extents;
+
+  explicit Columns(const PoolArgs& args) {
+    const int64_t in = args.width.in, out = args.width.out;
+    extents = static_cast<int64_t*>(
+        thread_scratch(Scratch::Operation, size_t(out) * sizeof(int64_t) + size_t(in) * sizeof(ColumnCover)));
+    covers = reinterpret_cast<ColumnCover*>(extents + out);
+    for (int64_t o = 0; o < out; ++o) extents[o] = window_of(args.width, o, args.count_include_pad).extent;
+    for (int64_t column = 0; column < in; ++column) {
+      const Cover cover = cover_of(args.width, column);
+      covers[column] = {int32_t(cover.begin), int32_t(cover.end)};
+    }
+  }
+};
+
+template <class Stored, class Tap>
+void max_backward_typed(const PoolArgs& args) {
+  using T = Compute<Stored>;
+  const int64_t out_size = args.height.out * args.width.out;
+  const bool streamed = is_streamed<Stored>(args, args.x, args.height.in, args.width.in);
+  for_each_rows(args, args.height.in, 2 * args.width.in, [&](int64_t begin, int64_t end) {
+    const Columns layout(args);
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      const int64_t position = at.row;
+      const Cover rows = cover_of(args.height, position);
+      const Stored* dy = static_cast<const Stored*>(args.y) + at.plane * out_size * args.channels;
+      const Tap* taps = static_cast<const Tap*>(args.taps) + at.plane * out_size * args.channels;
+      for (int64_t column = 0; column < args.width.in; ++column) {
+        const ColumnCover columns = layout.covers[column];
+        Stored* dx = static_cast<Stored*>(args.x) + (at.index * args.width.in + column) * args.channels;
+        for_each_registers<T, 4>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> sums[n] = {};
+          for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
+            const int64_t row_tap = tap_at(args.height, out_row, position);
+            if (row_tap < 0) continue;
+            for (int64_t o = columns.begin; o < columns.end; ++o) {
+              const int64_t column_tap = tap_at(args.width, o, column);
+              if (column_tap < 0) continue;
+              const int64_t from = (out_row * args.width.out + o) * args.channels + channel;
+              const Numbers<T> number = broadcast_number<T>(row_tap * args.width.kernel + column_tap);
+              for (int r = 0; r < n; ++r)
+                sums[r] += where_tap<T>(load_taps<T, Tap>(taps + from + r * kLanes<T>, lanes), number,
+                                        load_values<Stored>(dy + from + r * kLanes<T>, lanes));
+            }
+          }
+          for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
+        });
+      }
+    }
+    if (streamed) finish_streaming();
+  });
+}
+
+// ------------------------------------------------------------------------------------------ average
+
+// Sums at a time: half of the registers, so that long windows read long runs.
+constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+
+template <class Stored>
+void avg_forward_typed(const PoolArgs& args) {
+  using T = Compute<Stored>;
+  const int64_t in_size = args.height.in * args.width.in;
+  const bool streamed = is_streamed<Stored>(args, args.y, args.height.out, args.width.out);
+  for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const Window rows = window_of(args.height, at.row, args.count_include_pad);
+      const Stored* x = static_cast<const Stored*>(args.x) + at.plane * in_size * args.channels;
+      for (int64_t o = 0; o < args.width.out; ++o) {
+        const Window columns = window_of(args.width, o, args.count_include_pad);
+        const int64_t extent = args.divisor_override ? args.divisor_override : rows.extent * columns.extent;
+        const Values<T> divisor = broadcast<T>(T(extent));
+        Stored* y = static_cast<Stored*>(args.y) + (at.index * args.width.out + o) * args.channels;
+        for_each_registers<T, kSums>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> sums[n] = {};
+          for (int64_t h = rows.begin; h < rows.end; ++h) {
+            const Stored* from = x + (h * args.width.in + columns.begin) * args.channels + channel;
+            for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels)
+              for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes);
+          }
+          for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
+        });
+      }
+    }
+    if (streamed) finish_streaming();
+  });
+}
+
+template <class Stored>
+void avg_backward_typed(const PoolArgs& args) {
+  using T = Compute<Stored>;
+  const int64_t out_size = args.height.out * args.width.out;
+  const bool streamed = is_streamed<Stored>(args, args.x, args.height.in, args.width.in);
+  for_each_rows(args, args.height.in, 2 * args.width.in, [&](int64_t begin, int64_t end) {
+    const Columns layout(args);
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      const Cover rows = cover_of(args.height, at.row);
+      const Stored* dy = static_cast<const Stored*>(args.y) + at.plane * out_size * args.channels;
+      for (int64_t column = 0; column < args.width.in; ++column) {
+        const ColumnCover columns = layout.covers[column];
+        Stored* dx = static_cast<Stored*>(args.x) + (at.index * args.width.in + column) * args.channels;
+        for_each_registers<T, 4>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> sums[n] = {};
+          for (int64_t out_row = rows.begin; out_row < rows.end; ++out_row) {
+            const int64_t row_extent = window_of(args.height, out_row, args.count_include_pad).extent;
+            for (int64_t o = columns.begin; o < columns.end; ++o) {
+              const int64_t extent = row_extent * layout.extents[o];
+              const T share = T(1) / T(args.divisor_override ? args.divisor_override : extent);
+              const Stored* from = dy + (out_row * args.width.out + o) * args.channels + channel;
+              for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes) * share;
+            }
+          }
+          for (int r = 0; r < n; ++r) put<Stored>(dx + channel + r * kLanes<T>, sums[r], lanes, streamed);
+        });
+      }
+    }
+    if (streamed) finish_streaming();
+  });
+}
+
+// ---------------------------------------------------------------------------------------- launchers
+
+template <template <class> class Run>
+void by_dtype(const PoolArgs& args) {
+  switch (args.dtype) {
+    case DType::Float64: return Run<double>::call(args);
+    case DType::BFloat16: return Run<bfloat16>::call(args);
+    case DType::Float16: return Run<float16>::call(args);
+    default: return Run<float>::call(args);
+  }
+}
+
+template <class Stored>
+struct MaxForward {
+  static void call(const PoolArgs& args) {
+    if (!args.taps && !args.indices) return max_forward_typed<false, Stored, uint8_t>(args);
+    if (args.tap_dtype == DType::UInt8) return max_forward_typed<true, Stored, uint8_t>(args);
+    max_forward_typed<true, Stored, int32_t>(args);
+  }
+};
+template <class Stored>
+struct MaxBackward {
+  static void call(const PoolArgs& args) {
+    if (args.tap_dtype == DType::UInt8) return max_backward_typed<Stored, uint8_t>(args);
+    max_backward_typed<Stored, int32_t>(args);
+  }
+};
+template <class Stored>
+struct AvgForward {
+  static void call(const PoolArgs& args) { avg_forward_typed<Stored>(args); }
+};
+template <class Stored>
+struct AvgBackward {
+  static void call(const PoolArgs& args) { avg_backward_typed<Stored>(args); }
+};
+
+}  // namespace
+
+FASTNN_CPU_KERNEL(max_pool_channels_last_forward, by_dtype<MaxForward>)
+FASTNN_CPU_KERNEL(max_pool_channels_last_backward, by_dtype<MaxBackward>)
+FASTNN_CPU_KERNEL(avg_pool_channels_last_forward, by_dtype<AvgForward>)
+FASTNN_CPU_KERNEL(avg_pool_channels_last_backward, by_dtype<AvgBackward>)
+
+}  // namespace fastnn

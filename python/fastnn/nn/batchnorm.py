@@ -1,0 +1,102 @@
+"""Batch normalization layers. Ioffe and Szegedy 2015."""
+
+from typing import Any
+
+from fastnn import _C
+from fastnn._C import Tensor
+from fastnn.nn import init
+from fastnn.nn.module import Module, Parameter
+
+
+class _BatchNorm(Module):
+    """What the dimensions share: weight and bias (C,) starting at 1 and 0, and the running statistics.
+
+    In training the batch's own statistics normalize, and running = (1 - momentum) running + momentum batch;
+    ``momentum=None`` averages over all batches equally. In evaluation the running ones normalize, or the batch's
+    where there are none (``track_running_stats=False``).
+    """
+
+    dims: tuple[int, ...]
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.affine = affine
+        self.track_running_stats = track_running_stats
+        shape = (num_features,)
+        self.weight = Parameter(_C.empty(shape, device=device, dtype=dtype)) if affine else None
+        self.bias = Parameter(_C.empty(shape, device=device, dtype=dtype)) if affine else None
+        tracked = track_running_stats
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.num_batches_tracked: Tensor | None
+        self.register_buffer("running_mean", _C.empty(shape, device=device, dtype=dtype) if tracked else None)
+        self.register_buffer("running_var", _C.empty(shape, device=device, dtype=dtype) if tracked else None)
+        self.register_buffer("num_batches_tracked", _C.zeros((), device=device, dtype=_C.int64) if tracked else None)
+        self.reset_parameters()
+
+    def reset_running_stats(self) -> None:
+        """Mean 0, variance 1, no batch seen."""
+        if self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None:
+            self.running_mean.zero_()
+            self.running_var.fill_(1)
+            self.num_batches_tracked.zero_()
+
+    def reset_parameters(self) -> None:
+        self.reset_running_stats()
+        if self.weight is not None and self.bias is not None:
+            init.ones_(self.weight)
+            init.zeros_(self.bias)
+
+    def _factor(self) -> float:
+        """The momentum of this training step, which is counted."""
+        if self.num_batches_tracked is None:
+            return self.momentum or 0.0
+        self.num_batches_tracked.add_(1)
+        return 1 / int(self.num_batches_tracked.item()) if self.momentum is None else self.momentum
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() not in self.dims:
+            expected = " or ".join(f"{d}-D" for d in self.dims)
+            raise ValueError(f"{type(self).__name__}: expected a {expected} input, got shape {tuple(input.shape)}")
+        mean, var = self.running_mean, self.running_var
+        if not self.training:
+            return _C.batch_norm(input, self.weight, self.bias, mean, var, mean is None, 0.0, self.eps)
+        if not self.track_running_stats:
+            return _C.batch_norm(input, self.weight, self.bias, None, None, True, 0.0, self.eps)
+        return _C.batch_norm(input, self.weight, self.bias, mean, var, True, self._factor(), self.eps)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}, "
+            f"track_running_stats={self.track_running_stats}"
+        )
+
+
+class BatchNorm1d(_BatchNorm):
+    """(N, C) or (N, C, L) -> the same shape, every channel normalized over the rest."""
+
+    dims = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm):
+    """(N, C, H, W) -> the same shape, every channel normalized over the rest; channels_last stays channels_last."""
+
+    dims = (4,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """(N, C, D, H, W) -> the same shape, every channel normalized over the rest."""
+
+    dims = (5,)
