@@ -256,24 +256,19 @@ int parts_of(DType dtype) {
 }
 
 Problem make_problem(const GemmArgs& args, const GemmItem& item) {
-  const char* bias = static_cast<const char*>(args.bias);
-  const char* residual = static_cast<const char*>(args.residual);
-  return {
-      args.m,
-      args.n,
-      args.k,
-      {item.a, args.dtype, args.a_row, args.a_column},
-      {item.b, args.dtype, args.b_column, args.b_row},
-      {item.c, args.c_dtype, args.c_row, float(args.alpha), args.accumulate,
-       args.bias_kind == GemmBias::PerRow ? bias : nullptr, args.bias_kind == GemmBias::PerColumn ? bias : nullptr,
-       residual ? residual + (item.c - static_cast<const char*>(args.c)) : nullptr, args.activation},
-      static_cast<char*>(const_cast<void*>(args.packed_b))};
+  return {args.m,
+          args.n,
+          args.k,
+          {item.a, args.dtype, args.a_row, args.a_column},
+          {item.b, args.dtype, args.b_column, args.b_row},
+          tile_output(args, item),
+          static_cast<char*>(const_cast<void*>(args.packed_b))};
 }
 
 void pack(const GemmPack& request) {
   const GemmArgs& args = *request.gemm;
   *request.bytes = 0;
-  if (gemm_batch_size(args) != 1 || !amx::gemm_suits(args)) return;
+  if (gemm_batch_size(args) != 1 || amx::gemm_skinny_suits(args) || !amx::gemm_suits(args)) return;
   Problem problem = make_problem(args, {static_cast<const char*>(args.a), static_cast<const char*>(args.b),
                                         static_cast<char*>(args.c)});
   problem.packed_b = static_cast<char*>(request.target);

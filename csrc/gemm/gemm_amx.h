@@ -14,6 +14,9 @@ namespace amx {
 bool gemm_suits(const GemmArgs& args);
 // One item of the batch.
 void gemm(const GemmArgs& args, const GemmItem& item);
+// The same for a product of which one operand stays in cache (skinny_amx.cpp).
+bool gemm_skinny_suits(const GemmArgs& args);
+void gemm_skinny(const GemmArgs& args, const GemmItem& item);
 }  // namespace amx
 
 namespace avx512 {

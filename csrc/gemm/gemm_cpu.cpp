@@ -1,10 +1,14 @@
 // The matrix engine on the CPU. Three ways through it, chosen by shape and strides alone:
 //
-//   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place.
+//   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place, 16-bit
+//            elements too. The other operand is read once, at the speed of memory.
 //   direct   B's rows are contiguous and the product is small or has few rows: in place.
 //   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabElements at most) is
 //            packed by all threads; then blocks of A's rows times strips of the slab are the parallel
 //            tasks, each packing its rows of A one depth block at a time.
+//
+// Where the machine has AMX, most products go there instead: skinny_amx.cpp where one operand fits the second-level
+// cache, gemm_amx.cpp the other large ones.
 //
 // k is not split between threads, except where C is so small and k so long that there is nothing else
 // to split: then into chunks fixed by k, whose partial products are added in order.
@@ -125,25 +129,51 @@ void direct(const Product<T>& product) {
   for_each_tile(product.m, product.n, product.k, kRows, kColumns, multiply_tile);
 }
 
-template <class T>
-void dot(const Product<T>& product) {
-  constexpr int64_t kRows = Tile<T>::kDotRows, kColumns = Tile<T>::kDotColumns;
-  int64_t b_columns[kColumns];
-  for (int64_t j = 0; j < kColumns; ++j) b_columns[j] = j * product.b.outer;
+// The operand of few rows (columns) takes the rows of tiles, the other one the columns: where that is A, C^T = B^T A^T.
+template <class T, class S, int kRows, int kColumns>
+void dot_tiles(const Product<T>& product) {
+  const bool transposed = product.m > product.n;
+  const Operand &few = transposed ? product.b : product.a, &many = transposed ? product.a : product.b;
+  const int64_t n_few = min(product.m, product.n), n_many = max(product.m, product.n);
+  const bool streamed = n_many * product.k * int64_t(sizeof(S)) > kCachedBytes;
+  int64_t columns_at[kColumns];
+  for (int64_t j = 0; j < kColumns; ++j) columns_at[j] = j * many.outer;
   const auto multiply_tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
     alignas(64) T block[kRows * kColumns];
     for (int64_t j = column; j < column_end; j += kColumns)
       for (int64_t i = row; i < row_end; i += kRows) {
         const int rows = int(min(kRows, row_end - i)), columns = int(min(kColumns, column_end - j));
-        dot_tile<T>({product.a.template at<T>(i, 0), product.a.outer, product.b.template at<T>(j, 0), b_columns,
-                     product.k, rows, columns},
-                    block);
-        const Destination<T> out = product.destination(i, j, 0, product.k);
+        DotTile<S> tile{
+            few.template at<S>(i, 0), few.outer, many.template at<S>(j, 0), columns_at, product.k, rows, columns};
+        if (streamed && i == row) tile.ahead = kColumns * many.outer;
+        dot_tile<T, S, kRows, kColumns>(tile, block);
+        const Destination<T> out =
+            transposed ? product.destination(j, i, 0, product.k) : product.destination(i, j, 0, product.k);
         for (int r = 0; r < rows; ++r)
-          for (int c = 0; c < columns; ++c) out.put_one(block[r * kColumns + c], r, c);
+          for (int c = 0; c < columns; ++c)
+            out.put_one(block[r * kColumns + c], transposed ? c : r, transposed ? r : c);
       }
   };
-  for_each_tile(product.m, product.n, product.k, kRows, kColumns, multiply_tile);
+  for_each_tile(n_few, n_many, product.k, kRows, kColumns, multiply_tile);
+}
+
+// The fewer rows there are, the more columns are read at once: memory is fast along many.
+template <class T, class S>
+void dot_of(const Product<T>& product) {
+  constexpr int kSums = Vec<T>::size;
+  const int64_t n_few = min(product.m, product.n);
+  if (n_few == 1) return dot_tiles<T, S, 1, kSums>(product);
+  if (n_few == 2 && kSums > 2) return dot_tiles<T, S, 2, kSums / 2>(product);
+  dot_tiles<T, S, Tile<T>::kDotRows, Tile<T>::kDotColumns>(product);
+}
+
+template <class T>
+void dot(const Product<T>& product) {
+  if constexpr (sizeof(T) == 4) {
+    if (product.a.dtype == DType::BFloat16) return dot_of<T, bfloat16>(product);
+    if (product.a.dtype == DType::Float16) return dot_of<T, float16>(product);
+  }
+  dot_of<T, T>(product);
 }
 
 // A packed part of B: panels of kColumns columns, each [depth][kColumns].
@@ -235,7 +265,7 @@ void multiply_whole(const Product<T>& product) {
   const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows;
   const bool along_k = product.a.depth == 1 && product.b.depth == 1 && product.k > 1;
   const bool whole_rows = product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
-  if (in_place && along_k && (product.m <= kDotRows || product.n <= kDotColumns)) return dot(product);
+  if (along_k && (product.m <= kDotRows || product.n <= kDotColumns)) return dot(product);
   if (in_place && whole_rows && small) return direct(product);
   packed(product);
 }
@@ -298,7 +328,8 @@ void multiply_item(const GemmArgs& args, const GemmItem& item) {
 // A 16-bit C: the sums are made in float32, and rounded once.
 void multiply_rounded(const GemmArgs& args, const GemmItem& item) {
   float* sums = static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(args.m * args.n) * sizeof(float)));
-  multiply(make_product<float>(args, item, {sums, args.n, float(args.alpha), false, nullptr, nullptr, nullptr, Activation::None}));
+  multiply(make_product<float>(args, item,
+                               {sums, args.n, float(args.alpha), false, nullptr, nullptr, nullptr, Activation::None}));
   const int64_t size = int64_t(item_size(args.c_dtype));
   const char* bias = static_cast<const char*>(args.bias);
   parallel_for(args.m, max(1, (1 << 16) / args.n), [&](int64_t begin, int64_t end) {
@@ -344,14 +375,15 @@ void gemm(const GemmArgs& args) {
   const int64_t batch = gemm_batch_size(args);
   if (args.m == 0 || args.n == 0 || batch == 0) return;
 #ifdef FASTNN_AMX
-  const bool tiles = cpu_level() == CpuLevel::Amx && amx::gemm_suits(args);
+  const bool has_tiles = cpu_level() == CpuLevel::Amx;
+  const bool skinny = has_tiles && amx::gemm_skinny_suits(args), tiles = has_tiles && amx::gemm_suits(args);
 #endif
   const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t index = begin; index < end; ++index) {
       const GemmItem item = gemm_item(args, index);
 #ifdef FASTNN_AMX
-      if (tiles) {
-        amx::gemm(args, item);
+      if (skinny || tiles) {
+        skinny ? amx::gemm_skinny(args, item) : amx::gemm(args, item);
         continue;
       }
 #endif
@@ -368,8 +400,8 @@ void gemm(const GemmArgs& args) {
 
 void gemm_outer_tile(const OuterTile<float>& tile, float* block) { run_outer_tile(tile, block); }
 void gemm_outer_tile(const OuterTile<double>& tile, double* block) { run_outer_tile(tile, block); }
-void gemm_dot_tile(const DotTile<float>& tile, float* block) { dot_tile(tile, block); }
-void gemm_dot_tile(const DotTile<double>& tile, double* block) { dot_tile(tile, block); }
+void gemm_dot_tile(const DotTile<float>& tile, float* block) { dot_tile<float>(tile, block); }
+void gemm_dot_tile(const DotTile<double>& tile, double* block) { dot_tile<double>(tile, block); }
 
 }  // namespace FASTNN_LEVEL
 }  // namespace fastnn

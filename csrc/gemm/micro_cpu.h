@@ -157,37 +157,93 @@ __attribute__((noinline)) void packed_tile(const T* a, const T* b, int64_t k, in
   out.put(block, rows, columns);
 }
 
-// Rows and columns beyond the valid ones repeat the last one.
-template <class T>
-__attribute__((noinline)) void dot_tile(const DotTile<T>& tile, T* block) {
-  constexpr int kLanes = Vec<T>::size, kRows = Tile<T>::kDotRows, kColumns = Tile<T>::kDotColumns;
-  const T* a[kRows];
-  const T* b[kColumns];
-#pragma GCC unroll 4
-  for (int i = 0; i < kRows; ++i) a[i] = tile.a + (i < tile.rows ? i : tile.rows - 1) * tile.a_row;
-#pragma GCC unroll 4
-  for (int j = 0; j < kColumns; ++j) b[j] = tile.b + tile.b_offsets[j < tile.columns ? j : tile.columns - 1];
-  Vec<T> sums[kLanes];
+// A vector of elements of S as vectors of T, in an order that is the same for all operands.
+template <class T, class S>
+struct DotElements {  // S is T
+  static constexpr int kVectors = 1;
+  static void load(const S* p, Vec<T>* out) { out[0] = Vec<T>::load(p); }
+  static void load(const S* p, int64_t n, Vec<T>* out) { out[0] = Vec<T>::load(p, n); }
+};
+
+// 16-bit elements: two vectors of float32 for one of them.
+template <class S>
+struct WidenedElements {
+  static constexpr int kVectors = 2, kLanes = Vec<float>::size;
+  static void load(const S* p, Vec<float>* out) {
+    if constexpr (dtype_of<S>() == DType::BFloat16) {
+      // The elements of even index, then those of odd index.
+      typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+      Words words;
+      memcpy(&words, p, sizeof words);
+      out[0] = Vec<float>(Vec<float>::Raw(words << 16));
+      out[1] = Vec<float>(Vec<float>::Raw(words & 0xffff0000u));
+    } else {
+#if defined(__AVX512F__)
+      // With a mask, since GCC 12 warns of the plain conversion's own code (bug 105593).
+      const __m256i* halves = reinterpret_cast<const __m256i*>(p);
+      out[0] = Vec<float>(Vec<float>::Raw(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(halves))));
+      out[1] = Vec<float>(Vec<float>::Raw(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(halves + 1))));
+#elif defined(__AVX2__)
+      out[0] = Vec<float>(Vec<float>::Raw(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
+      out[1] =
+          Vec<float>(Vec<float>::Raw(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + kLanes)))));
+#else
+      float widened[2 * kLanes];
+      for (int i = 0; i < 2 * kLanes; ++i) widened[i] = to_float(p[i]);
+      out[0] = Vec<float>::load(widened);
+      out[1] = Vec<float>::load(widened + kLanes);
+#endif
+    }
+  }
+  static void load(const S* p, int64_t n, Vec<float>* out) {
+    S whole[2 * kLanes] = {};
+    memcpy(whole, p, size_t(n) * sizeof(S));
+    load(whole, out);
+  }
+};
+template <>
+struct DotElements<float, bfloat16> : WidenedElements<bfloat16> {};
+template <>
+struct DotElements<float, float16> : WidenedElements<float16> {};
+
+// block[kRows][kColumns], one sum for each lane of a vector. Rows and columns beyond the valid ones repeat the
+// last one.
+template <class T, class S, int kRows = Tile<T>::kDotRows, int kColumns = Tile<T>::kDotColumns>
+__attribute__((noinline)) void dot_tile(const DotTile<S>& tile, T* block) {
+  using Elements = DotElements<T, S>;
+  constexpr int kSums = Vec<T>::size, kVectors = Elements::kVectors, kStep = kVectors * Vec<T>::size;
+  static_assert(kRows * kColumns == kSums);
+  const S* a[kRows];
+  const S* b[kColumns];
 #pragma GCC unroll 16
-  for (int i = 0; i < kLanes; ++i) sums[i] = Vec<T>::zero();
+  for (int i = 0; i < kRows; ++i) a[i] = tile.a + (i < tile.rows ? i : tile.rows - 1) * tile.a_row;
+#pragma GCC unroll 16
+  for (int j = 0; j < kColumns; ++j) b[j] = tile.b + tile.b_offsets[j < tile.columns ? j : tile.columns - 1];
+  Vec<T> sums[kSums];
+#pragma GCC unroll 16
+  for (int i = 0; i < kSums; ++i) sums[i] = Vec<T>::zero();
   const auto step = [&](int64_t p, auto load) __attribute__((always_inline)) {
-    Vec<T> columns[kColumns];
+    Vec<T> rows[kRows][kVectors];
 #pragma GCC unroll 4
-    for (int j = 0; j < kColumns; ++j) columns[j] = load(b[j] + p);
+    for (int i = 0; i < kRows; ++i) load(a[i] + p, rows[i]);
+#pragma GCC unroll 16
+    for (int j = 0; j < kColumns; ++j) {
+      Vec<T> column[kVectors];
+      load(b[j] + p, column);
+      __builtin_prefetch(b[j] + p + tile.ahead, 0, 2);
 #pragma GCC unroll 4
-    for (int i = 0; i < kRows; ++i) {
-      const Vec<T> row = load(a[i] + p);
-#pragma GCC unroll 4
-      for (int j = 0; j < kColumns; ++j) sums[i * kColumns + j] += row * columns[j];
+      for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v) sums[i * kColumns + j] += rows[i][v] * column[v];
     }
   };
   for (int64_t run = 0; run < tile.runs; ++run) {
     int64_t p = 0;
-    for (; p + kLanes <= tile.k; p += kLanes) step(p, [](const T* x) { return Vec<T>::load(x); });
-    if (p < tile.k) step(p, [&](const T* x) { return Vec<T>::load(x, tile.k - p); });
-#pragma GCC unroll 4
+    for (; p + kStep <= tile.k; p += kStep) step(p, [](const S* x, Vec<T>* out) { Elements::load(x, out); });
+    if (p < tile.k) step(p, [&](const S* x, Vec<T>* out) { Elements::load(x, tile.k - p, out); });
+#pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) a[i] += tile.a_run;
-#pragma GCC unroll 4
+#pragma GCC unroll 16
     for (int j = 0; j < kColumns; ++j) b[j] += tile.b_run;
   }
   row_sums(sums).store(block);

@@ -25,6 +25,20 @@ struct TileOutput {
   }
 };
 
+inline TileOutput tile_output(const GemmArgs& args, const GemmItem& item) {
+  const char* bias = static_cast<const char*>(args.bias);
+  const char* residual = static_cast<const char*>(args.residual);
+  return {item.c,
+          args.c_dtype,
+          args.c_row,
+          float(args.alpha),
+          args.accumulate,
+          args.bias_kind == GemmBias::PerRow ? bias : nullptr,
+          args.bias_kind == GemmBias::PerColumn ? bias : nullptr,
+          residual ? residual + (item.c - static_cast<const char*>(args.c)) : nullptr,
+          args.activation};
+}
+
 // Columns 16 * half + ... of row r, before the activation.
 template <class T>
 inline __m512 finish_lanes(const TileOutput& out, __m512 x, int64_t row, int64_t column, __mmask16 mask) {

@@ -3,7 +3,8 @@
 //
 //   outer tile   block[i][j] = sum over p of A[i, p] B[p, j]     B's rows lie at b + b_offsets[p]
 //   dot tile     block[i][j] = sum over p of A[i, p] B[p, j]     A's rows and B's columns are contiguous
-//                                                                in p, B's columns lie at b + b_offsets[j]
+//                                                                in p, B's columns lie at b + b_offsets[j];
+//                                                                16-bit elements are widened in registers
 // Compiled once per CPU level, in gemm_cpu.cpp.
 #pragma once
 
@@ -53,16 +54,18 @@ struct OuterTile {
 };
 
 // rows <= kDotRows, columns <= kDotColumns; sums beyond them are meaningless. k may come in several
-// runs of equal length, `a_run` and `b_run` elements apart.
-template <class T>
+// runs of equal length, `a_run` and `b_run` elements apart. `ahead`: B's columns are prefetched this many elements
+// further on, for the tiles to come.
+template <class S>
 struct DotTile {
-  const T* a;
+  const S* a;
   int64_t a_row;
-  const T* b;
+  const S* b;
   const int64_t* b_offsets;
   int64_t k;
   int rows, columns;
   int64_t runs = 1, a_run = 0, b_run = 0;
+  int64_t ahead = 0;
 };
 
 #ifdef FASTNN_LEVEL

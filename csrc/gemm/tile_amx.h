@@ -21,10 +21,10 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kBlock = 32;                     // rows and columns of a block of sums
-constexpr int64_t kStepK = 32;                     // of k in a step
-constexpr int64_t kTileBytes = 1024;               // 16 rows of 64 bytes
-constexpr int64_t kBlockBytes = 2 * kTileBytes;    // 32 rows (columns) of an operand for one step and part
+constexpr int64_t kBlock = 32;                   // rows and columns of a block of sums
+constexpr int64_t kStepK = 32;                   // of k in a step
+constexpr int64_t kTileBytes = 1024;             // 16 rows of 64 bytes
+constexpr int64_t kBlockBytes = 2 * kTileBytes;  // 32 rows (columns) of an operand for one step and part
 constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 
 // Steps whose operand panel (32 rows, all parts) stays in the first-level cache: 24 to 32 KiB. The other
@@ -41,17 +41,23 @@ struct TileStream {
   int64_t part;    // bytes to the next part
 };
 
-// What a block fetches into the second-level cache for later ones: cache lines from A and from B on.
-struct TileAhead {
-  const char* a = nullptr;
-  const char* b = nullptr;
-  int64_t a_lines = 0, b_lines = 0;
-};
-
 inline void prefetch_share(const char* p, int64_t lines, int64_t share, int64_t shares) {
   for (int64_t line = lines * share / shares; line < lines * (share + 1) / shares; ++line)
     _mm_prefetch(p + line * 64, _MM_HINT_T1);
 }
+
+// What vector units do beside each step's products. Here: fetch cache lines from A and from B on into the
+// second-level cache, for later blocks.
+struct TileAhead {
+  const char* a = nullptr;
+  const char* b = nullptr;
+  int64_t a_lines = 0, b_lines = 0;
+
+  void operator()(int64_t step, int64_t steps) const {
+    prefetch_share(a, a_lines, step, steps);
+    prefetch_share(b, b_lines, step, steps);
+  }
+};
 
 // Eight tiles of 16 rows of 64 bytes. A constant: GCC 12 takes only the first bytes of what _tile_loadconfig
 // reads for read, and would drop the stores that fill a local one.
@@ -70,10 +76,9 @@ struct TileScope {
 
 // sums (four tiles: [row half][column half][16][16]) += or = A B over `steps` steps. kTall, kWide: whether the
 // second 16 rows, columns are wanted.
-template <int P, bool kTall, bool kWide>
+template <int P, bool kTall, bool kWide, class Ahead>
 inline __attribute__((always_inline)) void tile_product(const TileStream& a, const TileStream& b, int64_t step,
-                                                        int64_t steps, float* sums, bool first,
-                                                        const TileAhead& ahead) {
+                                                        int64_t steps, float* sums, bool first, const Ahead& ahead) {
   if (first) {
     _tile_zero(0);
     if (kWide) _tile_zero(1);
@@ -85,21 +90,20 @@ inline __attribute__((always_inline)) void tile_product(const TileStream& a, con
     if (kTall) _tile_loadd(2, sums + 512, 64);
     if (kTall && kWide) _tile_loadd(3, sums + 768, 64);
   }
-#define FASTNN_LOAD_A(p)                         \
+#define FASTNN_LOAD_A(p)                    \
   _tile_loadd(4, pa + (p) * a.part, a.row); \
   if (kTall) _tile_loadd(5, pa + (p) * a.part + a.second, a.row)
-#define FASTNN_LOAD_B(p)                         \
+#define FASTNN_LOAD_B(p)                    \
   _tile_loadd(6, pb + (p) * b.part, b.row); \
   if (kWide) _tile_loadd(7, pb + (p) * b.part + b.second, b.row)
-#define FASTNN_PRODUCT                    \
-  _tile_dpbf16ps(0, 4, 6);           \
+#define FASTNN_PRODUCT                \
+  _tile_dpbf16ps(0, 4, 6);            \
   if (kWide) _tile_dpbf16ps(1, 4, 7); \
   if (kTall) _tile_dpbf16ps(2, 5, 6); \
   if (kTall && kWide) _tile_dpbf16ps(3, 5, 7)
   for (int64_t s = step; s < step + steps; ++s) {
     const char *pa = a.base + a.steps[s], *pb = b.base + b.steps[s];
-    prefetch_share(ahead.a, ahead.a_lines, s - step, steps);
-    prefetch_share(ahead.b, ahead.b_lines, s - step, steps);
+    ahead(s - step, steps);
     // From one product of parts to the next only one operand changes, and small products come first.
     if constexpr (P == 3) {
       FASTNN_LOAD_A(2);
@@ -138,9 +142,9 @@ inline __attribute__((always_inline)) void tile_product(const TileStream& a, con
   if (kTall && kWide) _tile_stored(3, sums + 768, 64);
 }
 
-template <int P>
+template <int P, class Ahead = TileAhead>
 __attribute__((noinline)) void tile_block(const TileStream& a, const TileStream& b, int64_t step, int64_t steps,
-                                          bool tall, bool wide, float* sums, bool first, const TileAhead& ahead = {}) {
+                                          bool tall, bool wide, float* sums, bool first, const Ahead& ahead = {}) {
   if (tall && wide) return tile_product<P, true, true>(a, b, step, steps, sums, first, ahead);
   if (tall) return tile_product<P, true, false>(a, b, step, steps, sums, first, ahead);
   if (wide) return tile_product<P, false, true>(a, b, step, steps, sums, first, ahead);
