@@ -128,7 +128,7 @@ void store_blocks(const TileOutput& out, const PackedSlab& a, const PackedSlab& 
 template <int P>
 void multiply_slabs(const PackedSlab& a, const PackedSlab& b, const TileOutput& out) {
   const int64_t products = a.panels() * b.panels() * a.steps * (P * (P + 1) / 2);
-  const int64_t wanted = max(1, min(kTasks, products / kTaskProducts));
+  const int64_t wanted = products < kSerialProducts ? 1 : min(kTasks, products / kTaskProducts);
   int64_t row_panels = even_piece(a.panels(), 2 * kBlockPanels), column_panels = even_piece(b.panels(), kBlockPanels);
   const auto tasks = [&] { return ceil_div(a.panels(), row_panels) * ceil_div(b.panels(), column_panels); };
   while (tasks() < wanted && row_panels * column_panels > 1)

@@ -56,10 +56,17 @@ struct HeldPanels {
 };
 
 template <int P>
+bool is_serial(const SkinnyProduct& product) {
+  const int64_t blocks = ceil_div(product.n_streamed, kBlock) * ceil_div(product.n_held, kBlock);
+  return blocks * ceil_div(product.k, kStepK) * (P * (P + 1) / 2) < kSerialProducts;
+}
+
+template <int P>
 HeldPanels pack_held(const SkinnyProduct& product) {
   const int64_t steps = ceil_div(product.k, kStepK), panels = ceil_div(product.n_held, kBlock);
   const int64_t panel_bytes = steps * P * kBlockBytes;
-  const int64_t piece = max(1, kPackGrain / (kStepK * kBlock * panels)), pieces = ceil_div(steps, piece);
+  const int64_t piece = is_serial<P>(product) ? steps : max(1, kPackGrain / (kStepK * kBlock * panels));
+  const int64_t pieces = ceil_div(steps, piece);
   char* data = static_cast<char*>(
       thread_scratch(Scratch::GemmB, size_t(panels * panel_bytes + pieces * int64_t(sizeof(PartRange)))));
   PartRange* ranges = reinterpret_cast<PartRange*>(data + panels * panel_bytes);
@@ -207,7 +214,7 @@ void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem
     bool exact[kStretchPanels];
     const int64_t products = held.panels * ceil_div(product.k, kStepK) * (P * (P + 1) / 2);
     const int64_t n_panels = min(kStretchPanels, panels - stretch);
-    parallel_for(n_panels, max(1, kTaskProducts / products), [&](int64_t begin, int64_t end) {
+    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / products), [&](int64_t begin, int64_t end) {
       const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
       char* memory = static_cast<char*>(
           thread_scratch(Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));

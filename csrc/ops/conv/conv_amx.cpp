@@ -342,7 +342,7 @@ void run_block(const TilePass& pass, const char* filters, const char* planes, Ti
 template <int P>
 void run_images(const TilePass& pass, const char* filters, const char* planes) {
   const int64_t products = pass.panels() * pass.tiles() * pass.steps() * (P * (P + 1) / 2);
-  const int64_t wanted = max(1, min(kTasks, products / kTaskProducts));
+  const int64_t wanted = products < kSerialProducts ? 1 : min(kTasks, products / kTaskProducts);
   int64_t panels = even_piece(pass.panels(), kBlockFilters, 1), tiles = even_piece(pass.tiles(), kBlockTiles, 1);
   const auto tasks = [&] { return ceil_div(pass.panels(), panels) * ceil_div(pass.tiles(), tiles); };
   while (tasks() < wanted && panels * tiles > 1)
