@@ -11,7 +11,7 @@
 namespace fastnn {
 
 struct DerivedBlock {
-  Tensor memory;       // bytes; undefined: nothing is kept (yet)
+  Tensor memory;  // bytes; undefined: nothing is kept (yet)
   // False: this caller alone was given it, to fill it and call mark_ready. Others get nothing until then.
   bool ready = false;
 

@@ -117,7 +117,7 @@ class Tensor {
   // The format that the strides name, gaps or not. Sizes of 1 have strides too: where they make the elements of both
   // formats lie alike, these tell which was asked for, as in PyTorch.
   MemoryFormat memory_format() const;
-  bool overlaps_itself() const;   // some element is reachable by two indices (expanded views)
+  bool overlaps_itself() const;  // some element is reachable by two indices (expanded views)
   uint32_t version() const { return impl_->storage->version.load(std::memory_order_relaxed); }
 
   // The first element. `raw` is untyped; `data<T>` trusts that T is the dtype.

@@ -176,8 +176,7 @@ void bind_elementwise(Binder& b) {
 
 void bind_copy(Binder& b) {
   b.both(
-      "clone",
-      [](const Tensor& x, const Format& format) { return clone(x, format.value_or(MemoryFormat::Preserve)); },
+      "clone", [](const Tensor& x, const Format& format) { return clone(x, format.value_or(MemoryFormat::Preserve)); },
       arg("input"), py::kw_only(), arg("memory_format") = py::none());
   b.both("detach", detach, arg("input"));
   b.method(

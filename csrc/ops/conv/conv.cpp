@@ -119,9 +119,9 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
   args.height = axes.begin()[0];
   args.width = spatial == 2 ? axes.begin()[1] : ConvAxis{1, 1, 1, 1, 0, 1};
   args.dtype = given.dtype();
-  args.channels_last = batched && spatial == 2 &&
-                       (given.memory_format() == MemoryFormat::ChannelsLast ||
-                        weight.memory_format() == MemoryFormat::ChannelsLast);
+  args.channels_last =
+      batched && spatial == 2 &&
+      (given.memory_format() == MemoryFormat::ChannelsLast || weight.memory_format() == MemoryFormat::ChannelsLast);
   Dims made;
   if (batched) made.push_back(args.images);
   made.push_back(transposed ? weight.size(1) * groups : weight.size(0));
@@ -163,7 +163,8 @@ Tensor row_major(const Tensor& weight) {
   const DerivedBlock block =
       derived_block(weight, purpose_of('r'), checked_numel(weight.shape()) * int64_t(weight.item_size()));
   if (!block.memory.defined()) return dense(weight);
-  const Tensor copy = from_storage(block.memory.storage(), weight.shape(), contiguous_strides(weight.shape()), weight.dtype());
+  const Tensor copy =
+      from_storage(block.memory.storage(), weight.shape(), contiguous_strides(weight.shape()), weight.dtype());
   if (!block.ready) {
     copy_into(copy, weight);
     mark_ready(weight, block);
@@ -315,8 +316,9 @@ Tensor fused_conv2d(const Tensor& x, const Tensor& weight, const Tensor& bias, c
                     const Tensor& residual, Activation activation) {
   check_tensors("fused_conv2d", 2, x, weight, bias, options.groups);
   check_options("fused_conv2d", 2, options);
-  check<RuntimeError>(!needs_grad({x, weight, bias, residual}),
-                      "fused_conv2d: an operand requires grad, and the fused form has no backward; call it under no_grad");
+  check<RuntimeError>(
+      !needs_grad({x, weight, bias, residual}),
+      "fused_conv2d: an operand requires grad, and the fused form has no backward; call it under no_grad");
   const ConvAxis height = axis_of("fused_conv2d", x, weight, options, 0),
                  width = axis_of("fused_conv2d", x, weight, options, 1);
   const Geometry geometry = make_geometry(x, weight, options.groups, {height, width}, false);

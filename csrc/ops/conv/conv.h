@@ -56,15 +56,15 @@ struct ConvArgs {
   ConvAxis height, width;
   DType dtype;
   bool channels_last;
-  const void* x;       // read by forward and weight_grad
-  const void* weight;  // read by forward and input_grad
-  const void* bias;    // read by forward; may be null
-  const void* dy;      // read by input_grad and weight_grad
+  const void* x;                   // read by forward and weight_grad
+  const void* weight;              // read by forward and input_grad
+  const void* bias;                // read by forward; may be null
+  const void* dy;                  // read by input_grad and weight_grad
   const void* residual = nullptr;  // forward adds it to y; of y's layout, may be null
   Activation activation = Activation::None;
-  void* packed = nullptr;         // forward keeps the packed weights here: conv_packing says how much, or is null
-  bool* packed_ready = nullptr;   // are they there? Set by forward once those of all groups are
-  void* out;           // y, dx or dw
+  void* packed = nullptr;        // forward keeps the packed weights here: conv_packing says how much, or is null
+  bool* packed_ready = nullptr;  // are they there? Set by forward once those of all groups are
+  void* out;                     // y, dx or dw
 };
 extern Kernel<ConvArgs> conv_forward;
 extern Kernel<ConvArgs> conv_input_grad;

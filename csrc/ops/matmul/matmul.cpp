@@ -296,8 +296,9 @@ Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
 
 Tensor fused_linear(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& residual,
                     Activation activation) {
-  check<RuntimeError>(!needs_grad({x, weight, bias, residual}),
-                      "fused_linear: an operand requires grad, and the fused form has no backward; call it under no_grad");
+  check<RuntimeError>(
+      !needs_grad({x, weight, bias, residual}),
+      "fused_linear: an operand requires grad, and the fused form has no backward; call it under no_grad");
   check<TypeError>(x.is_floating(), "fused_linear: not implemented for ", x.dtype());
   ProductOptions options;
   options.activation = activation;
