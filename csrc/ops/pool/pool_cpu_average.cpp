@@ -295,7 +295,7 @@ void avg_backward_pairs(const PoolArgs& args) {
       const Stored* dy = static_cast<const Stored*>(args.y) + (at.plane * args.height.out + out_row) * out;
       Stored* dx = sink.line<Stored>(at.index, in, line);
       if (covered) spread_mean_pairs(dy, out, dx);
-      fill<Stored>(dx + covered, 0, in - covered);
+      for (int64_t w = covered; w < in; ++w) dx[w] = Stored{};
       sink.put(at.index, in, dx);
     }
     sink.finish();

@@ -273,6 +273,55 @@ void avg_backward_typed(const PoolArgs& args) {
   });
 }
 
+// ------------------------------------------------------------------------------------ apart windows
+
+// Windows that do not overlap: every window's gradient is loaded once and spread over its columns.
+bool are_apart(const PoolArgs& args) {
+  const auto is_apart = [](const PoolAxis& axis) { return axis.dilation == 1 && axis.kernel <= axis.stride; };
+  return is_apart(args.height) && is_apart(args.width);
+}
+
+template <bool is_max, class Stored, class Tap>
+void backward_apart(const PoolArgs& args) {
+  using T = Compute<Stored>;
+  const int64_t channels = args.channels, out_size = args.height.out * args.width.out;
+  const bool streamed = is_streamed<Stored>(args, args.x, args.height.in, args.width.in);
+  for_each_rows(args, args.height.in, 2 * args.width.in, [&](int64_t begin, int64_t end) {
+    for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
+      Stored* dx = static_cast<Stored*>(args.x) + at.index * args.width.in * channels;
+      const Cover cover = cover_of(args.height, at.row);
+      const int64_t n_windows = cover.begin < cover.end ? args.width.out : 0;
+      const int64_t row_tap = n_windows ? tap_at(args.height, cover.begin, at.row) * args.width.kernel : 0;
+      const int64_t row_extent = n_windows ? window_of(args.height, cover.begin, args.count_include_pad).extent : 0;
+      int64_t column = 0;  // those before it are done
+      for (int64_t o = 0; o < n_windows; ++o) {
+        const Window window = window_of(args.width, o, args.count_include_pad);
+        const int64_t from = (at.plane * out_size + cover.begin * args.width.out + o) * channels;
+        const int64_t extent = args.divisor_override ? args.divisor_override : row_extent * window.extent;
+        fill<Stored>(dx + column * channels, 0, (window.begin - column) * channels);
+        for_each_registers<T, 4>(channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
+          constexpr int n = decltype(count)::value;
+          Values<T> values[n];
+          Numbers<T> taps[n] = {}, number = broadcast_number<T>(row_tap + window.first);
+          for (int r = 0; r < n; ++r) {
+            const int64_t where = from + channel + r * kLanes<T>;
+            values[r] = load_values<Stored>(static_cast<const Stored*>(args.y) + where, lanes);
+            if (is_max) taps[r] = load_taps<T, Tap>(static_cast<const Tap*>(args.taps) + where, lanes);
+            if (!is_max) values[r] /= broadcast<T>(T(extent));
+          }
+          for (int64_t w = window.begin; w < window.end; ++w, number += 1)
+            for (int r = 0; r < n; ++r)
+              put<Stored>(dx + w * channels + channel + r * kLanes<T>,
+                          is_max ? where_tap<T>(taps[r], number, values[r]) : values[r], lanes, streamed);
+        });
+        column = larger(column, window.end);
+      }
+      fill<Stored>(dx + column * channels, 0, (args.width.in - column) * channels);
+    }
+    if (streamed) finish_streaming();
+  });
+}
+
 // ---------------------------------------------------------------------------------------- launchers
 
 template <template <class> class Run>
@@ -296,7 +345,8 @@ struct MaxForward {
 template <class Stored>
 struct MaxBackward {
   static void call(const PoolArgs& args) {
-    if (args.tap_dtype == DType::UInt8) return max_backward_typed<Stored, uint8_t>(args);
+    if (args.tap_dtype == DType::UInt8)
+      return are_apart(args) ? backward_apart<true, Stored, uint8_t>(args) : max_backward_typed<Stored, uint8_t>(args);
     max_backward_typed<Stored, int32_t>(args);
   }
 };
@@ -306,7 +356,9 @@ struct AvgForward {
 };
 template <class Stored>
 struct AvgBackward {
-  static void call(const PoolArgs& args) { avg_backward_typed<Stored>(args); }
+  static void call(const PoolArgs& args) {
+    are_apart(args) ? backward_apart<false, Stored, uint8_t>(args) : avg_backward_typed<Stored>(args);
+  }
 };
 
 }  // namespace

@@ -32,8 +32,7 @@ void max_backward_pairs(const PoolArgs& args) {
         spread_max_pairs(static_cast<const Stored*>(args.y) + from, static_cast<const uint8_t*>(args.taps) + from, out,
                          top, bottom);
       }
-      fill<Stored>(top + covered, 0, in - covered);
-      fill<Stored>(bottom + covered, 0, in - covered);
+      for (int64_t w = covered; w < in; ++w) top[w] = bottom[w] = Stored{};
       sink.put(row, in, top);
       if (has_bottom) sink.put(row + 1, in, bottom);
     }

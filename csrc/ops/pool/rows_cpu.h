@@ -68,6 +68,7 @@ struct Sink {
   }
   template <class T>
   void put(int64_t row, int64_t n, T* line) const {
+    if (!rounds && !streams) return;
     const int64_t bytes = n * int64_t(item_size(dtype));
     char* target = rows + row * bytes;
     void* rounded = streams ? static_cast<void*>(line + n) : target;
