@@ -40,7 +40,7 @@ struct GemmArgs {
   double alpha = 1;
   bool accumulate = false;  // add to C what it held
   GemmBias bias_kind = GemmBias::None;
-  const void* bias = nullptr;  // in C's dtype: m (PerRow) or n (PerColumn) adjacent elements
+  const void* bias = nullptr;      // in C's dtype: m (PerRow) or n (PerColumn) adjacent elements
   const void* residual = nullptr;  // added to C: of its dtype, shape and strides
   Activation activation = Activation::None;
   const void* packed_b = nullptr;  // B as matmul_pack made it from these arguments; one matrix for the whole batch

@@ -22,11 +22,11 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kSlabSteps = 32;               // 1024 of k
-constexpr int64_t kSlabPanels = 128;             // 4096 rows or columns: 24 MiB of float32 parts
-constexpr int64_t kBlockPanels = 8;              // 256 rows or columns
-constexpr int64_t kTasks = 8;                    // wanted, at least
-constexpr int64_t kTaskProducts = 256;           // of 32 x 32 x 32, 64 cycles each: pay for a task
+constexpr int64_t kSlabSteps = 32;                // 1024 of k
+constexpr int64_t kSlabPanels = 128;              // 4096 rows or columns: 24 MiB of float32 parts
+constexpr int64_t kBlockPanels = 8;               // 256 rows or columns
+constexpr int64_t kTasks = 8;                     // wanted, at least
+constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
 constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 constexpr int64_t kPackPanels = 8;                // packed together: rows are read 256 columns at a time
 
@@ -65,7 +65,8 @@ PackedSlab pack_slab(const PackSource& source, int64_t outer, int64_t count, int
   PackedSlab slab{memory, outer, count, ceil_div(depth, kStepK), 0, {}};
   slab.panel_bytes = slab.steps * P * kBlockBytes;
   PartRange* ranges = reinterpret_cast<PartRange*>(memory + slab.panels() * slab.panel_bytes);
-  const int64_t group = min(kPackPanels, max(1, kPackGrain / (kBlock * depth))), n_groups = ceil_div(slab.panels(), group);
+  const int64_t group = min(kPackPanels, max(1, kPackGrain / (kBlock * depth))),
+                n_groups = ceil_div(slab.panels(), group);
   parallel_for(n_groups, max(1, kPackGrain / (group * kBlock * depth)), [&](int64_t begin, int64_t end) {
     for (int64_t g = begin; g < end; ++g) {
       const int64_t first = g * group * kBlock;
@@ -104,7 +105,8 @@ void multiply_block(const PackedSlab& a, const PackedSlab& b, Panels rows, Panel
     // panel j the part that is i's.
     const int64_t lines = s + kChunk < a.steps ? min(kChunk, a.steps - s - kChunk) * P * kBlockBytes / 64 : 0;
     const int64_t next = offset + kChunk * P * kBlockBytes;
-    const int64_t a_lines = ceil_div(lines, columns.end - columns.begin), b_lines = ceil_div(lines, rows.end - rows.begin);
+    const int64_t a_lines = ceil_div(lines, columns.end - columns.begin),
+                  b_lines = ceil_div(lines, rows.end - rows.begin);
     float* block = sums;
     for (int64_t i = rows.begin; i < rows.end; ++i)
       for (int64_t j = columns.begin; j < columns.end; ++j, block += kSumsPerBlock) {
@@ -198,8 +200,7 @@ void for_each_slab(const Problem& problem, const Body& body) {
 template <int P>
 int64_t packed_bytes(const Problem& problem) {
   int64_t bytes = 0;
-  for_each_slab(problem,
-                [&](int64_t, int64_t count, int64_t, int64_t depth) { bytes += slab_bytes<P>(count, depth); });
+  for_each_slab(problem, [&](int64_t, int64_t count, int64_t, int64_t depth) { bytes += slab_bytes<P>(count, depth); });
   return bytes;
 }
 
@@ -220,19 +221,19 @@ void multiply(const Problem& problem) {
   char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(a_bytes + b_bytes)));
   char* packed = problem.packed_b;
   for_each_slab(problem, [&](int64_t column, int64_t count, int64_t k, int64_t depth) {
-      const PackedSlab b = packed ? view_slab<P>(column, count, depth, packed)
-                                  : pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs, memory + a_bytes);
-      if (packed) packed += slab_bytes<P>(count, depth);
-      const TileOutput out = slab_output(problem, k, depth);
-      for (int64_t row = 0; row < problem.m; row += kSlabOuter) {
-        const PackedSlab a =
-            pack_slab<P>(problem.a, row, min(kSlabOuter, problem.m - row), k, depth, TileForm::Rows, memory);
-        if (P == 1 || parts_are_exact(a.range, b.range)) {
-          multiply_slabs<P>(a, b, out);
-        } else {
-          multiply_vectors(problem, a, b, k, depth, out);
-        }
+    const PackedSlab b = packed ? view_slab<P>(column, count, depth, packed)
+                                : pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs, memory + a_bytes);
+    if (packed) packed += slab_bytes<P>(count, depth);
+    const TileOutput out = slab_output(problem, k, depth);
+    for (int64_t row = 0; row < problem.m; row += kSlabOuter) {
+      const PackedSlab a =
+          pack_slab<P>(problem.a, row, min(kSlabOuter, problem.m - row), k, depth, TileForm::Rows, memory);
+      if (P == 1 || parts_are_exact(a.range, b.range)) {
+        multiply_slabs<P>(a, b, out);
+      } else {
+        multiply_vectors(problem, a, b, k, depth, out);
       }
+    }
   });
 }
 
@@ -269,11 +270,13 @@ void pack(const GemmPack& request) {
   const GemmArgs& args = *request.gemm;
   *request.bytes = 0;
   if (gemm_batch_size(args) != 1 || amx::gemm_skinny_suits(args) || !amx::gemm_suits(args)) return;
-  Problem problem = make_problem(args, {static_cast<const char*>(args.a), static_cast<const char*>(args.b),
-                                        static_cast<char*>(args.c)});
+  Problem problem = make_problem(
+      args, {static_cast<const char*>(args.a), static_cast<const char*>(args.b), static_cast<char*>(args.c)});
   problem.packed_b = static_cast<char*>(request.target);
   const int parts = parts_of(args.dtype);
-  *request.bytes = parts == 1 ? packed_bytes<1>(problem) : parts == 2 ? packed_bytes<2>(problem) : packed_bytes<3>(problem);
+  *request.bytes = parts == 1   ? packed_bytes<1>(problem)
+                   : parts == 2 ? packed_bytes<2>(problem)
+                                : packed_bytes<3>(problem);
   if (request.target) (parts == 1 ? pack_b<1> : parts == 2 ? pack_b<2> : pack_b<3>)(problem);
 }
 

@@ -31,9 +31,7 @@ struct PartRange {
     smallest = other.smallest < smallest ? other.smallest : smallest;
   }
   int largest_exponent() const { return int(largest >> 23) - 127; }
-  int smallest_exponent() const {
-    return smallest >= 0x7f800000 ? 127 : int((smallest + kSmallestNormal) >> 23) - 127;
-  }
+  int smallest_exponent() const { return smallest >= 0x7f800000 ? 127 : int((smallest + kSmallestNormal) >> 23) - 127; }
 };
 
 // No part and no product of parts that matters is flushed, and no partial sum overflows that would not in float32.
@@ -224,7 +222,8 @@ void pack_across(const char* source, int64_t row, int64_t count, int64_t depth, 
 #pragma GCC unroll 2
       for (int64_t half = 0; half < 2; ++half, elements += 16 * int64_t(sizeof(T))) {
         const __mmask16 mask = lane_mask(count - r - 16 * half);
-        load_across<P, T>(elements, elements + row, even ? mask : __mmask16(0), odd ? mask : __mmask16(0), parts, range);
+        load_across<P, T>(elements, elements + row, even ? mask : __mmask16(0), odd ? mask : __mmask16(0), parts,
+                          range);
         store_parts<P>(tile + half * kTileBytes, kBlockBytes, parts);
       }
   }

@@ -214,15 +214,16 @@ void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem
     bool exact[kStretchPanels];
     const int64_t products = held.panels * ceil_div(product.k, kStepK) * (P * (P + 1) / 2);
     const int64_t n_panels = min(kStretchPanels, panels - stretch);
-    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / products), [&](int64_t begin, int64_t end) {
-      const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
-      char* memory = static_cast<char*>(
-          thread_scratch(Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
-      const TileScope tiles;
-      for (int64_t i = begin; i < end; ++i)
-        exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
-                                        reinterpret_cast<float*>(memory + chunk_bytes), memory);
-    });
+    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / products),
+                 [&](int64_t begin, int64_t end) {
+                   const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
+                   char* memory = static_cast<char*>(thread_scratch(
+                       Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
+                   const TileScope tiles;
+                   for (int64_t i = begin; i < end; ++i)
+                     exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
+                                                     reinterpret_cast<float*>(memory + chunk_bytes), memory);
+                 });
     for (int64_t i = 0; i < n_panels; ++i) {
       const int64_t row = (stretch + i) * kBlock;
       if (!exact[i]) multiply_vectors(args, item, product.transposed, row, min(row + kBlock, product.n_streamed));

@@ -11,7 +11,8 @@ namespace {
 constexpr int64_t kSquare = 32;
 
 template <class T>
-void transpose_square(const T* source, int64_t source_row, T* target, int64_t target_row, int64_t rows, int64_t columns) {
+void transpose_square(const T* source, int64_t source_row, T* target, int64_t target_row, int64_t rows,
+                      int64_t columns) {
   for (int64_t c = 0; c < columns; ++c)
     for (int64_t r = 0; r < rows; ++r) target[c * target_row + r] = source[r * source_row + c];
 }
@@ -25,8 +26,8 @@ void transpose_images(const T* source, T* target, int64_t images, int64_t rows, 
       const int64_t image = unit / strips * rows * columns, row = unit % strips * kSquare;
       const int64_t n = rows - row < kSquare ? rows - row : kSquare;
       for (int64_t column = 0; column < columns; column += kSquare)
-        transpose_square(source + image + row * columns + column, columns, target + image + column * rows + row, rows, n,
-                         columns - column < kSquare ? columns - column : kSquare);
+        transpose_square(source + image + row * columns + column, columns, target + image + column * rows + row, rows,
+                         n, columns - column < kSquare ? columns - column : kSquare);
     }
   });
 }

@@ -1,4 +1,5 @@
-// Convolutions of channels-last tensors by kernels that know planes only: the tensors are transposed to scratch and back.
+// Convolutions of channels-last tensors by kernels that know planes only: the tensors are transposed to scratch and
+// back.
 #pragma once
 
 #include "ops/conv/conv.h"

@@ -19,10 +19,10 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kBlockFilters = 16, kBlockTiles = 8;  // panels of 32 filters, tiles of 32 positions
-constexpr int64_t kUnrolledPlane = 256;  // positions of an image that may have planes for every tap
+constexpr int64_t kUnrolledPlane = 256;                 // positions of an image that may have planes for every tap
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
-constexpr int64_t kTasks = 8;                           // wanted, at least
-constexpr int64_t kTaskProducts = 256;                  // of 32 x 32 x 32: pay for a task
+constexpr int64_t kTasks = 8;           // wanted, at least
+constexpr int64_t kTaskProducts = 256;  // of 32 x 32 x 32: pay for a task
 
 // One group of one pass.
 struct TilePass {
@@ -61,9 +61,8 @@ inline __m512 gather_weights(const char* base, DType dtype, const int32_t* offse
   if (dtype == DType::Float32) return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, index, base, 4);
   const uintptr_t address = reinterpret_cast<uintptr_t>(base);
   const __m512i element = _mm512_add_epi32(index, _mm512_set1_epi32(int(address >> 1 & 1)));
-  const __m512i words =
-      _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, _mm512_srli_epi32(element, 1),
-                                  reinterpret_cast<const void*>(address & ~uintptr_t(3)), 4);
+  const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, _mm512_srli_epi32(element, 1),
+                                                    reinterpret_cast<const void*>(address & ~uintptr_t(3)), 4);
   const __mmask16 upper = _mm512_test_epi32_mask(element, _mm512_set1_epi32(1));
   const __m512i low = _mm512_slli_epi32(words, 16);
   return _mm512_castsi512_ps(_mm512_mask_and_epi32(low, upper, words, _mm512_set1_epi32(int(0xffff0000))));
@@ -78,7 +77,8 @@ void pack_filter_tile(const TilePass& pass, const int32_t* offsets, int64_t o, c
     const bool valid = o + r < pass.m;
     const char* filter = pass.weights + (valid ? (o + r) * pass.filter_stride * int64_t(item_size(pass.dtype)) : 0);
     __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-    if (valid) low = gather_weights(filter, pass.dtype, offsets), high = gather_weights(filter, pass.dtype, offsets + 16);
+    if (valid)
+      low = gather_weights(filter, pass.dtype, offsets), high = gather_weights(filter, pass.dtype, offsets + 16);
     if (P > 1) range.add(low), range.add(high);
     split<P>(low, high, parts, [](__m512 a, __m512 b) { return join_upper(a, b); });
     for (int p = 0; p < P; ++p) squares[p][r] = parts[p];
@@ -107,8 +107,7 @@ int64_t filters_bytes(int64_t panels, int64_t steps) {
 
 template <int P>
 PartRange packed_range(const TilePass& pass, const char* memory) {
-  const PartRange* ranges =
-      reinterpret_cast<const PartRange*>(memory + pass.panels() * pass.steps() * P * kBlockBytes);
+  const PartRange* ranges = reinterpret_cast<const PartRange*>(memory + pass.panels() * pass.steps() * P * kBlockBytes);
   PartRange range;
   for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
   return range;
@@ -215,9 +214,10 @@ inline __m512 finish_lanes(const TilePass& pass, __m512 x, float bias, const Hal
   x = _mm512_add_ps(x, _mm512_set1_ps(bias));
   if (pass.out.residual)
     for (int i = 0; i < half.n_runs; ++i)
-      x = _mm512_mask_add_ps(x, half.runs[i].mask, x,
-                             load_lanes<T>(pass.out.residual + (channel_offset + half.runs[i].offset) * int64_t(sizeof(T)),
-                                           half.runs[i].mask));
+      x = _mm512_mask_add_ps(
+          x, half.runs[i].mask, x,
+          load_lanes<T>(pass.out.residual + (channel_offset + half.runs[i].offset) * int64_t(sizeof(T)),
+                        half.runs[i].mask));
   if (pass.out.activation == Activation::None) return x;
   alignas(64) float lanes[16];
   _mm512_store_ps(lanes, x);
@@ -237,8 +237,7 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
     if (pass.m - o > 16) transpose_square(sums + 512 * h + 256);
   }
   const bool relu = pass.out.activation == Activation::Relu;
-  const bool simple =
-      !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
+  const bool simple = !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
   for (int64_t f = 0; f < min(kBlock, pass.m - o); ++f) {
     const float bias =
         pass.out.row_bias ? _mm512_cvtss_f32(load_lanes<T>(pass.out.row_bias + (o + f) * int64_t(sizeof(T)), 1)) : 0;
@@ -250,8 +249,8 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
         store_full<T>(pass, pass.out.c + (offset + halves[h].runs[0].offset) * int64_t(sizeof(T)), x);
         continue;
       }
-      const __m512 x = finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias,
-                                       halves[h], offset);
+      const __m512 x =
+          finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias, halves[h], offset);
       for (int i = 0; i < halves[h].n_runs; ++i)
         store_run<T>(pass, pass.out.c + offset * int64_t(sizeof(T)), halves[h].runs[i], x);
     }
@@ -314,8 +313,8 @@ void multiply_block(const TilePass& pass, const char* filters, const char* plane
       const TileStream b{filters + panel * panel_bytes, pass.weight_steps, 64, kTileBytes, kBlockBytes};
       for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, block += kSumsPerBlock) {
         const TileSpan span(pass, tile);
-        const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes,
-                           kTileBytes, pass.planes.part_bytes()};
+        const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes, kTileBytes,
+                           pass.planes.part_bytes()};
         tile_block<P>(a, b, s, n, span.end - span.begin > 16, pass.m - panel * kBlock > 16, block, s == 0,
                       {nullptr, b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, 0, lines});
       }
@@ -345,8 +344,7 @@ void run_images(const TilePass& pass, const char* filters, const char* planes) {
   const int64_t wanted = products < kSerialProducts ? 1 : min(kTasks, products / kTaskProducts);
   int64_t panels = even_piece(pass.panels(), kBlockFilters, 1), tiles = even_piece(pass.tiles(), kBlockTiles, 1);
   const auto tasks = [&] { return ceil_div(pass.panels(), panels) * ceil_div(pass.tiles(), tiles); };
-  while (tasks() < wanted && panels * tiles > 1)
-    (panels > tiles ? panels : tiles) = ceil_div(max(panels, tiles), 2);
+  while (tasks() < wanted && panels * tiles > 1) (panels > tiles ? panels : tiles) = ceil_div(max(panels, tiles), 2);
   const int64_t panel_blocks = ceil_div(pass.panels(), panels);
   parallel_for(tasks(), 1, [&](int64_t begin, int64_t end) {
     float* sums =
@@ -419,8 +417,8 @@ void fill_tables(const PassPlan& plan, const TilePass& pass, const StepTables& t
         tables.weight_steps[step] = step * P * kBlockBytes;
         for (int64_t k = 0; k < kStepK; ++k) {
           const int64_t channel = group * kStepK + k, fold = pass.planes.folded ? channel % folds : column;
-          const int64_t offset = plan.first_tap + row * plan.row_tap + fold * plan.column_tap +
-                                 channel / folds * plan.channel_stride;
+          const int64_t offset =
+              plan.first_tap + row * plan.row_tap + fold * plan.column_tap + channel / folds * plan.channel_stride;
           tables.weight_offsets[step * kStepK + k] = channel < pass.planes.channels() ? int32_t(offset) : -1;
         }
       }
@@ -437,11 +435,20 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   };
   TilePass pass{tile_planes(plan.planes, plan.column_taps, plan.columns.count, group, args.groups, folded,
                             PlaneForm::Lines, args.channels_last),
-                plan.row_taps, folded ? min(1, plan.column_taps) : plan.column_taps, plan.m,
-                at(args.weight, group * plan.group_weights), args.dtype, plan.filter_stride, nullptr, nullptr, nullptr,
+                plan.row_taps,
+                folded ? min(1, plan.column_taps) : plan.column_taps,
+                plan.m,
+                at(args.weight, group * plan.group_weights),
+                args.dtype,
+                plan.filter_stride,
+                nullptr,
+                nullptr,
+                nullptr,
                 TileOutput{static_cast<char*>(args.out) + first_element * size, args.dtype, channel_elements, 1, false,
                            at(args.bias, first), nullptr, at(args.residual, first_element), args.activation},
-                plan.rows, plan.columns, args.groups * plan.m * channel_elements,
+                plan.rows,
+                plan.columns,
+                args.groups * plan.m * channel_elements,
                 args.channels_last ? args.groups * plan.m : 0,
                 plan.columns.count == plan.planes.columns.length && channel_elements % 16 == 0 &&
                     args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
@@ -450,8 +457,9 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
   const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
-  char* memory = static_cast<char*>(
-      thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) + (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
+  char* memory =
+      static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) +
+                                                               (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
   const StepTables tables(memory, steps);
   pass.plane_steps = tables.plane_steps;
   pass.weight_steps = tables.weight_steps;

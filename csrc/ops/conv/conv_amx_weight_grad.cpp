@@ -12,10 +12,10 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kChunk = 16;             // steps; of one panel and three parts 96 KiB
-constexpr int64_t kTaskBlocks = 72;        // of 4 KiB sums: 288 KiB
-constexpr int64_t kTasks = 8;              // wanted, at least
-constexpr int64_t kSplitProducts = 2048;   // of 32 x 32 x 32: pay for a split of the steps
+constexpr int64_t kChunk = 16;                         // steps; of one panel and three parts 96 KiB
+constexpr int64_t kTaskBlocks = 72;                    // of 4 KiB sums: 288 KiB
+constexpr int64_t kTasks = 8;                          // wanted, at least
+constexpr int64_t kSplitProducts = 2048;               // of 32 x 32 x 32: pay for a split of the steps
 constexpr int64_t kGradientBytes = int64_t(12) << 20;  // of packed dy: more images are taken in turns
 
 struct WeightPass {
@@ -163,7 +163,8 @@ template <int P>
 void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory& memory, int64_t task, bool first) {
   const int64_t split = task % grid.splits, block = task / grid.splits;
   const int64_t panel = block / grid.group_blocks * grid.panels, group = block % grid.group_blocks * grid.groups;
-  const int64_t panel_end = min(panel + grid.panels, pass.panels()), group_end = min(group + grid.groups, pass.groups());
+  const int64_t panel_end = min(panel + grid.panels, pass.panels()),
+                group_end = min(group + grid.groups, pass.groups());
   const int64_t steps = pass.x.images * pass.image_steps();
   const int64_t begin = steps * split / grid.splits, end = steps * (split + 1) / grid.splits;
   float* sums = memory.sums + task * grid.panels * grid.groups * pass.taps() * kSumsPerBlock;
@@ -207,7 +208,8 @@ void store_tap(const WeightPass& pass, const WeightGrid& grid, const float* sums
     for (int64_t half = 0; half < 2 && 16 * half < channels; ++half) {
       const float* lanes = sums + r / 16 * 512 + half * 256 + r % 16 * 16;
       __m512 x = _mm512_load_ps(lanes);
-      for (int64_t split = 1; split < grid.splits; ++split) x = _mm512_add_ps(x, _mm512_load_ps(lanes + split * split_pitch));
+      for (int64_t split = 1; split < grid.splits; ++split)
+        x = _mm512_add_ps(x, _mm512_load_ps(lanes + split * split_pitch));
       const __mmask16 mask = lane_mask(channels - 16 * half);
       T* target = dw + (panel * kBlock + r) * filter;
       if constexpr (sizeof(T) == 4) {
@@ -302,7 +304,8 @@ bool run_group(const ConvArgs& args, int64_t group) {
         run_task<P>(pass, grid, {dy, x, sums, dy_steps, x_steps}, task, image == 0);
     });
   }
-  const int64_t kernel = args.height.kernel * args.width.kernel, first = group * args.out_channels * args.in_channels * kernel;
+  const int64_t kernel = args.height.kernel * args.width.kernel,
+                first = group * args.out_channels * args.in_channels * kernel;
   if constexpr (P == 3) {
     store_gradient(pass, grid, sums, kernel, static_cast<float*>(args.out) + first);
   } else {

@@ -35,11 +35,13 @@ struct TilePlanes {
   int64_t slots;                // images there is room for
   PlaneForm form;
   bool channels_last;
-  int64_t parities;  // of pairs
+  int64_t parities;       // of pairs
   bool unrolled = false;  // every tap has planes of its own, of the output's size and without shifts
 
   // Where a phase's planes begin in the source.
-  int64_t row_begin(int64_t phase) const { return unrolled ? tap_begin(planes.rows, phase) : planes.rows.phase_begin(phase); }
+  int64_t row_begin(int64_t phase) const {
+    return unrolled ? tap_begin(planes.rows, phase) : planes.rows.phase_begin(phase);
+  }
   int64_t column_begin(int64_t phase) const {
     return unrolled ? tap_begin(planes.columns, phase) : planes.columns.phase_begin(phase);
   }
@@ -76,8 +78,8 @@ struct TilePlanes {
 };
 
 // The planes of one group; column taps folded into channels leave planes without shifts.
-inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group,
-                              int64_t groups, bool folded, PlaneForm form, bool channels_last) {
+inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group, int64_t groups,
+                              bool folded, PlaneForm form, bool channels_last) {
   TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
   if (folded) {
     result.planes.columns.phases = column_taps;
@@ -148,8 +150,10 @@ struct ChannelRows {
     const int64_t channel_stride = tiles.channels_last ? 1 : planes.source_plane();
     const int64_t n_valid = inside ? min(kStepK, tiles.channels() - at.group * kStepK) : 0;
     const int64_t first_channel = at.group * kStepK;
-    int64_t fold = first_channel % folds, first = tiles.folded ? tiles.tap_begin(c, fold) : tiles.column_begin(column_phase);
-    const T* row = image + (tiles.first_channel + first_channel / folds) * channel_stride + position * c.source * stride;
+    int64_t fold = first_channel % folds,
+            first = tiles.folded ? tiles.tap_begin(c, fold) : tiles.column_begin(column_phase);
+    const T* row =
+        image + (tiles.first_channel + first_channel / folds) * channel_stride + position * c.source * stride;
     for (int64_t i = 0; i < kStepK; ++i) {
       begin[i] = 0;
       end[i] = i < n_valid ? c.length : 0;
@@ -264,8 +268,8 @@ void prepare_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, Rang
   char* target = memory + at.phase * tiles.phase_bytes() + at.group * tiles.group_bytes() +
                  (at.image * tiles.plane() + at.row * length) * kLineBytes;
   if (tiles.channels_last && !tiles.folded) return prepare_last_row<P, T>(tiles, at, target, range);
-  T* copies = static_cast<T*>(
-      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  T* copies =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
   store_lines<P, T>(ChannelRows<T>(tiles, at, copies), length, target, tiles.part_bytes(), range);
 }
 
@@ -308,12 +312,13 @@ void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64
 
 // The same from NHWC, where two pixels are 16 pairs as they stand.
 template <int P, class T>
-void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target,
-                       int64_t part, RangeLanes& range) {
+void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
+                       RangeLanes& range) {
   const __mmask16 mask = lane_mask(row.channels - 16 * half), none = 0;
   __m512i parts[P];
   for (int64_t i = parity; i < length + parity; i += 2, target += kLineBytes) {
-    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)), *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
+    const char *even = row.at(i) + 16 * half * int64_t(sizeof(T)),
+               *odd = row.at(i + 1) + 16 * half * int64_t(sizeof(T));
     load_across<P, T>(even, odd, row.valid(i) ? mask : none, row.valid(i + 1) ? mask : none, parts, range);
     store_parts<P>(target, part, parts);
   }
@@ -323,8 +328,8 @@ template <int P, class T>
 void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
   const int64_t length = tiles.planes.columns.length;
   const bool by_pixels = tiles.channels_last && !tiles.folded;
-  T* copies = static_cast<T*>(
-      thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
+  T* copies =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
   const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
   const PixelRow<T> pixels(tiles, at);
   for (int64_t parity = 0; parity < tiles.parities; ++parity)
