@@ -2,15 +2,15 @@
 //
 // A slab of k (kSlabSteps steps) of A and of B is packed by all threads, then blocks of C are the parallel tasks:
 //
-//   for each block of up to 256 x 256 of C                       parallel; its sums (256 KiB) stay in the second level
-//     for each chunk of k (128 deep for float32)                 chunks of A and B (192 KiB each) come from the third
-//       for each panel of 32 rows of A                           24 KiB, in the first level
-//         for each panel of 32 columns of B                      streams from the second level
+//   for each block of up to 512 x 256 of C                       parallel; its sums stay in the second-level cache
+//     for each chunk of k (kChunkSteps)                          chunks of A and B come from the third, fetched ahead
+//       for each panel of 32 rows of A
+//         for each panel of 32 columns of B
 //           32 x 32 sums in tile registers
 //
-// Per chunk and pair of panels that is 24 products of 16 cycles per 14 tile loads for float32. A block reads
-// 2 * 256 * 6 bytes for 256 * 256 multiply-adds per unit of k: 6 GB/s at 500 GFLOP/s, a quarter of what
-// the third level gives.
+// Per step and pair of panels that is 24 products of 16 cycles per 14 tile loads for float32. Per unit of k a block
+// reads (512 + 256) * 6 bytes for 512 * 256 multiply-adds: 9 GB/s at 500 GFLOP/s, a third of what the third level
+// gives. The block sizes are kBlockPanels (columns; rows take twice as many), the chunk kChunkSteps.
 //
 // Float32 operands whose parts would not be exact (pack_amx.h) take the vector engine, slab by slab.
 #include "gemm/gemm_amx.h"

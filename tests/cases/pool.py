@@ -68,6 +68,12 @@ def _average_terms(x: Any, kernel: Any, *_: Any, **__: Any) -> int:
     return int(np.prod(np.broadcast_to(kernel, np.ndim(x) - 2)))
 
 
+def _adaptive_terms(x: Any, size: Any) -> int:
+    """Elements of the largest window."""
+    sizes = np.broadcast_to(size, np.ndim(x) - 2)
+    return int(np.prod([min(n, -(-n // int(out)) + 1) for n, out in zip(np.shape(x)[2:], sizes, strict=True)]))
+
+
 def _adaptive(name: str, formula: Any, shape: tuple[int, ...], sizes: list[Any], **options: Any) -> Case:
     samples = [sample(values.distinct(*shape), size) for size in sizes] + [
         sample(values.distinct(0, *shape[1:]), sizes[0])
@@ -219,7 +225,7 @@ CASES = [
         ref.adaptive_pool2d,
         PLANE,
         [1, (3, 4), (7, 9), (2, 11)],
-        terms=63,
+        terms=_adaptive_terms,
         magnitude=lambda x, size: ref.adaptive_pool2d(np.abs(x), size),
         bench=_adaptive_rows(7, 1),
     ),
@@ -250,7 +256,7 @@ CASES = [
         _one_dimension(np.mean),
         LINE,
         [1, 4, 13],
-        terms=13,
+        terms=_adaptive_terms,
         magnitude=lambda x, size: _one_dimension(np.mean)(np.abs(x), size),
     ),
     _adaptive("adaptive_max_pool1d", _one_dimension(np.max), LINE, [1, 4, 13], exact=True),
@@ -284,7 +290,7 @@ CASES = [
         ref.adaptive_pool3d,
         VOLUME,
         [1, (3, 4, 2), (5, 6, 7)],
-        terms=210,
+        terms=_adaptive_terms,
         magnitude=lambda x, size: ref.adaptive_pool3d(np.abs(x), size),
     ),
     _adaptive(
