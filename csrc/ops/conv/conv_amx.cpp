@@ -194,7 +194,9 @@ struct PassPlan {
 
 inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   const int64_t weights = args.groups * args.out_channels * args.in_channels * args.height.kernel * args.width.kernel;
-  if (weights > INT32_MAX) return false;
+  const TilePlanes planes = tile_planes(plan.planes, plan.column_taps, plan.columns.count, 0, args.groups,
+                                        plan.folded(), PlaneForm::Lines, args.channels_last);
+  if (weights > INT32_MAX || !image_fits(planes)) return false;
   if (args.dtype == DType::Float32) return plan.waste() <= 160;
   return args.dtype == DType::BFloat16 && plan.waste() <= 800;
 }

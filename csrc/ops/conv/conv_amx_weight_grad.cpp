@@ -268,7 +268,7 @@ bool suits_tiles(const ConvArgs& args) {
   if (args.dtype != DType::Float32 && args.dtype != DType::BFloat16) return false;
   const WeightPass pass = make_pass(args, 0);
   const int64_t taps = args.height.kernel * args.width.kernel;
-  if (args.in_channels * taps > INT32_MAX) return false;
+  if (args.in_channels * taps > INT32_MAX || !image_fits(pass.x)) return false;
   const int64_t made = pass.groups() * kStepK * pass.taps() * (ceil_div(args.out_channels, 16) * 16);
   const int64_t waste = 100 * made / (args.in_channels * taps * args.out_channels);
   if (args.dtype == DType::BFloat16) return waste <= 800;

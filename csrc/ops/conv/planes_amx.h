@@ -282,6 +282,16 @@ int64_t planes_bytes(const TilePlanes& tiles) {
 
 constexpr int64_t kPlaneBytes = int64_t(12) << 20;  // of prepared planes: more images are taken in turns
 
+constexpr double kImageBytes = double(int64_t(1) << 29);
+
+// Planes of one image beyond kImageBytes are left to the vector kernels, which go by bands of rows.
+inline bool image_fits(const TilePlanes& tiles) {
+  constexpr double kMostParts = 3, kMostParities = 2;
+  return double(tiles.phases()) * double(tiles.channel_groups()) * double(tiles.plane()) * kLineBytes * kMostParts *
+             kMostParities <=
+         kImageBytes;
+}
+
 // Room for as many images as the caches hold.
 template <int P>
 void set_slots(TilePlanes& tiles, int64_t images) {
