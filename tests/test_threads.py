@@ -155,7 +155,7 @@ def test_thread_count_changes_between_and_during_operations() -> None:
 
 ONE_CORE = """
 import os, fastnn
-x = fastnn.rand(192, 192)
+x = fastnn.rand(384, 384)
 expected = (x @ x).numpy().tobytes()
 fastnn.set_num_threads(6)
 for _ in range(3): x @ x
@@ -174,7 +174,7 @@ def test_late_workers() -> None:
 BUSY = """
 import fastnn, os, subprocess, sys, time
 fastnn.set_num_threads(2)
-x = fastnn.rand(192, 192)
+x = fastnn.rand(384, 384)
 def spent():
     start = time.perf_counter()
     for _ in range(300): x @ x
