@@ -95,7 +95,7 @@ struct Panels {
 // All of k of a slab for one block of C: the sums of panels rows x columns, [row panel][column panel].
 template <int P>
 void multiply_block(const PackedSlab& a, const PackedSlab& b, Panels rows, Panels columns, float* sums) {
-  constexpr int64_t kChunk = kChunkSteps<P>;
+  constexpr int64_t kChunk = kChunkSteps;
   int64_t steps[kChunk];
   for (int64_t s = 0; s < kChunk; ++s) steps[s] = s * P * kBlockBytes;
   const TileScope tiles;
@@ -250,11 +250,6 @@ bool gemm_suits(const GemmArgs& args) {
 }  // namespace amx
 
 namespace {
-
-int parts_of(DType dtype) {
-  if (dtype == DType::BFloat16) return 1;
-  return dtype == DType::Float16 ? 2 : float32_parts;
-}
 
 Problem make_problem(const GemmArgs& args, const GemmItem& item) {
   return {args.m,

@@ -13,12 +13,19 @@
 #include <immintrin.h>
 
 #include "core/dtype.h"
+#include "gemm/gemm_amx.h"
 #include "gemm/tile_amx.h"
 #include "simd/convert.h"
 #include "simd/transpose.h"
 
 namespace fastnn {
 namespace {
+
+// How many parts the elements of a matrix product are cut into.
+inline int parts_of(DType dtype) {
+  if (dtype == DType::BFloat16) return 1;
+  return dtype == DType::Float16 ? 2 : float32_parts;
+}
 
 // The largest magnitude and the smallest that is not zero, as bits; subnormals count as zeros.
 struct PartRange {

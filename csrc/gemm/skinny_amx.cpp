@@ -231,11 +231,6 @@ void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem
   }
 }
 
-int64_t parts_of(const GemmArgs& args) {
-  if (args.dtype == DType::BFloat16) return 1;
-  return args.dtype == DType::Float16 ? 2 : float32_parts;
-}
-
 // The longer of the operands whose k is adjacent is streamed.
 bool streams_a(const GemmArgs& args) { return args.a_column == 1 && (args.m >= args.n || args.b_row != 1); }
 bool streams_b(const GemmArgs& args) { return args.b_row == 1 && !streams_a(args); }
@@ -247,7 +242,7 @@ namespace amx {
 bool gemm_skinny_suits(const GemmArgs& args) {
   if (args.dtype == DType::Float64 || args.k < kLeastDepth || !(streams_a(args) || streams_b(args))) return false;
   const int64_t streamed = streams_a(args) ? args.m : args.n, held = streams_a(args) ? args.n : args.m;
-  const int64_t parts = parts_of(args);
+  const int64_t parts = parts_of(args.dtype);
   if (ceil_div(held, kBlock) * ceil_div(args.k, kStepK) * parts * kBlockBytes > kHeldBytes) return false;
   if (args.dtype == DType::BFloat16) return streamed >= kLeastRows && held >= 2;
   return streamed >= kLeastRows && held > kVectorRows && args.m * args.n * args.k >= kLeastPartsWork;

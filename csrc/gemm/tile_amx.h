@@ -27,12 +27,9 @@ constexpr int64_t kTileBytes = 1024;             // 16 rows of 64 bytes
 constexpr int64_t kBlockBytes = 2 * kTileBytes;  // 32 rows (columns) of an operand for one step and part
 constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 
-// Steps after which sums return to memory: 512 of k, or 1024 of bfloat16's. Panels of both operands are then larger
-// than the first-level cache and stream from the second, whole lines one after the other, which keeps pace with
-// the tile unit; what counts is that a block's 8 KiB of sums are loaded and stored less often (chunks of four
-// steps, with one operand in the first level, measured 10 to 40 % slower).
-template <int P>
-constexpr int64_t kChunkSteps = P == 1 ? 16 : 16;
+// Steps after which sums return to memory: 512 of k. Panels of both operands are then larger than the first-level
+// cache and stream from the second, whole lines one after the other, while a block's 8 KiB of sums move rarely.
+constexpr int64_t kChunkSteps = 16;
 
 // Products (of 32 x 32 x 32, 64 cycles each) below which a second thread costs more than it saves: its core has to
 // wake its tile unit, and each core reads what the other packed through the third-level cache. Measured: 192^3 in

@@ -108,15 +108,6 @@ inline void store_run(const TilePass& pass, char* channel, const LaneRun& run, _
   }
 }
 
-inline void transpose_square(float* sums) {
-  Vec<float> square[16];
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) square[i] = Vec<float>::load(sums + 16 * i);
-  transpose(square);
-#pragma GCC unroll 16
-  for (int i = 0; i < 16; ++i) square[i].store(sums + 16 * i);
-}
-
 // The runs of 16 positions of a tile.
 struct HalfTile {
   int n_runs;
@@ -147,8 +138,8 @@ void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int
   for (int64_t h = 0; h < n_halves; ++h) {
     const TileSpan span(pass, tile + h / 2);
     halves[h].n_runs = lane_runs(pass, span.begin + h % 2 * 16, span.end, halves[h].runs);
-    transpose_square(sums + 512 * h);
-    if (pass.m - o > 16) transpose_square(sums + 512 * h + 256);
+    transpose_tile(reinterpret_cast<char*>(sums + 512 * h));
+    if (pass.m - o > 16) transpose_tile(reinterpret_cast<char*>(sums + 512 * h + 256));
   }
   const bool relu = pass.out.activation == Activation::Relu;
   const bool simple = !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
