@@ -494,19 +494,14 @@ void bind_random(Binder& b) {
 
 void bind_optim(Binder& b) {
   using Tensors = std::vector<Tensor>;
-  b.function("sgd_step",
-             [](const Tensors& params, const Tensors& grads, const std::optional<Tensors>& momentum_buffers, double lr,
-                double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
-               sgd_step(params, grads, momentum_buffers ? *momentum_buffers : Tensors(),
-                        {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step});
-             });
-  b.function("adam_step",
-             [](const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
-                const std::optional<Tensors>& max_exp_avg_sqs, int64_t step, double lr, double beta1, double beta2,
-                double eps, double weight_decay, bool decoupled, bool maximize) {
-               adam_step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs ? *max_exp_avg_sqs : Tensors(),
-                         {step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize});
-             });
+  b.function("optimizer_step",
+             [](const std::string& rule, const Tensors& params, const Tensors& grads,
+                const std::vector<Tensors>& states, const std::vector<double>& coefficients, double weight_decay,
+                double shrink, bool maximize) {
+               optimizer_step(rule, params, grads, states, coefficients, {weight_decay, shrink, maximize});
+             },
+             arg("rule"), arg("params"), arg("grads"), arg("states"), arg("coefficients"), arg("weight_decay") = 0.0,
+             arg("shrink") = 1.0, arg("maximize") = false);
   b.function("grad_norm", grad_norm, arg("grads"), arg("norm_type") = 2.0);
   b.function("clip_grad_norm_", clip_grad_norm_, arg("grads"), arg("max_norm"), arg("norm_type") = 2.0,
              arg("error_if_nonfinite") = false);
