@@ -52,7 +52,7 @@ def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str
         if y.shape != expected.shape:
             raise ValueError(f"a result has shape {y.shape}, expected {expected.shape}")
         allowed = ULPS * np.sqrt(max(n, 1)) * COMPUTE_ROUNDOFF[dtype] * np.abs(expected).max(initial=0)
-        difference = np.abs(y - expected)
+        difference = np.abs(y.astype(np.float64) - expected)
         worst = max(worst, float(np.max(difference / (allowed + STORAGE_ROUNDOFF[dtype] * np.abs(expected) + 1e-300))))
     return worst
 
