@@ -16,7 +16,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kGrain = 1 << 17;  // elements that a chunk reads or writes, about
+constexpr int64_t kGrain = 1 << 15;  // elements that a chunk reads or writes, about
 
 template <int n>
 struct Count {
@@ -209,6 +209,7 @@ void max_backward_typed(const PoolArgs& args) {
 
 // Sums at a time: half of the registers, so that long windows read long runs.
 constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+constexpr int64_t kRun = 64;  // positions added up before they are carried over: the error grows with both
 
 template <class Stored>
 void avg_forward_typed(const PoolArgs& args) {
@@ -226,12 +227,18 @@ void avg_forward_typed(const PoolArgs& args) {
         Stored* y = static_cast<Stored*>(args.y) + (at.index * args.width.out + o) * args.channels;
         for_each_registers<T, kSums>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
           constexpr int n = decltype(count)::value;
-          Values<T> sums[n] = {};
+          Values<T> sums[n] = {}, totals[n] = {};
+          int64_t left = kRun;
           for (int64_t h = rows.begin; h < rows.end; ++h) {
             const Stored* from = x + (h * args.width.in + columns.begin) * args.channels + channel;
-            for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels)
+            for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels) {
               for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes);
+              if (--left > 0) continue;
+              for (int r = 0; r < n; ++r) totals[r] += sums[r], sums[r] = Values<T>{};
+              left = kRun;
+            }
           }
+          for (int r = 0; r < n; ++r) sums[r] += totals[r];
           for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
         });
       }
