@@ -12,6 +12,7 @@
 // the class in reverse; the classes of a row are woven when it is complete. A pass reads and writes every
 // tensor once: depthwise convolution is bound by memory. Parallel over images, groups and bands.
 #include "gemm/epilogue.h"
+#include "ops/conv/pairs_cpu.h"
 #include "ops/conv/taps_cpu.h"
 
 namespace fastnn {
@@ -297,6 +298,16 @@ void multiply_whole(const Pass<T>& pass, int64_t group, int64_t rows, const Sour
   p.out_plane = out_plane;
   p.out_row = p.columns = pass.out_columns();
   p.rows = rows;
+#if defined(__AVX512BW__)
+  if constexpr (__is_same(Stored, bfloat16)) {
+    if (pass.rows.source.step == 1 && pass.results < kGroupResults) {
+      for (int64_t r = 0; r < pass.results; ++r)
+        multiply_pairs_3x3({sources, p.n_sources, p.weights_of(r, 0), p.source_weights, p.bias ? p.bias[r] : 0,
+                            out + r * out_plane, rows, p.columns});
+      return;
+    }
+  }
+#endif
   multiply_3x3<Stored>(pass, p);
 }
 
