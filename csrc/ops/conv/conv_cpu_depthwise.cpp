@@ -4,9 +4,11 @@
 //   r, c]
 //
 // For 3 x 3 taps seven output rows (four, with fewer registers) of a vector of columns are computed at once: of their
-// 9 source rows (of stride 2: 15) each is loaded once for each column tap, 27 loads for 63 multiply-adds, and the
-// weights stay in registers. With masks the image is read in place (taps_cpu.h), else as bands (depthwise_cpu.h).
-// Other taps read bands, and load once a multiply-add. Several source channels are added up in the output.
+// 9 source rows (of stride 2: 15) each is loaded once for each column tap, 27 loads for 63 multiply-adds. Of groups
+// with four results or more, four are computed at once, in four rows (two), and share the loads. All source channels
+// are added up in registers. With masks the image is read in place (taps_cpu.h; bfloat16 by pairs of columns,
+// pairs_cpu.h), and 16-bit results leave the registers rounded; else it is read as bands (depthwise_cpu.h).
+// Other taps read bands, load once a multiply-add, and several source channels are added up in the output.
 //
 // In the gradient of the input, each residue class of the positions modulo the stride is a result with the taps of
 // the class in reverse; the classes of a row are woven when it is complete. A pass reads and writes every
@@ -18,7 +20,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kTaskWork = int64_t(1) << 19;  // multiply-adds that pay for a task
+constexpr int64_t kTaskWork = int64_t(1) << 17;  // multiply-adds of a task: several a thread, for an even share
 constexpr int kMaxPhases = 4;                    // residue classes along an axis, at most
 
 // Along one axis, the results of one residue class: result i reads the band from i * step + shift on.

@@ -37,7 +37,7 @@ inline __attribute__((always_inline)) void store_pair(bfloat16* p, Pair pair, __
   _mm512_mask_storeu_epi16(p, words, __m512i(joined));
 }
 
-// What a product of rows needs here: RowsProduct of conv_cpu_depthwise.cpp, for one result.
+// out[r][c] = bias + sum over sources s and taps t of weights[s * source_weights + t] * image_s[position of t for r, c]
 struct PairsProduct {
   const Source<float>* sources;
   int64_t n_sources;
