@@ -6,8 +6,8 @@
 // For 3 x 3 taps seven output rows (four, with fewer registers) of a vector of columns are computed at once: of their
 // 9 source rows (of stride 2: 15) each is loaded once for each column tap, 27 loads for 63 multiply-adds. Of groups
 // with four results or more, four are computed at once, in four rows (two), and share the loads. All source channels
-// are added up in registers. With masks the image is read in place (taps_cpu.h; bfloat16 by pairs of columns,
-// pairs_cpu.h), and 16-bit results leave the registers rounded; else it is read as bands (depthwise_cpu.h).
+// are added up in registers. With masks the image is read in place (taps_cpu.h; bfloat16 rows longer than a register by
+// pairs, pairs_cpu.h), and 16-bit results leave the registers rounded; else it is read as bands (depthwise_cpu.h).
 // Other taps read bands, load once a multiply-add, and several source channels are added up in the output.
 //
 // In the gradient of the input, each residue class of the positions modulo the stride is a result with the taps of
@@ -302,7 +302,7 @@ void multiply_whole(const Pass<T>& pass, int64_t group, int64_t rows, const Sour
   p.rows = rows;
 #if defined(__AVX512BW__)
   if constexpr (__is_same(Stored, bfloat16)) {
-    if (pass.rows.source.step == 1 && pass.results < kGroupResults) {
+    if (pass.rows.source.step == 1 && pass.results < kGroupResults && p.columns > Vec<T>::size) {
       for (int64_t r = 0; r < pass.results; ++r)
         multiply_pairs_3x3({sources, p.n_sources, p.weights_of(r, 0), p.source_weights, p.bias ? p.bias[r] : 0,
                             out + r * out_plane, rows, p.columns});
