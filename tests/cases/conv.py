@@ -70,6 +70,7 @@ DEPTHWISE = [
     sample(n(1, 2, 3, 2), n(2, 1, 1, 1), n(2), stride=4, padding=3, groups=2),
     sample(n(2, 1, 6, 5), n(1, 1, 3, 3), n(1), padding=1),
     sample(n(1, 6, 5, 6), n(4, 3, 3, 3), n(4), padding=1, groups=2),
+    sample(n(1, 8, 9, 19), n(10, 4, 3, 3), n(10), padding=1, groups=2),
     sample(n(0, 3, 5, 5), n(3, 1, 3, 3), n(3), groups=3),
 ]
 

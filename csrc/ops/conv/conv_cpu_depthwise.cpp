@@ -4,21 +4,23 @@
 //   r, c]
 //
 // For 3 x 3 taps seven output rows (four, with fewer registers) of a vector of columns are computed at once: of their
-// 9 source rows (of stride 2: 15) each is loaded once for each column tap, 27 loads for 63 multiply-adds, and the
-// weights stay in registers. With masks the image is read in place (taps_cpu.h), else as bands (depthwise_cpu.h).
-// Other taps read bands, and load once a multiply-add. Several source channels are added up in the output.
+// 9 source rows (of stride 2: 15) each is loaded once for each column tap, 27 loads for 63 multiply-adds. Of groups
+// with four results or more, four are computed at once, in four rows (two), and share the loads. All source channels
+// are added up in registers. With masks the image is read in place (taps_cpu.h; bfloat16 rows longer than a register by
+// pairs, pairs_cpu.h), and 16-bit results leave the registers rounded; else it is read as bands (depthwise_cpu.h).
+// Other taps read bands, load once a multiply-add, and several source channels are added up in the output.
 //
 // In the gradient of the input, each residue class of the positions modulo the stride is a result with the taps of
 // the class in reverse; the classes of a row are woven when it is complete. A pass reads and writes every
 // tensor once: depthwise convolution is bound by memory. Parallel over images, groups and bands.
 #include "gemm/epilogue.h"
+#include "ops/conv/pairs_cpu.h"
 #include "ops/conv/taps_cpu.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kTaskWork = int64_t(1) << 19;  // multiply-adds that pay for a task
-constexpr int64_t kMostSources = 3;              // their sums meet in the output: more are for matrix tiles
+constexpr int64_t kTaskWork = int64_t(1) << 17;  // multiply-adds of a task: several a thread, for an even share
 constexpr int kMaxPhases = 4;                    // residue classes along an axis, at most
 
 // Along one axis, the results of one residue class: result i reads the band from i * step + shift on.
@@ -84,6 +86,7 @@ struct Pass {
   int64_t taps;            // of a filter
   const T* weights;        // [group][result][source][tap], ordered by row phase, column phase
   const int64_t* offsets;  // [tap], in a band
+  bool whole;              // 3 x 3 taps of step 1 or 2, and one phase: all results at once
   bool in_place;           // images are read as they are, not through bands
   const T* bias;           // [group][result] or null
   const char* residual;    // of out's layout, or null
@@ -99,24 +102,32 @@ struct Pass {
 
 // ------------------------------------------------------------------------------------- product
 
-// out[r][c] = bias + addend[r][c] + sum over t of weights[t] * band[r * band_row + c + offsets[t]]
-template <class T>
+// out[o][r][c] = bias[o] + addend[o][r][c] + sum over sources s and taps t of
+//   weights[(o * n_sources + s) * source_weights + t] * band_s[r * band_row + c + offsets[t]]
+template <class T, class Out = T>
 struct RowsProduct {
-  const Source<T>* source;
+  const Source<T>* sources;
+  int64_t n_sources, n_results;
   int64_t band_row;
   const T* weights;
+  int64_t source_weights;
   const int64_t* offsets;
   int64_t taps;
-  T bias;
+  const T* bias;    // may be null
   const T* addend;  // of out's layout; may be null or out itself
-  T* out;
-  int64_t out_row;
+  Out* out;
+  int64_t out_plane, out_row;
   int64_t rows, columns;
+
+  const T* weights_of(int64_t result, int64_t source) const {
+    return weights + (result * n_sources + source) * source_weights;
+  }
 };
 
-template <class T, int kRows>
-inline __attribute__((always_inline)) void start_sums(const RowsProduct<T>& p, int64_t at, int64_t n, Vec<T>* sums) {
-  const Vec<T> bias = Vec<T>::broadcast(p.bias);
+template <class T, int kRows, class Out>
+inline __attribute__((always_inline)) void start_sums(const RowsProduct<T, Out>& p, int64_t result, int64_t at,
+                                                      int64_t n, Vec<T>* sums) {
+  const Vec<T> bias = Vec<T>::broadcast(p.bias ? p.bias[result] : T(0));
 #pragma GCC unroll 7
   for (int r = 0; r < kRows; ++r) {
     const T* addend = p.addend + at + r * p.out_row;
@@ -124,59 +135,77 @@ inline __attribute__((always_inline)) void start_sums(const RowsProduct<T>& p, i
   }
 }
 
-template <class T, int kRows>
-inline __attribute__((always_inline)) void store_sums(T* out, int64_t out_row, int64_t n, const Vec<T>* sums) {
+template <class T, int kRows, class Out>
+inline __attribute__((always_inline)) void store_sums(Out* out, int64_t out_row, int64_t n, const Vec<T>* sums) {
 #pragma GCC unroll 7
-  for (int r = 0; r < kRows; ++r)
-    n >= Vec<T>::size ? sums[r].store(out + r * out_row) : sums[r].store(out + r * out_row, n);
+  for (int r = 0; r < kRows; ++r) store_values<Out>(out + r * out_row, sums[r].raw, min(n, Vec<T>::size));
 }
 
-// kRows rows from `row` on; kStep source rows lie between them.
-template <class Taps, int kStep, int kRows, class T>
-inline __attribute__((always_inline)) void sum_3x3(const RowsProduct<T>& p, const Vec<T>* weights, int64_t row) {
+// kResults results from `result` on, of them kRows rows from `row` on; kStep source rows lie between them.
+template <class Taps, int kStep, int kResults, int kRows, class T, class Out>
+__attribute__((noinline)) void sum_3x3(const RowsProduct<T, Out>& p, int64_t result, int64_t row) {
   constexpr int kSourceRows = (kRows - 1) * kStep + 3;
-  const Taps taps{*p.source, p.offsets};
-  const T* source[kSourceRows];
-  taps.rows(row, source, kSourceRows);
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
-    const auto columns = taps.columns(c, Vec<T>::size);
-    Vec<T> sums[kRows];
-    start_sums<T, kRows>(p, row * p.out_row + c, p.columns - c, sums);
+    const auto columns = Taps{p.sources[0], p.offsets}.columns(c, Vec<T>::size);
+    Vec<T> sums[kResults][kRows];
+#pragma GCC unroll 4
+    for (int o = 0; o < kResults; ++o)
+      start_sums<T, kRows>(p, result + o, (result + o) * p.out_plane + row * p.out_row + c, p.columns - c, sums[o]);
+    for (int64_t s = 0; s < p.n_sources; ++s) {
+      const Taps taps{p.sources[s], p.offsets};
+      const auto rows = taps.rows(row);
+      const T* weights = p.weights_of(result, s);
 #pragma GCC unroll 15
-    for (int i = 0; i < kSourceRows; ++i) {
-      Vec<T> x[3];
-      taps.load(source[i], columns, x);
+      for (int i = 0; i < kSourceRows; ++i) {
+        if (!taps.has(rows, i)) continue;
+        Vec<T> x[3];
+        taps.load(rows, i, columns, x);
 #pragma GCC unroll 3
-      for (int b = 0; b < 3; ++b)
+        for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 4
+          for (int o = 0; o < kResults; ++o)
 #pragma GCC unroll 7
-        for (int r = 0; r < kRows; ++r)
-          if (i - r * kStep >= 0 && i - r * kStep < 3) sums[r] += weights[(i - r * kStep) * 3 + b] * x[b];
+            for (int r = 0; r < kRows; ++r)
+              if (i - r * kStep >= 0 && i - r * kStep < 3)
+                sums[o][r] +=
+                    Vec<T>::broadcast(weights[o * p.n_sources * p.source_weights + (i - r * kStep) * 3 + b]) * x[b];
+      }
     }
-    store_sums<T, kRows>(p.out + row * p.out_row + c, p.out_row, p.columns - c, sums);
+#pragma GCC unroll 4
+    for (int o = 0; o < kResults; ++o)
+      store_sums<T, kRows>(p.out + (result + o) * p.out_plane + row * p.out_row + c, p.out_row, p.columns - c, sums[o]);
   }
 }
 
-template <class Taps, int kStep, class T>
-void multiply_3x3(const RowsProduct<T>& given) {
-  const RowsProduct<T> p = given;
-  Vec<T> weights[9];
-#pragma GCC unroll 9
-  for (int t = 0; t < 9; ++t) weights[t] = Vec<T>::broadcast(p.weights[t]);
-  int64_t row = 0;
-  for (; row + kTapRows <= p.rows; row += kTapRows) sum_3x3<Taps, kStep, kTapRows>(p, weights, row);
-  if (row + 4 <= p.rows) sum_3x3<Taps, kStep, 4>(p, weights, row), row += 4;
-  if (row + 2 <= p.rows) sum_3x3<Taps, kStep, 2>(p, weights, row), row += 2;
-  if (row < p.rows) sum_3x3<Taps, kStep, 1>(p, weights, row);
+template <class Taps, int kStep, class T, class Out>
+void multiply_3x3(const RowsProduct<T, Out>& given) {
+  const RowsProduct<T, Out> p = given;
+  int64_t result = 0;
+  for (; result + kGroupResults <= p.n_results; result += kGroupResults) {
+    int64_t row = 0;
+    for (; row + kGroupRows <= p.rows; row += kGroupRows)
+      sum_3x3<Taps, kStep, kGroupResults, kGroupRows>(p, result, row);
+    for (; row < p.rows; ++row) sum_3x3<Taps, kStep, kGroupResults, 1>(p, result, row);
+  }
+  for (; result < p.n_results; ++result) {
+    int64_t row = 0;
+    for (; row + kTapRows <= p.rows; row += kTapRows) sum_3x3<Taps, kStep, 1, kTapRows>(p, result, row);
+    if (row + 4 <= p.rows) sum_3x3<Taps, kStep, 1, 4>(p, result, row), row += 4;
+    if (row + 2 <= p.rows) sum_3x3<Taps, kStep, 1, 2>(p, result, row), row += 2;
+    if (row < p.rows) sum_3x3<Taps, kStep, 1, 1>(p, result, row);
+  }
 }
 
+// One result; the sums of several sources meet in the output.
 template <class T, int kRows>
-inline __attribute__((always_inline)) void sum_taps(const RowsProduct<T>& p, int64_t row) {
+inline __attribute__((always_inline)) void sum_taps(const RowsProduct<T>& p, int64_t s, int64_t row) {
+  const T* weights = p.weights_of(0, s);
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
-    const T* band = p.source->band + row * p.band_row + c;
+    const T* band = p.sources[s].band + row * p.band_row + c;
     Vec<T> sums[kRows];
-    start_sums<T, kRows>(p, row * p.out_row + c, p.columns - c, sums);
+    start_sums<T, kRows>(p, 0, row * p.out_row + c, p.columns - c, sums);
     for (int64_t t = 0; t < p.taps; ++t) {
-      const Vec<T> weight = Vec<T>::broadcast(p.weights[t]);
+      const Vec<T> weight = Vec<T>::broadcast(weights[t]);
 #pragma GCC unroll 7
       for (int r = 0; r < kRows; ++r) sums[r] += weight * Vec<T>::load(band + p.offsets[t] + r * p.band_row);
     }
@@ -186,10 +215,14 @@ inline __attribute__((always_inline)) void sum_taps(const RowsProduct<T>& p, int
 
 template <class T>
 void multiply_taps(const RowsProduct<T>& given) {
-  const RowsProduct<T> p = given;
-  int64_t row = 0;
-  for (; row + 4 <= p.rows; row += 4) sum_taps<T, 4>(p, row);
-  for (; row < p.rows; ++row) sum_taps<T, 1>(p, row);
+  RowsProduct<T> p = given;
+  for (int64_t s = 0; s < p.n_sources; ++s) {
+    int64_t row = 0;
+    for (; row + 4 <= p.rows; row += 4) sum_taps<T, 4>(p, s, row);
+    for (; row < p.rows; ++row) sum_taps<T, 1>(p, s, row);
+    p.addend = p.out;
+    p.bias = nullptr;
+  }
 }
 
 // --------------------------------------------------------------------------------------- bands
@@ -197,16 +230,18 @@ void multiply_taps(const RowsProduct<T>& given) {
 // What a task uses for one band after another.
 template <class T>
 struct Buffers {
-  T* bands;    // [source]; a row of zeros when images are read in place
+  T* bands;    // [source]; none when images are read in place
   T* widened;  // [source] image rows, when the dtype is another
-  T* results;  // of a channel, when the dtype is another
+  T* results;  // when the dtype is another
   T* phases;   // of a channel, when there are several column phases
 
   Buffers(const Pass<T>& pass) {
     const bool cast = pass.dtype != dtype_of<T>();
-    const int64_t bands_size = pass.in_place ? pass.band.columns.source : pass.sources * pass.band.channel_pitch;
-    const int64_t widened_size = cast ? pass.sources * pass.band.height * pass.band.columns.source : 0;
-    const int64_t results_size = cast ? pass.band.outputs * pass.rows.phases * pass.out_columns() : 0;
+    const int64_t bands_size = pass.in_place ? 0 : pass.sources * pass.band.channel_pitch;
+    const int64_t widened_size =
+        cast && !pass.in_place ? pass.sources * pass.band.height * pass.band.columns.source : 0;
+    const int64_t result_size = pass.band.outputs * pass.rows.phases * pass.out_columns();
+    const int64_t results_size = cast && !pass.in_place ? pass.results * result_size : 0;
     bands = static_cast<T*>(thread_scratch(
         Scratch::Operation,
         size_t(bands_size + widened_size + results_size + pass.columns.phases * pass.phase_pitch()) * sizeof(T)));
@@ -235,52 +270,77 @@ void weave_row(const T* classes, int64_t phase_pitch, int phases, int64_t column
   }
 }
 
-template <class T>
-void multiply(const Pass<T>& pass, bool is_3x3, const RowsProduct<T>& p) {
-  if (!is_3x3) return multiply_taps(p);
-  if (pass.rows.source.step == 1)
-    return pass.in_place ? multiply_3x3<ImageTaps<T, 1>, 1>(p) : multiply_3x3<BandTaps<T, 1>, 1>(p);
-  return pass.in_place ? multiply_3x3<ImageTaps<T, 2>, 2>(p) : multiply_3x3<BandTaps<T, 2>, 2>(p);
-}
-
-// The rows of one row and one column phase of channel `result`, counted over all groups.
-template <class T>
-void multiply_phase(const Pass<T>& pass, int64_t result, int64_t first_tap, const AxisPhase& row_phase,
-                    const AxisPhase& column_phase, const Source<T>* sources, RowsProduct<T>& p) {
-  const int64_t step = pass.rows.source.step;
-  p.band_row = step * pass.band.row_pitch;
-  p.taps = row_phase.taps * column_phase.taps;
-  p.columns = column_phase.out.count;
-  p.offsets = pass.offsets + first_tap;
-  p.weights = pass.weights + result * pass.sources * pass.taps + first_tap;
-  const bool is_3x3 = row_phase.taps == 3 && column_phase.taps == 3 && pass.rows.source.dilation == 1 && step <= 2;
-  for (int64_t s = 0; s < pass.sources; ++s, p.weights += pass.taps) {
-    p.source = sources + s;
-    multiply(pass, is_3x3, p);
-    p.addend = p.out;
-    p.bias = 0;
+// 3 x 3 taps of the image in place, in Stored, or of bands.
+template <class Stored, class T, class Out>
+void multiply_3x3(const Pass<T>& pass, const RowsProduct<T, Out>& p) {
+  if constexpr (kImageTaps) {
+    if (pass.in_place)
+      return pass.rows.source.step == 1 ? multiply_3x3<ImageTaps<Stored, 1>, 1>(p)
+                                        : multiply_3x3<ImageTaps<Stored, 2>, 2>(p);
   }
+  if constexpr (__is_same(Stored, T))
+    pass.rows.source.step == 1 ? multiply_3x3<BandTaps<T, 1>, 1>(p) : multiply_3x3<BandTaps<T, 2>, 2>(p);
 }
 
-// Channel `result`: `outputs` rows of each row phase, from `output` on. `target` is their first row, `addend` too.
+// `rows` rows of all results of group `group`, where there is one phase and 3 x 3 taps.
+template <class Stored, class T, class Out>
+void multiply_whole(const Pass<T>& pass, int64_t group, int64_t rows, const Source<T>* sources, const T* addend,
+                    Out* out, int64_t out_plane) {
+  RowsProduct<T, Out> p{};
+  p.sources = sources;
+  p.n_sources = pass.sources;
+  p.n_results = pass.results;
+  p.band_row = pass.rows.source.step * pass.band.row_pitch;
+  p.weights = pass.weights + group * pass.results * pass.sources * pass.taps;
+  p.source_weights = p.taps = pass.taps;
+  p.offsets = pass.offsets;
+  p.bias = pass.bias ? pass.bias + group * pass.results : nullptr;
+  p.addend = addend;
+  p.out = out;
+  p.out_plane = out_plane;
+  p.out_row = p.columns = pass.out_columns();
+  p.rows = rows;
+#if defined(__AVX512BW__)
+  if constexpr (__is_same(Stored, bfloat16)) {
+    if (pass.rows.source.step == 1 && pass.results < kGroupResults && p.columns > Vec<T>::size) {
+      for (int64_t r = 0; r < pass.results; ++r)
+        multiply_pairs_3x3({sources, p.n_sources, p.weights_of(r, 0), p.source_weights, p.bias ? p.bias[r] : 0,
+                            out + r * out_plane, rows, p.columns});
+      return;
+    }
+  }
+#endif
+  multiply_3x3<Stored>(pass, p);
+}
+
+// Channel `result`, counted over all groups: `outputs` rows of each row phase, from `output` on. `target` is their
+// first row, `addend` too.
 template <class T>
-void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64_t outputs, const Source<T>* sources,
-                      const Buffers<T>& buffers, const T* addend, T* target) {
+void multiply_phases(const Pass<T>& pass, int64_t result, int64_t output, int64_t outputs, const Source<T>* sources,
+                     const Buffers<T>& buffers, const T* addend, T* target) {
   const int64_t columns = pass.out_columns(), pitch = pass.phase_pitch();
-  int64_t first_tap = 0;
+  RowsProduct<T> p{};
+  p.sources = sources;
+  p.n_sources = pass.sources;
+  p.band_row = pass.rows.source.step * pass.band.row_pitch;
+  p.source_weights = pass.taps;
+  p.bias = pass.bias ? pass.bias + result : nullptr;
+  p.addend = addend;
+  p.weights = pass.weights + result * pass.sources * pass.taps;
+  p.offsets = pass.offsets;
   for (int a = 0; a < pass.rows.phases; ++a) {
     const AxisPhase& row_phase = pass.rows.phase[a];
-    RowsProduct<T> p;
     p.rows = min(outputs, row_phase.out.count - output);
     T* const rows = target + row_phase.out.first * columns;
     for (int b = 0; b < pass.columns.phases; ++b) {
       const AxisPhase& column_phase = pass.columns.phase[b];
-      p.bias = pass.bias ? pass.bias[result] : T(0);
-      p.addend = addend;
+      p.taps = row_phase.taps * column_phase.taps;
+      p.columns = column_phase.out.count;
       p.out = pitch ? buffers.phases + b * pitch : rows;
       p.out_row = pitch ? pass.columns.phase[0].out.count : row_phase.out.step * columns;
-      multiply_phase(pass, result, first_tap, row_phase, column_phase, sources, p);
-      first_tap += row_phase.taps * column_phase.taps;
+      multiply_taps(p);
+      p.weights += p.taps;
+      p.offsets += p.taps;
     }
     for (int64_t r = 0; pitch && r < p.rows; ++r)
       weave_row(buffers.phases + r * p.out_row, pitch, pass.columns.phases, columns,
@@ -288,31 +348,60 @@ void multiply_channel(const Pass<T>& pass, int64_t result, int64_t output, int64
   }
 }
 
-// All results of one image, group and band.
+// A unit: all results of one image, group and band.
+struct Unit {
+  int64_t image_group, group, output;
+};
+
+// Results in the compute type, then cast.
 template <class T>
-void run_unit(const Pass<T>& pass, int64_t image_group, int64_t group, int64_t output, const Buffers<T>& buffers) {
-  const int64_t outputs = min(pass.band.outputs, pass.rows.phase[0].out.count - output);
-  const int64_t size = int64_t(item_size(pass.dtype));
-  const int64_t source_plane = pass.rows.source.source * pass.columns.source.source;
-  const RowRange range(pass.band, output, outputs);
+void run_in_compute_type(const Pass<T>& pass, const Unit& unit, int64_t outputs, const Source<T>* sources,
+                         const Buffers<T>& buffers) {
+  const int64_t row_step = pass.rows.phase[0].out.step, columns = pass.out_columns();
+  const int64_t size = int64_t(item_size(pass.dtype)), first_row = unit.output * row_step;
+  const int64_t elements = (min(first_row + outputs * row_step, pass.out_rows()) - first_row) * columns;
+  const int64_t plane = pass.out_rows() * columns, at = unit.image_group * pass.results * plane + first_row * columns;
+  const bool cast = pass.dtype != dtype_of<T>();
+  T* const results = cast ? buffers.results : reinterpret_cast<T*>(pass.out) + at;
+  const int64_t pitch = cast ? elements : plane;
+  const T* addend = reinterpret_cast<const T*>(pass.residual) + (pass.residual && !cast ? at : 0);
+  for (int64_t r = 0; r < pass.results && cast && pass.residual; ++r)
+    FASTNN_LEVEL::load_row(results + r * pitch, pass.residual + (at + r * plane) * size, pass.dtype, 1, elements);
+  if (cast && pass.residual) addend = results;
+  if (pass.whole) multiply_whole<T>(pass, unit.group, outputs, sources, addend, results, pitch);
+  for (int64_t r = 0; r < pass.results; ++r) {
+    T* const result = results + r * pitch;
+    if (!pass.whole)
+      multiply_phases(pass, unit.group * pass.results + r, unit.output, outputs, sources, buffers,
+                      addend ? addend + r * pitch : nullptr, result);
+    if (pass.activation != Activation::None) activate_row(pass.activation, result, elements);
+    if (cast) FASTNN_LEVEL::store_row(pass.out + (at + r * plane) * size, pass.dtype, 1, result, elements);
+  }
+}
+
+template <class Stored, class T>
+void run_in_registers(const Pass<T>& pass, const Unit& unit, int64_t outputs, const Source<T>* sources) {
+  const int64_t plane = pass.out_rows() * pass.out_columns();
+  const int64_t at = unit.image_group * pass.results * plane + unit.output * pass.out_columns();
+  multiply_whole<Stored, T, Stored>(pass, unit.group, outputs, sources, nullptr,
+                                    reinterpret_cast<Stored*>(pass.out) + at, plane);
+}
+
+template <class T>
+void run_unit(const Pass<T>& pass, const Unit& unit, const Buffers<T>& buffers) {
+  const int64_t outputs = min(pass.band.outputs, pass.rows.phase[0].out.count - unit.output);
+  const int64_t source_plane = pass.rows.source.source * pass.columns.source.source * int64_t(item_size(pass.dtype));
+  const RowRange range(pass.band, unit.output, outputs);
   Source<T> sources[kFewSources];
   for (int64_t s = 0; s < pass.sources; ++s)
     sources[s] =
-        load_source(pass.band, pass.in_place, pass.source + (image_group * pass.sources + s) * source_plane * size,
+        load_source(pass.band, pass.in_place, pass.source + (unit.image_group * pass.sources + s) * source_plane,
                     pass.dtype, range, s, buffers.bands, buffers.widened);
-  const int64_t row_step = pass.rows.phase[0].out.step, columns = pass.out_columns(), first_row = output * row_step;
-  const int64_t elements = (min(first_row + outputs * row_step, pass.out_rows()) - first_row) * columns;
-  const bool cast = pass.dtype != dtype_of<T>();
-  for (int64_t r = 0; r < pass.results; ++r) {
-    const int64_t at = ((image_group * pass.results + r) * pass.out_rows() + first_row) * columns * size;
-    T* target = cast ? buffers.results : reinterpret_cast<T*>(pass.out + at);
-    const T* addend = cast ? buffers.results : reinterpret_cast<const T*>(pass.residual + at);
-    if (cast && pass.residual) FASTNN_LEVEL::load_row(target, pass.residual + at, pass.dtype, 1, elements);
-    multiply_channel(pass, group * pass.results + r, output, outputs, sources, buffers,
-                     pass.residual ? addend : nullptr, target);
-    if (pass.activation != Activation::None) activate_row(pass.activation, target, elements);
-    if (cast) FASTNN_LEVEL::store_row(pass.out + at, pass.dtype, 1, target, elements);
+  if constexpr (kImageTaps && sizeof(T) == sizeof(float)) {
+    if (pass.in_place && pass.dtype == DType::BFloat16) return run_in_registers<bfloat16>(pass, unit, outputs, sources);
+    if (pass.in_place && pass.dtype == DType::Float16) return run_in_registers<float16>(pass, unit, outputs, sources);
   }
+  run_in_compute_type(pass, unit, outputs, sources, buffers);
 }
 
 template <class T>
@@ -324,7 +413,7 @@ void run_pass(const Pass<T>& pass) {
     const Buffers<T> buffers(pass);
     int64_t image_group = begin / pass.band.count, group = image_group % pass.groups, band = begin % pass.band.count;
     for (int64_t unit = begin; unit < end; ++unit) {  // counted without divisions: small planes take some 100 cycles
-      run_unit(pass, image_group, group, band * pass.band.outputs, buffers);
+      run_unit(pass, {image_group, group, band * pass.band.outputs}, buffers);
       if (++band < pass.band.count) continue;
       band = 0;
       ++image_group;
@@ -399,9 +488,12 @@ bool run(const ConvArgs& args, bool gradient) {
   pass.band = make_band(pass.rows.source, pass.columns.source, pass.rows.phase[0].out.count, pass.rows.extent,
                         pass.sources, Vec<T>::size, int64_t(sizeof(T)));
   if (pass.band.channel_pitch > kLargestBand) return false;
-  pass.in_place =
-      pass.rows.phases == 1 && pass.columns.phases == 1 &&
-      suits_image_taps(pass.rows.source, pass.columns.source, pass.rows.phase[0].taps, pass.columns.phase[0].taps);
+  const PlaneAxis &rows = pass.rows.source, &columns = pass.columns.source;
+  pass.whole = pass.rows.phases == 1 && pass.columns.phases == 1 && pass.rows.phase[0].taps == 3 &&
+               pass.columns.phase[0].taps == 3 && rows.dilation == 1 && rows.step <= 2;
+  // 16-bit results leave the registers rounded: nothing may be left to do with them.
+  const bool finished = args.dtype == dtype_of<T>() || (!pass.residual && pass.activation == Activation::None);
+  pass.in_place = kImageTaps && pass.whole && finished && columns.dilation == 1 && rows.step == columns.step;
   prepare_weights(args, gradient, pass);
   run_pass(pass);
   return true;
@@ -413,14 +505,14 @@ namespace FASTNN_LEVEL {
 
 bool depthwise_forward(const ConvArgs& given) {
   const ConvArgs args = with_long_rows(given);
-  if (!suits_bands(args, args.in_channels, args.out_channels, kMostSources)) return false;
+  if (!suits_bands(args, args.in_channels, args.out_channels, kFewSources)) return false;
   return args.dtype == DType::Float64 ? run<double>(args, false) : run<float>(args, false);
 }
 
 bool depthwise_input_grad(const ConvArgs& given) {
   const ConvArgs args = with_long_rows(given);
-  if (!suits_bands(args, args.out_channels, args.in_channels, kMostSources) || args.height.stride > kMaxPhases ||
-      args.width.stride > kMaxPhases)
+  const int64_t stride = max(args.height.stride, args.width.stride);
+  if (stride > kMaxPhases || !suits_bands(args, args.out_channels, args.in_channels, stride == 1 ? kFewSources : 3))
     return false;
   return args.dtype == DType::Float64 ? run<double>(args, true) : run<float>(args, true);
 }

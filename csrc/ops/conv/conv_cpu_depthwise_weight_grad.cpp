@@ -30,34 +30,33 @@ struct WeightGrad {
 };
 
 // sums[t] += sum over r, c of dy[r][c] * band[r * band_row + c + offsets[t]], in the lanes of c.
-template <class T>
+template <class T, class Pixel = T>
 struct PixelsProduct {
   const Source<T>& source;
   int64_t band_row;
   const int64_t* offsets;
-  const T* dy;
+  const Pixel* dy;
   int64_t rows, columns;
 };
 
 // kRows rows from `row` on; kStep source rows lie between them. Beyond the last column both factors are zero.
-template <class Taps, int kStep, int kRows, class T>
-inline __attribute__((always_inline)) void add_rows_3x3(const PixelsProduct<T>& p, int64_t row, Vec<T>* sums) {
+template <class Taps, int kStep, int kRows, class T, class Pixel>
+inline __attribute__((always_inline)) void add_rows_3x3(const PixelsProduct<T, Pixel>& p, int64_t row, Vec<T>* sums) {
   constexpr int kSourceRows = (kRows - 1) * kStep + 3;
   const Taps taps{p.source, p.offsets};
-  const T* source[kSourceRows];
-  taps.rows(row, source, kSourceRows);
+  const auto rows = taps.rows(row);
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
     const int64_t n = min(p.columns - c, Vec<T>::size);
     const auto columns = taps.columns(c, n);
-    const T* pixels = p.dy + row * p.columns + c;
+    const Pixel* pixels = p.dy + row * p.columns + c;
     Vec<T> dy[kRows];
 #pragma GCC unroll 7
-    for (int r = 0; r < kRows; ++r)
-      dy[r] = n == Vec<T>::size ? Vec<T>::load(pixels + r * p.columns) : Vec<T>::load(pixels + r * p.columns, n);
+    for (int r = 0; r < kRows; ++r) dy[r] = Vec<T>(load_values<Pixel>(pixels + r * p.columns, n));
 #pragma GCC unroll 15
     for (int i = 0; i < kSourceRows; ++i) {
+      if (!taps.has(rows, i)) continue;
       Vec<T> x[3];
-      taps.load(source[i], columns, x);
+      taps.load(rows, i, columns, x);
 #pragma GCC unroll 3
       for (int b = 0; b < 3; ++b)
 #pragma GCC unroll 7
@@ -67,8 +66,8 @@ inline __attribute__((always_inline)) void add_rows_3x3(const PixelsProduct<T>& 
   }
 }
 
-template <class Taps, int kStep, class T>
-void add_pixels_3x3(const PixelsProduct<T>& p, T* vectors) {
+template <class Taps, int kStep, class T, class Pixel>
+void add_pixels_3x3(const PixelsProduct<T, Pixel>& p, T* vectors) {
   Vec<T> sums[9];
 #pragma GCC unroll 9
   for (int t = 0; t < 9; ++t) sums[t] = Vec<T>::load(vectors + t * Vec<T>::size);
@@ -126,9 +125,9 @@ struct Buffers {
     const Band& band = plan.band;
     const bool cast = plan.args.dtype != dtype_of<T>();
     const int64_t vectors_size = plan.vectors() * Vec<T>::size, channels = plan.args.in_channels;
-    const int64_t bands_size = plan.in_place ? band.columns.source : channels * band.channel_pitch;
-    const int64_t widened_size = cast ? channels * band.height * band.columns.source : 0;
-    const int64_t dy_size = cast ? band.outputs * plan.args.width.output : 0;
+    const int64_t bands_size = plan.in_place ? 0 : channels * band.channel_pitch;
+    const int64_t widened_size = cast && !plan.in_place ? channels * band.height * band.columns.source : 0;
+    const int64_t dy_size = cast && !plan.in_place ? band.outputs * plan.args.width.output : 0;
     vectors = static_cast<T*>(
         thread_scratch(Scratch::Operation, size_t(vectors_size + bands_size + widened_size + dy_size) * sizeof(T)));
     bands = vectors + vectors_size;
@@ -138,12 +137,38 @@ struct Buffers {
   }
 };
 
+template <class T, class Pixel>
+PixelsProduct<T, Pixel> product_of(const WeightGrad<T>& plan, const Source<T>& source, const Pixel* dy,
+                                   int64_t outputs) {
+  return {source, plan.band.rows.step * plan.band.row_pitch, plan.offsets, dy, outputs, plan.args.width.output};
+}
+
+// The image is read in place, as dy is.
+template <class Stored, class T>
+void add_image_pixels(const WeightGrad<T>& plan, const Source<T>& source, const char* dy, int64_t outputs, T* vectors) {
+  const auto p = product_of(plan, source, reinterpret_cast<const Stored*>(dy), outputs);
+  plan.band.rows.step == 1 ? add_pixels_3x3<ImageTaps<Stored, 1>, 1>(p, vectors)
+                           : add_pixels_3x3<ImageTaps<Stored, 2>, 2>(p, vectors);
+}
+
 template <class T>
-void add_pixels_3x3(const WeightGrad<T>& plan, const PixelsProduct<T>& p, T* vectors) {
-  if (plan.band.rows.step == 1)
-    return plan.in_place ? add_pixels_3x3<ImageTaps<T, 1>, 1>(p, vectors)
-                         : add_pixels_3x3<BandTaps<T, 1>, 1>(p, vectors);
-  return plan.in_place ? add_pixels_3x3<ImageTaps<T, 2>, 2>(p, vectors) : add_pixels_3x3<BandTaps<T, 2>, 2>(p, vectors);
+void add_band_pixels(const WeightGrad<T>& plan, const Source<T>& source, const T* dy, int64_t outputs, T* vectors) {
+  auto p = product_of(plan, source, dy, outputs);
+  if (plan.is_3x3)
+    return plan.band.rows.step == 1 ? add_pixels_3x3<BandTaps<T, 1>, 1>(p, vectors)
+                                    : add_pixels_3x3<BandTaps<T, 2>, 2>(p, vectors);
+  for (int64_t t = 0; t < plan.taps; t += kTapBlock, p.offsets += kTapBlock) add_pixels(p, vectors + t * Vec<T>::size);
+}
+
+// One filter's vectors: dy times one source channel.
+template <class T>
+void add_source(const WeightGrad<T>& plan, const Source<T>& source, const char* dy, int64_t outputs, T* vectors) {
+  if (!plan.in_place) return add_band_pixels(plan, source, reinterpret_cast<const T*>(dy), outputs, vectors);
+  if constexpr (kImageTaps && sizeof(T) == sizeof(float)) {
+    if (plan.args.dtype == DType::BFloat16) return add_image_pixels<bfloat16>(plan, source, dy, outputs, vectors);
+    if (plan.args.dtype == DType::Float16) return add_image_pixels<float16>(plan, source, dy, outputs, vectors);
+  }
+  if constexpr (kImageTaps) add_image_pixels<T>(plan, source, dy, outputs, vectors);
 }
 
 // One band of one image and group: all its filters.
@@ -152,27 +177,21 @@ void add_band(const WeightGrad<T>& plan, int64_t image_group, int64_t output, in
               const Buffers<T>& buffers) {
   const ConvArgs& args = plan.args;
   const int64_t size = int64_t(item_size(args.dtype)), x_plane = args.height.input * args.width.input * size;
-  const int64_t dy_plane = args.height.output * args.width.output * size;
+  const int64_t dy_row = args.width.output * size, dy_plane = args.height.output * dy_row;
   const RowRange range(plan.band, output, outputs);
   Source<T> sources[kFewSources];
   for (int64_t i = 0; i < args.in_channels; ++i)
     sources[i] = load_source(plan.band, plan.in_place,
                              static_cast<const char*>(args.x) + (image_group * args.in_channels + i) * x_plane,
                              args.dtype, range, i, buffers.bands, buffers.widened);
-  const int64_t step = plan.band.rows.step;
   T* vectors = buffers.vectors;
   for (int64_t o = 0; o < args.out_channels; ++o) {
-    const T* dy = widen_rows(static_cast<const char*>(args.dy) + (image_group * args.out_channels + o) * dy_plane,
-                             args.dtype, output, output + outputs, args.width.output, buffers.dy);
-    for (int64_t i = 0; i < args.in_channels; ++i, vectors += plan.padded_taps * Vec<T>::size) {
-      PixelsProduct<T> p{sources[i], step * plan.band.row_pitch, plan.offsets, dy, outputs, args.width.output};
-      if (plan.is_3x3) {
-        add_pixels_3x3(plan, p, vectors);
-        continue;
-      }
-      for (int64_t t = 0; t < plan.taps; t += kTapBlock, p.offsets += kTapBlock)
-        add_pixels(p, vectors + t * Vec<T>::size);
-    }
+    const char* plane = static_cast<const char*>(args.dy) + (image_group * args.out_channels + o) * dy_plane;
+    const char* dy = plan.in_place ? plane + output * dy_row
+                                   : reinterpret_cast<const char*>(widen_rows(
+                                         plane, args.dtype, output, output + outputs, args.width.output, buffers.dy));
+    for (int64_t i = 0; i < args.in_channels; ++i, vectors += plan.padded_taps * Vec<T>::size)
+      add_source(plan, sources[i], dy, outputs, vectors);
   }
 }
 
@@ -206,7 +225,8 @@ bool run(const ConvArgs& args) {
                      ceil_div(taps, kTapBlock) * kTapBlock,
                      nullptr,
                      h.kernel == 3 && w.kernel == 3 && h.dilation == 1 && h.stride <= 2,
-                     suits_image_taps(band.rows, band.columns, h.kernel, w.kernel),
+                     kImageTaps && h.kernel == 3 && w.kernel == 3 && h.dilation == 1 && w.dilation == 1 &&
+                         h.stride == w.stride && h.stride <= 2,
                      args.images * band.count,
                      0,
                      0};

@@ -76,13 +76,18 @@ inline __attribute__((always_inline)) void add_moments(const T* dy, const T* x, 
   }
 }
 
+// In float64, through a few sums side by side: additions wait for each other.
 template <class T>
 double lane_sum(const Vec<T>* sums) {
-  T lanes[Vec<T>::size];
+  constexpr int kSize = Vec<T>::size, kTotals = kSize < 8 ? kSize : 8;
+  T lanes[kSize];
   ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(lanes);
-  double total = 0;
-  for (T lane : lanes) total += double(lane);
-  return total;
+  double totals[kTotals];
+  for (int i = 0; i < kTotals; ++i) totals[i] = double(lanes[i]);
+  for (int i = kTotals; i < kSize; ++i) totals[i - kTotals] += double(lanes[i]);
+  for (int apart = kTotals / 2; apart > 0; apart /= 2)
+    for (int i = 0; i < apart; ++i) totals[i] += totals[i + apart];
+  return totals[0];
 }
 
 template <class T, bool kBackward>

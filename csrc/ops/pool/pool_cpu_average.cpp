@@ -47,10 +47,6 @@ void divide_row(const PoolArgs& args, const Columns<T>& columns, int64_t row_ext
   });
 }
 
-// How far ahead a sum asks for its input: rows of planes are short of what the hardware follows by itself.
-constexpr int64_t kAhead = 2048;
-inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead); }
-
 // The n contiguous values summed into one register, through four side by side.
 template <class Stored>
 inline Values<Compute<Stored>> lane_sums(const Stored* x, int64_t n) {
@@ -110,10 +106,25 @@ void add_rows(const Stored* x, int64_t n_rows, int64_t width, Compute<Stored>* l
   }
 }
 
+// The sums of `kernel` values each, side by side.
+template <class T>
+void sum_in_registers(const PoolAxis& width, const T* line, T* sums) {
+  const int64_t n = width.out * width.kernel;
+  for (int64_t w = 0, o = 0; w < n; w += kLanes<T>) {
+    Values<T> values = load_values<T>(line + w, smaller(n - w, kLanes<T>));
+    for (int64_t apart = 1; apart < width.kernel; apart *= 2)
+      values += pick<T>(values, values, lane_numbers<T>() ^ Number<T>(apart));
+    T lanes[kLanes<T>];
+    store_values<T>(lanes, values);
+    for (int64_t lane = 0; lane < smaller(n - w, kLanes<T>); lane += width.kernel) sums[o++] = lanes[lane];
+  }
+}
+
 // The sums of the windows of a line, or of its split, if the windows go tap by tap.
 template <class T>
 void sum_windows(const PoolArgs& args, const Columns<T>& columns, const T* line, T* sums) {
   if (!columns.by_taps) {
+    if (fits_registers<T>(args.width)) return sum_in_registers(args.width, line, sums);
     for (int64_t o = 0; o < args.width.out; ++o) {
       const Window window = window_of(args.width, o);
       sums[o] = sum_of_run<T>(line + window.begin, window.end - window.begin);

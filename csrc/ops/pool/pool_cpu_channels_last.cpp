@@ -16,7 +16,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kGrain = 1 << 17;  // elements that a chunk reads or writes, about
+constexpr int64_t kGrain = 1 << 15;  // elements that a chunk reads or writes, about
 
 template <int n>
 struct Count {
@@ -209,6 +209,7 @@ void max_backward_typed(const PoolArgs& args) {
 
 // Sums at a time: half of the registers, so that long windows read long runs.
 constexpr int kSums = kVectorBytes == 64 ? 16 : 8;
+constexpr int64_t kRun = 64;  // positions added up before they are carried over: the error grows with both
 
 template <class Stored>
 void avg_forward_typed(const PoolArgs& args) {
@@ -226,12 +227,18 @@ void avg_forward_typed(const PoolArgs& args) {
         Stored* y = static_cast<Stored*>(args.y) + (at.index * args.width.out + o) * args.channels;
         for_each_registers<T, kSums>(args.channels, [&](auto count, int64_t channel, int64_t lanes) FASTNN_INLINED {
           constexpr int n = decltype(count)::value;
-          Values<T> sums[n] = {};
+          Values<T> sums[n] = {}, totals[n] = {};
+          int64_t left = kRun;
           for (int64_t h = rows.begin; h < rows.end; ++h) {
             const Stored* from = x + (h * args.width.in + columns.begin) * args.channels + channel;
-            for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels)
+            for (int64_t w = columns.begin; w < columns.end; ++w, from += args.channels) {
               for (int r = 0; r < n; ++r) sums[r] += load_values<Stored>(from + r * kLanes<T>, lanes);
+              if (--left > 0) continue;
+              for (int r = 0; r < n; ++r) totals[r] += sums[r], sums[r] = Values<T>{};
+              left = kRun;
+            }
           }
+          for (int r = 0; r < n; ++r) sums[r] += totals[r];
           for (int r = 0; r < n; ++r) put<Stored>(y + channel + r * kLanes<T>, sums[r] / divisor, lanes, streamed);
         });
       }
@@ -281,11 +288,48 @@ bool are_apart(const PoolArgs& args) {
   return is_apart(args.height) && is_apart(args.width);
 }
 
+// Few channels, and windows side by side: one register holds all positions of a window's row.
+template <class T>
+struct FewChannels {
+  int64_t channels, windows, in_window;
+  bool suits;
+  Numbers<T> channel, position;  // of every lane
+
+  explicit FewChannels(const PoolArgs& args)
+      : channels(args.channels), windows(args.width.out), in_window(args.width.kernel * channels) {
+    const PoolAxis& width = args.width;
+    suits = in_window <= kLanes<T> && width.kernel == width.stride && width.padding == 0 &&
+            width.out * width.stride <= width.in;
+    for (int lane = 0; lane < kLanes<T>; ++lane) {
+      channel[lane] = Number<T>(lane % channels);
+      position[lane] = Number<T>(lane / channels);
+    }
+  }
+
+  // The gradient of a row; `row_tap` is the number of its first tap.
+  template <bool is_max, class Stored, class Tap>
+  void spread(const Stored* dy, const Tap* taps, int64_t row_tap, T extent, Stored* dx) const {
+    const Numbers<T> number = position + Number<T>(row_tap);
+    for (int64_t o = 0; o < windows; ++o, dy += channels, dx += in_window) {
+      Values<T> values = load_values<Stored>(dy, channels);
+      values = pick<T>(values, values, channel);
+      if constexpr (is_max) {
+        const Values<T> tap = Values<T>(load_taps<T, Tap>(taps + o * channels, channels));
+        values = where_tap<T>(Numbers<T>(pick<T>(tap, tap, channel)), number, values);
+      } else {
+        values /= broadcast<T>(extent);
+      }
+      store_values<Stored>(dx, values, in_window);
+    }
+  }
+};
+
 template <bool is_max, class Stored, class Tap>
 void backward_apart(const PoolArgs& args) {
   using T = Compute<Stored>;
   const int64_t channels = args.channels, out_size = args.height.out * args.width.out;
   const bool streamed = is_streamed<Stored>(args, args.x, args.height.in, args.width.in);
+  const FewChannels<T> few(args);
   for_each_rows(args, args.height.in, 2 * args.width.in, [&](int64_t begin, int64_t end) {
     for (RowCursor at(begin, args.height.in); at.index < end; ++at) {
       Stored* dx = static_cast<Stored*>(args.x) + at.index * args.width.in * channels;
@@ -294,7 +338,14 @@ void backward_apart(const PoolArgs& args) {
       const int64_t row_tap = n_windows ? tap_at(args.height, cover.begin, at.row) * args.width.kernel : 0;
       const int64_t row_extent = n_windows ? window_of(args.height, cover.begin, args.count_include_pad).extent : 0;
       int64_t column = 0;  // those before it are done
-      for (int64_t o = 0; o < n_windows; ++o) {
+      if (few.suits && n_windows) {
+        const int64_t from = (at.plane * args.height.out + cover.begin) * args.width.out * channels;
+        const int64_t extent = args.divisor_override ? args.divisor_override : row_extent * args.width.kernel;
+        few.template spread<is_max>(static_cast<const Stored*>(args.y) + from,
+                                    static_cast<const Tap*>(args.taps) + from, row_tap, T(extent), dx);
+        column = few.windows * args.width.kernel;
+      }
+      for (int64_t o = few.suits ? n_windows : 0; o < n_windows; ++o) {
         const Window window = window_of(args.width, o, args.count_include_pad);
         const int64_t from = (at.plane * out_size + cover.begin * args.width.out + o) * channels;
         const int64_t extent = args.divisor_override ? args.divisor_override : row_extent * window.extent;

@@ -139,8 +139,10 @@ bool fold_rows(const Stored* x, int64_t n_rows, int64_t step, int64_t first, int
   for_each_block<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
     Values<T> value = broadcast<T>(kLowest<T>);
     Numbers<T> at = broadcast_number<T>(first), number = at;
-    for (int64_t row = 0; row < n_rows; ++row, number += Number<T>(row_taps))
+    for (int64_t row = 0; row < n_rows; ++row, number += Number<T>(row_taps)) {
+      prefetch(x + row * step + i);
       take<true, T>(load_values<Stored>(x + row * step + i, count), number, value, at);
+    }
     store_values<T>(best + i, value, count);
     memcpy(rows + i, &at, size_t(count) * sizeof(Number<T>));
     nan |= value != value;
@@ -198,6 +200,35 @@ Number<T> max_by_registers(const Window& window, const Folded<T>& line, T* value
   return lowest_lane<T>(taps);
 }
 
+// All windows of `kernel` values side by side, without NaN.
+template <class Tap, class T>
+void max_in_registers(const PoolAxis& width, const Folded<T>& line, T* values, Tap* taps) {
+  const int64_t n = width.out * width.kernel;
+  const Numbers<T> columns = lane_numbers<T>() & Number<T>(width.kernel - 1);
+  for (int64_t w = 0, o = 0; w < n; w += kLanes<T>) {
+    Values<T> best = load_values<T>(line.best + w);
+    Numbers<T> number;
+    memcpy(&number, line.rows + w, sizeof number);
+    number += columns;
+    for (int64_t apart = 1; apart < width.kernel; apart *= 2) {
+      const Numbers<T> across = lane_numbers<T>() ^ Number<T>(apart);
+      const Values<T> other = pick<T>(best, best, across), bits = Values<T>(number);
+      const Numbers<T> other_number = Numbers<T>(pick<T>(bits, bits, across));
+      const Numbers<T> wins = (other > best) | ((other == best) & (other_number < number));
+      best = wins ? other : best;
+      number = wins ? other_number : number;
+    }
+    T lanes[kLanes<T>];
+    Number<T> numbers[kLanes<T>];
+    store_values<T>(lanes, best);
+    memcpy(numbers, &number, sizeof number);
+    for (int64_t lane = 0; lane < smaller(n - w, kLanes<T>); lane += width.kernel, ++o) {
+      values[o] = lanes[lane];
+      taps[o] = Tap(numbers[lane]);
+    }
+  }
+}
+
 template <class T>
 Number<T> max_of_window(const PoolAxis& width, const Window& window, const Folded<T>& line, T* value) {
   if (line.has_nan || width.dilation > 1 || window.first > 0) return max_by_columns(width, window, line, value);
@@ -233,7 +264,9 @@ void max_forward_by_folds(const PoolArgs& args) {
       const Folded<T>& from = folded[at.index & 1];
       T* values = sink.line<T>(at.index, out, line);
       Tap* taps = taps_of(args, at.index, tap_line);
-      for (int64_t o = 0; o < out; ++o) {
+      const bool in_registers = from.n_rows > 0 && !from.has_nan && fits_registers<T>(args.width);
+      if (in_registers) max_in_registers(args.width, from, values, taps);
+      for (int64_t o = in_registers ? out : 0; o < out; ++o) {
         const Number<T> tap = max_of_window<T>(args.width, window_of(args.width, o), from, values + o);
         taps[o] = Tap(from.n_rows > 0 ? tap : -1);
       }

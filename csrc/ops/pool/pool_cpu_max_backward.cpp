@@ -4,7 +4,8 @@
 //
 // Every row of dx is gathered from the output rows whose windows cover it, in ascending order: no atomics, the
 // same bits for any number of threads, dx written once. As in the forward: pairs; small fixed windows by
-// taps, where a register of dx selects from dy by comparing taps; anything else output by output.
+// taps, where a register of dx selects from dy by comparing taps; larger ones that lie apart as zeros with dy
+// at the maxima; anything else output by output.
 #include "ops/pool/pairs_cpu.h"
 #include "ops/pool/rows_cpu.h"
 
@@ -149,6 +150,60 @@ void max_backward_by_taps(const PoolArgs& args) {
   });
 }
 
+// ------------------------------------------------------------------------------------ apart windows
+
+// Windows that do not overlap, none of them larger than what lies between their beginnings.
+inline bool are_apart(const PoolArgs& args) {
+  const auto is_apart = [](const PoolAxis& axis) {
+    return axis.stride && axis.kernel <= axis.stride && axis.padding == 0 && axis.dilation == 1;
+  };
+  return is_apart(args.height) && is_apart(args.width);
+}
+
+constexpr int64_t kZerosBytes = 32 << 10;
+
+// The rows of a row of windows, and what is beyond the last, are zeros but for the maxima. Large results are made in
+// a few rows of zeros that stay in the cache, and stored past the caches. Values are copied as they are: Bits.
+template <class Tap, class Bits>
+void max_backward_apart(const PoolArgs& args) {
+  const int64_t in = args.width.in, out = args.width.out, size = int64_t(sizeof(Bits));
+  const auto first_row = [&](int64_t row) { return row < args.height.out ? row * args.height.stride : args.height.in; };
+  const int64_t largest = larger(args.height.stride, args.height.in - first_row(args.height.out - 1)) * in;
+  const bool streams = args.planes * args.height.in * in * size >= kStreamedBytes && largest * size <= kZerosBytes;
+  for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
+    Pieces pieces(Pieces::size<int64_t>(out) + Pieces::size<Bits>(streams ? largest : 0));
+    int64_t* places = pieces.take<int64_t>(out);
+    Bits* zeros = pieces.take<Bits>(streams ? largest : 0);
+    if (streams) memset(zeros, 0, size_t(largest * size));
+    for (RowCursor at(begin, args.height.out); at.index < end; ++at) {
+      const int64_t row = first_row(at.row), n = (first_row(at.row + 1) - row) * in;
+      Bits* dx = static_cast<Bits*>(args.x) + (at.plane * args.height.in + row) * in;
+      Bits* rows = streams ? zeros : dx;
+      if (!streams) memset(dx, 0, size_t(n * size));
+      const Tap* taps = static_cast<const Tap*>(args.taps) + at.index * out;
+      const Bits* dy = static_cast<const Bits*>(args.y) + at.index * out;
+      for (int64_t o = 0; o < out; ++o) {
+        const uint32_t tap = uint32_t(taps[o]), tap_row = tap / uint32_t(args.width.kernel);
+        places[o] = int64_t(tap_row) * (in - args.width.kernel) + o * args.width.stride + int64_t(tap);
+        rows[places[o]] = dy[o];
+      }
+      if (!streams) continue;
+      stream_copy(dx, zeros, n * size);
+      for (int64_t o = 0; o < out; ++o) zeros[places[o]] = 0;
+    }
+    if (streams) finish_streaming();
+  });
+}
+
+template <class Tap>
+void max_backward_apart(const PoolArgs& args) {
+  switch (item_size(args.dtype)) {
+    case 2: return max_backward_apart<Tap, uint16_t>(args);
+    case 4: return max_backward_apart<Tap, uint32_t>(args);
+    default: return max_backward_apart<Tap, uint64_t>(args);
+  }
+}
+
 // ----------------------------------------------------------------------------------------- in general
 
 template <class Tap, class T>
@@ -219,6 +274,8 @@ void max_backward_typed(const PoolArgs& args) {
 }
 
 void max_backward(const PoolArgs& args) {
+  if (are_apart(args) && !is_2x2(args))
+    return args.tap_dtype == DType::UInt8 ? max_backward_apart<uint8_t>(args) : max_backward_apart<int32_t>(args);
   switch (args.dtype) {
     case DType::Float64: return max_backward_typed<double>(args);
     case DType::BFloat16: return max_backward_typed<bfloat16>(args);

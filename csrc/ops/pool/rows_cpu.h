@@ -16,7 +16,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kGrain = 1 << 17;  // elements that a chunk reads or writes, about
+constexpr int64_t kGrain = 1 << 15;  // elements that a chunk reads or writes, about
 constexpr int64_t kMaxTaps = 64;     // of a window that goes tap by tap
 constexpr int64_t kMaxStride = 4;    // beyond 2 the split is element by element
 
@@ -82,6 +82,10 @@ struct Sink {
     if (streams) finish_streaming();
   }
 };
+
+// How far ahead a kernel asks for its input: rows of planes are short of what the hardware follows by itself.
+constexpr int64_t kAhead = 2048;
+inline void prefetch(const void* p) { __builtin_prefetch(static_cast<const char*>(p) + kAhead); }
 
 // Rows of n elements. Gradients, larger than what they are made from, are stored past the caches when they are
 // large and their rows whole lines.
@@ -221,6 +225,14 @@ inline bool goes_by_taps(const PoolArgs& args) {
     return axis.stride && axis.stride <= kMaxStride && reach_of(axis) <= kMaxTaps;
   };
   return is_small(args.height) && is_small(args.width) && args.height.kernel * args.width.kernel <= kMaxTaps;
+}
+
+// Windows side by side, a power of two wide and within one register: they are reduced in registers.
+template <class T>
+bool fits_registers(const PoolAxis& width) {
+  const int64_t n = width.kernel;
+  return width.stride == n && n <= kLanes<T> && (n & (n - 1)) == 0 && width.padding == 0 && width.dilation == 1 &&
+         width.out * n <= width.in;
 }
 
 // Rows of a ring that holds `n` in succession: a power of two, so that row & (slots - 1) is a row's slot.
