@@ -18,6 +18,7 @@
 #include "gemm/gemm_amx.h"
 #include "gemm/micro_cpu.h"
 #include "gemm/pack_cpu.h"
+#include "gemm/prefetch.h"
 
 namespace fastnn {
 namespace {
@@ -201,7 +202,7 @@ Slab<T> pack_slab(const Product<T>& product, int64_t column, int64_t column_end,
 }
 
 inline void prefetch_lines(const char* memory, int64_t lines) {
-  for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(memory + line * 64, 0, 2);
+  for (int64_t line = 0; line < lines; ++line) prefetch_near(memory + line * 64);
 }
 
 // C[row .. row_end, panels begin .. end of the slab].

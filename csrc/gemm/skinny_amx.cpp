@@ -23,7 +23,6 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kHeldBytes = int64_t(3) << 19;  // packed: three quarters of the second-level cache
 // Less than this is for the vector engine. Tiles pad k to 32 and rows to 16; cutting a float32 into parts costs as
 // much as multiplying it by some 10 others there, while bfloat16 is read at the speed of memory for 2 or for 32.
 constexpr int64_t kLeastDepth = 16, kLeastRows = 16;
@@ -98,16 +97,10 @@ void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int
   store_block(product.out, sums, held, streamed, n_held, n_streamed);
 }
 
-// The lines of C that a block of sums goes to.
 inline void prefetch_output(const SkinnyProduct& product, int64_t streamed, int64_t held) {
-  const int64_t row = product.transposed ? held : streamed, column = product.transposed ? streamed : held;
-  const int64_t rows = min(kBlock, (product.transposed ? product.n_held : product.n_streamed) - row);
-  const int64_t size = product.out.size(), row_bytes = product.out.c_row * size;
-  const char* c = product.out.c + row * row_bytes + column * size;
-  for (int64_t r = 0; r < rows; ++r, c += row_bytes) {
-    _mm_prefetch(c, _MM_HINT_T0);
-    if (size == 4) _mm_prefetch(c + 64, _MM_HINT_T0);
-  }
+  const int64_t n_streamed = min(kBlock, product.n_streamed - streamed), n_held = min(kBlock, product.n_held - held);
+  if (!product.transposed) return prefetch_block(product.out, streamed, held, n_streamed, n_held);
+  prefetch_block(product.out, held, streamed, n_held, n_streamed);
 }
 
 // A chunk of a panel of the streamed operand on its way to tiles: step s goes to chunk + steps[s].

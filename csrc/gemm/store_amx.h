@@ -79,6 +79,16 @@ void store_block_of(const TileOutput& out, float* sums, int64_t row, int64_t col
   }
 }
 
+// The lines of C that the block's first `rows` x `columns` sums will go to.
+inline void prefetch_block(const TileOutput& out, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+  const int64_t size = out.size(), bytes = columns * size;
+  const char* c = out.c + (row * out.c_row + column) * size;
+  for (int64_t r = 0; r < rows; ++r, c += out.c_row * size) {
+    prefetch_written(c);
+    if (bytes > 64) prefetch_written(c + 64);
+  }
+}
+
 // The block's first `rows` x `columns` sums go to C at (row, column).
 inline void store_block(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows,
                         int64_t columns) {

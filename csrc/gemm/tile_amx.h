@@ -18,6 +18,8 @@
 
 #include <cstdint>
 
+#include "gemm/prefetch.h"
+
 namespace fastnn {
 namespace {
 
@@ -27,9 +29,8 @@ constexpr int64_t kTileBytes = 1024;             // 16 rows of 64 bytes
 constexpr int64_t kBlockBytes = 2 * kTileBytes;  // 32 rows (columns) of an operand for one step and part
 constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 
-// Steps after which sums return to memory: 512 of k. Panels of both operands are then larger than the first-level
-// cache and stream from the second, whole lines one after the other, while a block's 8 KiB of sums move rarely.
-constexpr int64_t kChunkSteps = 16;
+// Of a packed operand that is to stay in cache: three quarters of the second level.
+constexpr int64_t kHeldBytes = int64_t(3) << 19;
 
 // Products (of 32 x 32 x 32, 64 cycles each) below which a second thread costs more than it saves: its core has to
 // wake its tile unit, and each core reads what the other packed through the third-level cache. Measured: 192^3 in
@@ -45,21 +46,15 @@ struct TileStream {
   int64_t part;    // bytes to the next part
 };
 
-inline void prefetch_share(const char* p, int64_t lines, int64_t share, int64_t shares) {
-  for (int64_t line = lines * share / shares; line < lines * (share + 1) / shares; ++line)
-    _mm_prefetch(p + line * 64, _MM_HINT_T1);
-}
-
-// What vector units do beside each step's products. Here: fetch cache lines from A and from B on into the
-// second-level cache, for later blocks.
+// What vector units do beside each step's products. Here: fetch cache lines into the second-level cache, for later
+// blocks.
 struct TileAhead {
-  const char* a = nullptr;
-  const char* b = nullptr;
-  int64_t a_lines = 0, b_lines = 0;
+  const char* data = nullptr;
+  int64_t lines = 0;
 
   void operator()(int64_t step, int64_t steps) const {
-    prefetch_share(a, a_lines, step, steps);
-    prefetch_share(b, b_lines, step, steps);
+    for (int64_t line = lines * step / steps; line < lines * (step + 1) / steps; ++line)
+      prefetch_near(data + line * 64);
   }
 };
 

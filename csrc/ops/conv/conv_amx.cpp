@@ -123,7 +123,7 @@ void multiply_block(const TilePass& pass, const char* filters, const char* plane
         const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes, kTileBytes,
                            pass.planes.part_bytes()};
         tile_block<P>(a, b, s, n, span.end - span.begin > 16, pass.m - panel * kBlock > 16, block, s == 0,
-                      {nullptr, b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, 0, lines});
+                      {b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, lines});
       }
     }
   }
