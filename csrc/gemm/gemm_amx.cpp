@@ -109,20 +109,20 @@ struct Tiling {
 template <int P>
 Tiling make_tiling(int64_t row_panels, int64_t column_panels, int64_t steps) {
   constexpr int64_t kStepBytes = P * kBlockBytes;
-  const int64_t products = row_panels * column_panels * steps * (P * (P + 1) / 2);
-  const bool serial = products < kSerialProducts;
-  const int64_t tasks = serial ? 1 : min(kTasks, max(2, products / kTaskProducts));
+  const int64_t work = tile_work(row_panels, column_panels, steps, P);
+  const bool serial = work < kSerialProducts;
+  const int64_t tasks = serial ? 1 : min(kTasks, max(2, work / kTaskProducts));
   const int64_t whole = kHeldBytes / (steps * kStepBytes);  // panels of which all of k is held
   const bool near = column_panels * steps * kStepBytes <= kNearBytes;
   Tiling tiling;
   const int64_t limit = whole >= kLeastPanels ? min(whole, kBlockPanels) : kBlockPanels;
-  tiling.block_panels = even_piece(row_panels, max(near ? 1 : kLeastPanels, min(limit, row_panels / tasks)));
+  tiling.block_panels = even_piece(row_panels, min(limit, max(near ? 1 : kFarPanels, row_panels / tasks)));
   tiling.blocks = ceil_div(row_panels, tiling.block_panels);
   const int64_t strips = max(1, min(ceil_div(tasks, tiling.blocks), column_panels / kStripPanels));
   tiling.strip_panels = even_piece(column_panels, ceil_div(column_panels, strips));
   tiling.strips = ceil_div(column_panels, tiling.strip_panels);
-  tiling.grain =
-      max(1, serial ? tiling.blocks * tiling.strips : kTaskProducts * tiling.blocks * tiling.strips / products);
+  const int64_t all = tiling.blocks * tiling.strips;
+  tiling.grain = serial ? all : max(1, kTaskProducts * all / work);
   tiling.piece_steps = even_piece(steps, max(1, kHeldBytes / (tiling.block_panels * kStepBytes)));
   return tiling;
 }
@@ -164,11 +164,10 @@ bool multiply_region(const Problem& problem, const PackedSlab& b, int64_t k, int
           float* block = panel_sums + i * kSumsPerBlock;
           const int64_t rows = min(kBlock, region.rows - i * kBlock),
                         columns = min(kBlock, region.columns - j * kBlock);
-          if (last) prefetch_block(out, region.row + i * kBlock, column, rows, columns);
           tile_block<P>({memory + i * panel_bytes + s * kStepBytes, steps, 64, kTileBytes, kBlockBytes},
                         {panel + s * kStepBytes, steps, 64, kTileBytes, kBlockBytes}, 0, chunk, rows > 16, columns > 16,
                         block, piece + s == 0, TileAhead{next + i * share * 64, max(0, min(share, lines - i * share))});
-          if (last) store_block(out, block, region.row + i * kBlock, column, rows, columns);
+          if (last) store_blocks(out, block, region.row + i * kBlock, column, rows, columns);
         }
       }
     }

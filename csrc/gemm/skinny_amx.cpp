@@ -33,6 +33,7 @@ constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles 
 constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 constexpr int64_t kStretchPanels = 128;           // of the streamed operand; then those whose parts were not exact
 constexpr int64_t kTableSteps = 64;               // of a chunk, at most
+constexpr int64_t kStoredPanels = 4;              // of sums that go to C together
 template <int P>
 constexpr int64_t kPackedSteps = P == 1 ? 16 : 12 / P;  // of a chunk that several panels use: 24 to 32 KiB
 
@@ -56,8 +57,8 @@ struct HeldPanels {
 
 template <int P>
 bool is_serial(const SkinnyProduct& product) {
-  const int64_t blocks = ceil_div(product.n_streamed, kBlock) * ceil_div(product.n_held, kBlock);
-  return blocks * ceil_div(product.k, kStepK) * (P * (P + 1) / 2) < kSerialProducts;
+  return tile_work(ceil_div(product.n_streamed, kBlock), ceil_div(product.n_held, kBlock), ceil_div(product.k, kStepK),
+                   P) < kSerialProducts;
 }
 
 template <int P>
@@ -90,17 +91,15 @@ inline void transpose_block(float* sums) {
   }
 }
 
-void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int64_t held) {
-  const int64_t n_streamed = min(kBlock, product.n_streamed - streamed), n_held = min(kBlock, product.n_held - held);
-  if (!product.transposed) return store_block(product.out, sums, streamed, held, n_streamed, n_held);
-  transpose_block(sums);
-  store_block(product.out, sums, held, streamed, n_held, n_streamed);
-}
-
-inline void prefetch_output(const SkinnyProduct& product, int64_t streamed, int64_t held) {
-  const int64_t n_streamed = min(kBlock, product.n_streamed - streamed), n_held = min(kBlock, product.n_held - held);
-  if (!product.transposed) return prefetch_block(product.out, streamed, held, n_streamed, n_held);
-  prefetch_block(product.out, held, streamed, n_held, n_streamed);
+// The sums of the held panels from `first` on, `count` of them.
+void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int64_t first, int64_t count) {
+  const int64_t n_streamed = min(kBlock, product.n_streamed - streamed);
+  const int64_t held = first * kBlock, n_held = min(count * kBlock, product.n_held - held);
+  if (!product.transposed) return store_blocks(product.out, sums, streamed, held, n_streamed, n_held);
+  for (int64_t j = 0; j < n_held; j += kBlock, sums += kSumsPerBlock) {
+    transpose_block(sums);
+    store_blocks(product.out, sums, held + j, streamed, min(kBlock, n_held - j), n_streamed);
+  }
 }
 
 // A chunk of a panel of the streamed operand on its way to tiles: step s goes to chunk + steps[s].
@@ -150,10 +149,13 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
   const int64_t count = min(kBlock, product.n_streamed - row);
   const int64_t row_bytes = product.streamed.outer_stride * int64_t(sizeof(T));
   const bool tall = count > 16;
+  // Rows that begin inside cache lines take twice the loads: that pays once.
+  const bool aligned = reinterpret_cast<intptr_t>(product.streamed.data) % 64 == 0 && row_bytes % 64 == 0;
+  const bool direct = P == 1 && dtype_of<T>() == DType::BFloat16 && (aligned || held.panels == 1);
   RangeLanes range;
   for (int64_t k = 0, depth; k < product.k; k += depth) {
     depth = min(chunk_steps * kStepK, product.k - k);
-    const bool ready = P == 1 && dtype_of<T>() == DType::BFloat16 && count % 16 == 0 && depth >= kStepK;
+    const bool ready = direct && count % 16 == 0 && depth >= kStepK;
     if (ready) depth = depth / kStepK * kStepK;
     const char* source = product.streamed.at(row, k);
     const ChunkPacker<P, T> packer{source, row_bytes, count, depth, memory, packed_steps, &range};
@@ -164,17 +166,18 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
     const int64_t n_steps = ceil_div(depth, kStepK);
     for (int64_t j = 0; j < held.panels; ++j) {
       const bool wide = product.n_held - j * kBlock > 16;
-      float* block = first && last ? sums : sums + j * kSumsPerBlock;
+      float* block = sums + (first && last ? j % kStoredPanels : j) * kSumsPerBlock;
       const TileStream columns{held.data + j * held.panel_bytes + k / kStepK * kStepBytes, held_steps, 64, kTileBytes,
                                kBlockBytes};
-      if (last && j + 1 < held.panels) prefetch_output(product, row, (j + 1) * kBlock);
       if (ready || j > 0) {
         tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first);
       } else {
         tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first, packer);
         if (last && P > 1 && !parts_are_exact(range.finish(), held.range)) return false;
       }
-      if (last) store_sums(product, block, row, j * kBlock);
+      const int64_t stored = j % kStoredPanels;
+      if (last && (stored == kStoredPanels - 1 || j == held.panels - 1))
+        store_sums(product, block - stored * kSumsPerBlock, row, j - stored, stored + 1);
     }
   }
   return true;
@@ -205,9 +208,9 @@ void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem
   for (int64_t stretch = 0; stretch < panels; stretch += kStretchPanels) {
     const HeldPanels held = pack_held<P>(product);
     bool exact[kStretchPanels];
-    const int64_t products = held.panels * ceil_div(product.k, kStepK) * (P * (P + 1) / 2);
+    const int64_t work = tile_work(1, held.panels, ceil_div(product.k, kStepK), P);
     const int64_t n_panels = min(kStretchPanels, panels - stretch);
-    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / products),
+    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / work),
                  [&](int64_t begin, int64_t end) {
                    const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
                    char* memory = static_cast<char*>(thread_scratch(

@@ -37,6 +37,14 @@ constexpr int64_t kHeldBytes = int64_t(3) << 19;
 // float32 is faster on one thread, 256^3 on two.
 constexpr int64_t kSerialProducts = 1500;
 
+// A product's work in the same unit. Beside the tile products: packing 32 x 32 elements, and storing a block of sums,
+// take as long as some four of them.
+inline int64_t tile_work(int64_t row_panels, int64_t column_panels, int64_t steps, int parts) {
+  constexpr int64_t kMove = 4;
+  return row_panels * column_panels * (steps * (parts * (parts + 1) / 2) + kMove) +
+         (row_panels + column_panels) * steps * kMove;
+}
+
 // One operand of a block: the tiles of step s begin at base + steps[s].
 struct TileStream {
   const char* base;
