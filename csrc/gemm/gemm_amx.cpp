@@ -26,7 +26,8 @@ constexpr int64_t kSlabSteps = 32;                // 1024 of k
 constexpr int64_t kSlabPanels = 128;              // 4096 columns: 24 MiB of float32 parts
 constexpr int64_t kNearBytes = int64_t(1) << 20;  // of B, packed: stays in the second-level cache too
 constexpr int64_t kBlockPanels = 12;              // of A in a block, at most
-constexpr int64_t kLeastPanels = 4;               // of A that pay for reading B from the third-level cache
+constexpr int64_t kLeastPanels = 4;               // of A in a block, or its k is cut
+constexpr int64_t kFarPanels = 8;                 // of A in a block that reads B from the third-level cache
 constexpr int64_t kStripPanels = 16;              // of B that pay for packing A
 constexpr int64_t kTasks = 8;                     // wanted, at least
 constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
@@ -103,6 +104,7 @@ struct Region {
 struct Tiling {
   int64_t block_panels, blocks, strip_panels, strips;
   int64_t grain;        // tasks of one thread at a time
+  bool twofold;         // of which there are two
   int64_t piece_steps;  // of k whose rows of A are packed at a time
 };
 
@@ -110,19 +112,20 @@ template <int P>
 Tiling make_tiling(int64_t row_panels, int64_t column_panels, int64_t steps) {
   constexpr int64_t kStepBytes = P * kBlockBytes;
   const int64_t work = tile_work(row_panels, column_panels, steps, P);
-  const bool serial = work < kSerialProducts;
-  const int64_t tasks = serial ? 1 : min(kTasks, max(2, work / kTaskProducts));
+  const bool serial = work < kSerialWork, twofold = work < kTwofoldWork;
+  const int64_t tasks = serial ? 1 : twofold ? 2 : min(kTasks, work / kTaskProducts);
   const int64_t whole = kHeldBytes / (steps * kStepBytes);  // panels of which all of k is held
   const bool near = column_panels * steps * kStepBytes <= kNearBytes;
   Tiling tiling;
   const int64_t limit = whole >= kLeastPanels ? min(whole, kBlockPanels) : kBlockPanels;
-  tiling.block_panels = even_piece(row_panels, min(limit, max(near ? 1 : kFarPanels, row_panels / tasks)));
+  tiling.block_panels = even_piece(row_panels, min(limit, max(near ? 1 : kFarPanels, ceil_div(row_panels, tasks))));
   tiling.blocks = ceil_div(row_panels, tiling.block_panels);
   const int64_t strips = max(1, min(ceil_div(tasks, tiling.blocks), column_panels / kStripPanels));
   tiling.strip_panels = even_piece(column_panels, ceil_div(column_panels, strips));
   tiling.strips = ceil_div(column_panels, tiling.strip_panels);
   const int64_t all = tiling.blocks * tiling.strips;
-  tiling.grain = serial ? all : max(1, kTaskProducts * all / work);
+  tiling.grain = twofold ? ceil_div(all, tasks) : max(1, kTaskProducts * all / work);
+  tiling.twofold = twofold;
   tiling.piece_steps = even_piece(steps, max(1, kHeldBytes / (tiling.block_panels * kStepBytes)));
   return tiling;
 }
@@ -248,10 +251,13 @@ void multiply_slab(const Problem& problem, char* packed, int64_t column, int64_t
   const int64_t block = tiling.block_panels * kBlock, strip = tiling.strip_panels * kBlock;
   const int64_t stretch = max(1, kStretchTasks / tiling.strips);
   for (int64_t first = 0; first < tiling.blocks; first += stretch) {
-    const PackedSlab b =
-        packed ? view_slab<P>(column, count, depth, packed)
-               : pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs,
-                              static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(slab_bytes<P>(count, depth)))));
+    const auto pack = [&] {
+      return pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs,
+                          static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(slab_bytes<P>(count, depth)))));
+    };
+    const bool twofold = tiling.twofold && !packed;
+    const PackedSlab shared = packed ? view_slab<P>(column, count, depth, packed) : twofold ? PackedSlab{} : pack();
+    PackedTwofold<PackedSlab> own;
     const auto region = [&](int64_t task) {
       const int64_t row = (first + task / tiling.strips) * block, offset = task % tiling.strips * strip;
       return Region{row, min(block, problem.m - row), column + offset, min(strip, count - offset)};
@@ -259,6 +265,7 @@ void multiply_slab(const Problem& problem, char* packed, int64_t column, int64_t
     const int64_t tasks = min(stretch, tiling.blocks - first) * tiling.strips;
     bool exact[kStretchTasks];
     parallel_for(tasks, tiling.grain, [&](int64_t begin, int64_t end) {
+      const PackedSlab b = twofold ? own.get(begin / tiling.grain, pack) : shared;
       for (int64_t task = begin; task < end; ++task)
         exact[task] = multiply_region<P>(problem, b, k, depth, region(task), tiling.piece_steps, out);
     });

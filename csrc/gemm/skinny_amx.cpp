@@ -56,16 +56,16 @@ struct HeldPanels {
 };
 
 template <int P>
-bool is_serial(const SkinnyProduct& product) {
+int64_t work_of(const SkinnyProduct& product) {
   return tile_work(ceil_div(product.n_streamed, kBlock), ceil_div(product.n_held, kBlock), ceil_div(product.k, kStepK),
-                   P) < kSerialProducts;
+                   P);
 }
 
 template <int P>
 HeldPanels pack_held(const SkinnyProduct& product) {
   const int64_t steps = ceil_div(product.k, kStepK), panels = ceil_div(product.n_held, kBlock);
   const int64_t panel_bytes = steps * P * kBlockBytes;
-  const int64_t piece = is_serial<P>(product) ? steps : max(1, kPackGrain / (kStepK * kBlock * panels));
+  const int64_t piece = work_of<P>(product) < kTwofoldWork ? steps : max(1, kPackGrain / (kStepK * kBlock * panels));
   const int64_t pieces = ceil_div(steps, piece);
   char* data = static_cast<char*>(
       thread_scratch(Scratch::GemmB, size_t(panels * panel_bytes + pieces * int64_t(sizeof(PartRange)))));
@@ -204,22 +204,26 @@ void multiply_vectors(const GemmArgs& whole, const GemmItem& item, bool transpos
 
 template <int P, class T>
 void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem& item) {
-  const int64_t panels = ceil_div(product.n_streamed, kBlock);
+  const int64_t panels = ceil_div(product.n_streamed, kBlock), work = work_of<P>(product);
+  const bool twofold = work < kTwofoldWork;
   for (int64_t stretch = 0; stretch < panels; stretch += kStretchPanels) {
-    const HeldPanels held = pack_held<P>(product);
-    bool exact[kStretchPanels];
-    const int64_t work = tile_work(1, held.panels, ceil_div(product.k, kStepK), P);
     const int64_t n_panels = min(kStretchPanels, panels - stretch);
-    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / work),
-                 [&](int64_t begin, int64_t end) {
-                   const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
-                   char* memory = static_cast<char*>(thread_scratch(
-                       Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
-                   const TileScope tiles;
-                   for (int64_t i = begin; i < end; ++i)
-                     exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
-                                                     reinterpret_cast<float*>(memory + chunk_bytes), memory);
-                 });
+    const int64_t grain = work < kSerialWork ? n_panels
+                          : twofold          ? ceil_div(n_panels, 2)
+                                             : max(1, kTaskProducts * panels / work);
+    const HeldPanels shared = twofold ? HeldPanels{} : pack_held<P>(product);
+    PackedTwofold<HeldPanels> own;
+    bool exact[kStretchPanels];
+    parallel_for(n_panels, grain, [&](int64_t begin, int64_t end) {
+      const HeldPanels held = twofold ? own.get(begin / grain, [&] { return pack_held<P>(product); }) : shared;
+      const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
+      char* memory = static_cast<char*>(
+          thread_scratch(Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
+      const TileScope tiles;
+      for (int64_t i = begin; i < end; ++i)
+        exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
+                                        reinterpret_cast<float*>(memory + chunk_bytes), memory);
+    });
     for (int64_t i = 0; i < n_panels; ++i) {
       const int64_t row = (stretch + i) * kBlock;
       if (!exact[i]) multiply_vectors(args, item, product.transposed, row, min(row + kBlock, product.n_streamed));

@@ -32,18 +32,40 @@ constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 // Of a packed operand that is to stay in cache: three quarters of the second level.
 constexpr int64_t kHeldBytes = int64_t(3) << 19;
 
-// Products (of 32 x 32 x 32, 64 cycles each) below which a second thread costs more than it saves: its core has to
-// wake its tile unit, and each core reads what the other packed through the third-level cache. Measured: 192^3 in
-// float32 is faster on one thread, 256^3 on two.
-constexpr int64_t kSerialProducts = 1500;
-
-// A product's work in the same unit. Beside the tile products: packing 32 x 32 elements, and storing a block of sums,
+// A product's work in tile products of 32 x 32 x 32 (64 cycles). Packing 32 x 32 elements, and storing a block of sums,
 // take as long as some four of them.
 inline int64_t tile_work(int64_t row_panels, int64_t column_panels, int64_t steps, int parts) {
   constexpr int64_t kMove = 4;
   return row_panels * column_panels * (steps * (parts * (parts + 1) / 2) + kMove) +
          (row_panels + column_panels) * steps * kMove;
 }
+
+// Work below which a second thread costs more than it saves: it has to wake, and to fetch its operands.
+constexpr int64_t kSerialWork = 450;
+// Up to here the work is two tasks, each packing what both read: that costs less than to fetch from the third-level
+// cache what the other core packed.
+constexpr int64_t kTwofoldWork = 5000;
+
+// What such a task packed, for the second one if the same thread comes to it.
+template <class Packed>
+class PackedTwofold {
+ public:
+  template <class Pack>
+  Packed get(int64_t task, const Pack& pack) {
+    void* const self = __builtin_thread_pointer();
+    if (task > 0 && __atomic_load_n(&owner_, __ATOMIC_ACQUIRE) == self) return first_;
+    const Packed packed = pack();
+    if (task == 0) {
+      first_ = packed;
+      __atomic_store_n(&owner_, self, __ATOMIC_RELEASE);
+    }
+    return packed;
+  }
+
+ private:
+  Packed first_{};
+  void* owner_ = nullptr;
+};
 
 // One operand of a block: the tiles of step s begin at base + steps[s].
 struct TileStream {
