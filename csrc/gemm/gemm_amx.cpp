@@ -25,10 +25,11 @@ namespace {
 constexpr int64_t kSlabSteps = 32;                // 1024 of k
 constexpr int64_t kSlabPanels = 128;              // 4096 columns: 24 MiB of float32 parts
 constexpr int64_t kNearBytes = int64_t(1) << 20;  // of B, packed: stays in the second-level cache too
-constexpr int64_t kBlockPanels = 12;              // of A in a block, at most
+constexpr int64_t kRowsBytes = int64_t(5) << 18;  // of A, packed: five eighths of the second-level cache
+constexpr int64_t kBlockPanels = 8;               // of A in a block, at most; with 12 a panel of B has too little room
 constexpr int64_t kLeastPanels = 4;               // of A in a block, or its k is cut
-constexpr int64_t kFarPanels = 8;                 // of A in a block that reads B from the third-level cache
-constexpr int64_t kStripPanels = 16;              // of B that pay for packing A
+constexpr int64_t kFarBlocks = 4;                 // of A, wanted where B is read from the third-level cache
+constexpr int64_t kStripPanels = 48;              // of B that pay for packing A
 constexpr int64_t kTasks = 8;                     // wanted, at least
 constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
 constexpr int64_t kStretchTasks = 1024;           // then those whose parts were not exact
@@ -114,11 +115,12 @@ Tiling make_tiling(int64_t row_panels, int64_t column_panels, int64_t steps) {
   const int64_t work = tile_work(row_panels, column_panels, steps, P);
   const bool serial = work < kSerialWork, twofold = work < kTwofoldWork;
   const int64_t tasks = serial ? 1 : twofold ? 2 : min(kTasks, work / kTaskProducts);
-  const int64_t whole = kHeldBytes / (steps * kStepBytes);  // panels of which all of k is held
+  const int64_t whole = kRowsBytes / (steps * kStepBytes);  // panels of which all of k is held
   const bool near = column_panels * steps * kStepBytes <= kNearBytes;
   Tiling tiling;
   const int64_t limit = whole >= kLeastPanels ? min(whole, kBlockPanels) : kBlockPanels;
-  tiling.block_panels = even_piece(row_panels, min(limit, max(near ? 1 : kFarPanels, ceil_div(row_panels, tasks))));
+  tiling.block_panels =
+      even_piece(row_panels, min(limit, max(near ? 1 : kLeastPanels, ceil_div(row_panels, near ? tasks : kFarBlocks))));
   tiling.blocks = ceil_div(row_panels, tiling.block_panels);
   const int64_t strips = max(1, min(ceil_div(tasks, tiling.blocks), column_panels / kStripPanels));
   tiling.strip_panels = even_piece(column_panels, ceil_div(column_panels, strips));
@@ -126,7 +128,7 @@ Tiling make_tiling(int64_t row_panels, int64_t column_panels, int64_t steps) {
   const int64_t all = tiling.blocks * tiling.strips;
   tiling.grain = twofold ? ceil_div(all, tasks) : max(1, kTaskProducts * all / work);
   tiling.twofold = twofold;
-  tiling.piece_steps = even_piece(steps, max(1, kHeldBytes / (tiling.block_panels * kStepBytes)));
+  tiling.piece_steps = even_piece(steps, max(1, kRowsBytes / (tiling.block_panels * kStepBytes)));
   return tiling;
 }
 
@@ -289,6 +291,7 @@ namespace amx {
 
 bool gemm_suits(const GemmArgs& args) {
   if (args.dtype == DType::Float64 || args.k < 16 || args.m < 16 || args.n < 16) return false;
+  if (outer_product_suits(args)) return false;
   const int64_t work = args.m * args.n * args.k;
   return args.dtype == DType::BFloat16 || work >= int64_t(96) * 96 * 96;
 }

@@ -23,6 +23,7 @@
 namespace fastnn {
 namespace {
 
+constexpr int64_t kHeldBytes = int64_t(3) << 19;  // packed: three quarters of the second-level cache
 // Less than this is for the vector engine. Tiles pad k to 32 and rows to 16; cutting a float32 into parts costs as
 // much as multiplying it by some 10 others there, while bfloat16 is read at the speed of memory for 2 or for 32.
 constexpr int64_t kLeastDepth = 16, kLeastRows = 16;
@@ -240,7 +241,9 @@ bool streams_b(const GemmArgs& args) { return args.b_row == 1 && !streams_a(args
 namespace amx {
 
 bool gemm_skinny_suits(const GemmArgs& args) {
-  if (args.dtype == DType::Float64 || args.k < kLeastDepth || !(streams_a(args) || streams_b(args))) return false;
+  if (args.dtype == DType::Float64 || args.k < kLeastDepth || outer_product_suits(args) ||
+      !(streams_a(args) || streams_b(args)))
+    return false;
   const int64_t streamed = streams_a(args) ? args.m : args.n, held = streams_a(args) ? args.n : args.m;
   const int64_t parts = parts_of(args.dtype);
   if (ceil_div(held, kBlock) * ceil_div(args.k, kStepK) * parts * kBlockBytes > kHeldBytes) return false;

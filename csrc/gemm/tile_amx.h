@@ -29,9 +29,6 @@ constexpr int64_t kTileBytes = 1024;             // 16 rows of 64 bytes
 constexpr int64_t kBlockBytes = 2 * kTileBytes;  // 32 rows (columns) of an operand for one step and part
 constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 
-// Of a packed operand that is to stay in cache: three quarters of the second level.
-constexpr int64_t kHeldBytes = int64_t(3) << 19;
-
 // A product's work in tile products of 32 x 32 x 32 (64 cycles). Packing 32 x 32 elements, and storing a block of sums,
 // take as long as some four of them.
 inline int64_t tile_work(int64_t row_panels, int64_t column_panels, int64_t steps, int parts) {
@@ -44,7 +41,7 @@ inline int64_t tile_work(int64_t row_panels, int64_t column_panels, int64_t step
 constexpr int64_t kSerialWork = 450;
 // Up to here the work is two tasks, each packing what both read: that costs less than to fetch from the third-level
 // cache what the other core packed.
-constexpr int64_t kTwofoldWork = 5000;
+constexpr int64_t kTwofoldWork = 10000;
 
 // What such a task packed, for the second one if the same thread comes to it.
 template <class Packed>
