@@ -1,18 +1,21 @@
 // The matrix engine on AMX tiles (tile_amx.h).
 //
-// A slab of k (kSlabSteps steps) of A and of B is packed by all threads, then blocks of C are the parallel tasks:
+// A slab of B (kSlabPanels panels of columns, kSlabSteps steps of k) is packed by all threads, or by each of two where
+// the product is small. Then blocks of A's rows times strips of the slab are the parallel tasks:
 //
-//   for each block of up to 512 x 256 of C                       parallel; its sums stay in the second-level cache
-//     for each chunk of k (kChunkSteps)                          chunks of A and B come from the third, fetched ahead
+//   pack the block's rows of A                       they stay in the second-level cache
+//   for each panel of 32 columns of B                read once, from the third-level cache, fetched ahead
+//     for each chunk of k (kChunkSteps)              B's chunk stays in the first-level cache
 //       for each panel of 32 rows of A
-//         for each panel of 32 columns of B
-//           32 x 32 sums in tile registers
+//         32 x 32 sums in tile registers
 //
-// Per step and pair of panels that is 24 products of 16 cycles per 14 tile loads for float32. Per unit of k a block
-// reads (512 + 256) * 6 bytes for 512 * 256 multiply-adds: 9 GB/s at 500 GFLOP/s, a third of what the third level
-// gives. The block sizes are kBlockPanels (columns; rows take twice as many), the chunk kChunkSteps.
+// A step of bfloat16 is 4 products (64 cycles) and 4 tile loads; while B's half of them hit the first-level cache, and
+// the chunk of 16 KiB leaves room for A's, the second gives 32 bytes a cycle for A. An element of B is used for as
+// many rows as a block has: at 256 of them, 2 bytes of B feed 512 operations, so that 1.5 TFLOP/s read 6 GB/s of the
+// 28 that a core gets from the third level. Float32 makes 24 products per 14 loads.
 //
-// Float32 operands whose parts would not be exact (pack_amx.h) take the vector engine, slab by slab.
+// Where a 16-bit C keeps k whole and it is too long for a block, the block takes it piece by piece, and the sums of a
+// strip wait in memory. Regions whose float32 parts would not be exact (pack_amx.h) take the vector engine.
 #include "gemm/gemm_amx.h"
 
 #include "core/memory.h"
