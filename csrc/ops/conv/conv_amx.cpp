@@ -23,6 +23,10 @@ constexpr int64_t kBlockFilters = 16;  // panels of 32 filters of a task, with k
 constexpr int64_t kStepChunk = 36;
 constexpr int64_t kUnrolledPlane = 256;  // positions of an image that may have planes for every tap
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
+// Products (of 32 x 32 x 32, 64 cycles each) below which a second thread costs more than it saves: its core has to
+// wake its tile unit, and each core reads what the other packed through the third-level cache. Measured: 192^3 in
+// float32 is faster on one thread, 256^3 on two.
+constexpr int64_t kSerialProducts = 1500;
 constexpr int64_t kTasks = 8;           // wanted, at least
 constexpr int64_t kTaskProducts = 256;  // of 32 x 32 x 32: pay for a task
 
@@ -123,7 +127,7 @@ void multiply_block(const TilePass& pass, const char* filters, const char* plane
         const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes, kTileBytes,
                            pass.planes.part_bytes()};
         tile_block<P>(a, b, s, n, span.end - span.begin > 16, pass.m - panel * kBlock > 16, block, s == 0,
-                      {nullptr, b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, 0, lines});
+                      {b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, lines});
       }
     }
   }
