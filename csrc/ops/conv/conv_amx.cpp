@@ -29,42 +29,52 @@ constexpr double kMostSourceBytes = double(int64_t(1) << 29);
 
 // ------------------------------------------------------------------------------------- product
 
+// Beside a block's products: the block before is stored, and the next panel fetched.
+template <class T>
+struct StoreAhead {
+  BlockStore<T>* store;
+  TileAhead next;
+
+  void operator()(int64_t step, int64_t steps) const {
+    next(step, steps);
+    store->run_to(store->pieces() * (step + 1) / steps);
+  }
+};
+
 template <int P>
 void multiply(const TilePass& pass, const TileTask& task) {
+  using T = std::conditional_t<P == 1, bfloat16, float>;
   const int64_t steps = pass.source.steps(), panel_bytes = steps * P * kBlockBytes;
   const TaskTiles tiles(pass, task);
-  alignas(64) float sums[kSumsPerBlock];
+  alignas(64) float sums[2][kSumsPerBlock];
+  BlockStore<T> store(pass, task);
+  int64_t block = 0;
   _tile_loadconfig(&kTileConfig);
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
-    const int64_t o = panel * kBlock, filters = min(kBlock, pass.m - o);
-    alignas(64) float bias[kBlock] = {};
-    load_bias(pass, o, filters, bias);
-    const char* panel_data = pass.filters + panel * panel_bytes;
+    const char* filters = pass.filters + panel * panel_bytes;
+    const bool wide = pass.m - panel * kBlock > 16;
     const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
-    for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
       const TileSpan span(tiles, tile);
-      const bool wide = filters > 16, tall = span.end - span.begin > 16;
-      const int64_t ahead = lines * tile / tiles.tiles, ahead_end = lines * (tile + 1) / tiles.tiles;
-      const TileAhead next{nullptr, panel_data + panel_bytes + ahead * 64, 0, ahead_end - ahead};
+      const bool tall = span.end - span.begin > 16;
+      const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
+      const StoreAhead<T> ahead{&store, {nullptr, filters + panel_bytes + begin * 64, 0, end - begin}};
       const char* positions = task.source + span.begin * pass.source.position_bytes();
-      const TileStream a{panel_data, pass.filter_steps, 64, kTileBytes, kBlockBytes};
-      if (pass.source.pixels) {
-        const int64_t line = pass.source.position_bytes();
-        const TileStream lines_of{positions, pass.source_steps, line, 16 * line, pass.source.part_bytes()};
-        tile_block<P>(lines_of, a, 0, steps, tall, wide, sums, true, next);
+      const TileStream f{filters, pass.filter_steps, 64, kTileBytes, kBlockBytes};
+      const int64_t row = pass.source.lines ? pass.source.position_bytes() : pass.source.pitch();
+      const TileStream p{positions, pass.source_steps, row, 16 * pass.source.position_bytes(),
+                         pass.source.part_bytes()};
+      if (pass.source.lines) {
+        tile_block<P>(p, f, 0, steps, tall, wide, sums[block], true, ahead);
       } else {
-        const TileStream columns{positions, pass.source_steps, pass.source.pitch(), 16 * kPairBytes,
-                                 pass.source.part_bytes()};
-        tile_block<P>(a, columns, 0, steps, wide, tall, sums, true, next);
+        tile_block<P>(f, p, 0, steps, wide, tall, sums[block], true, ahead);
       }
-      if (pass.out.dtype == DType::Float32) {
-        store_sums<float>(pass, task, span, o, bias, sums);
-      } else {
-        store_sums<bfloat16>(pass, task, span, o, bias, sums);
-      }
+      store.run_to(store.pieces());
+      store.begin(span, panel * kBlock, sums[block]);
     }
   }
   _tile_release();
+  store.run_to(store.pieces());
 }
 
 // --------------------------------------------------------------------------------- whole operation
@@ -97,6 +107,11 @@ struct PassCost {
   }
 };
 
+// Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
+inline bool has_shifts(const PassPlan& plan) {
+  return plan.source_rows.tap_steps() > 1 || plan.source_columns.tap_steps() > 1;
+}
+
 inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   return {plan.source,
           args.dtype,
@@ -104,6 +119,7 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
           group * plan.channels,
           args.groups * plan.channels,
           args.channels_last,
+          args.channels_last || has_shifts(plan),
           plan.source_rows,
           plan.source_columns,
           1,
@@ -269,7 +285,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                              plan.filter_stride,
                              tables.weight_offsets,
                              steps,
-                             !args.channels_last};
+                             !source.lines};
   char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
   const PartRange weight_range =
       kept && *args.packed_ready ? packed_range<P>(weights, filters) : pack_filters<P>(weights, filters);

@@ -1,8 +1,8 @@
 // One group of one pass of an AMX convolution (conv_amx.cpp), and how its sums reach the output.
 //
-// NCHW: a block of sums is 32 filters x 32 positions. A filter's positions are stored as they stand, in the runs
-// that lie within output rows. NHWC: 32 positions x 32 filters, and a position's filters are stored as they stand.
-// Bias, residual and activation are applied on the way.
+// A block of sums is 32 filters x 32 positions, or the other way round when the source is lines. NHWC takes lines,
+// and a position's filters are stored as they stand. NCHW takes a filter's positions, in the runs that lie within
+// output rows; of lines they are transposed before. Bias, residual and activation are applied on the way.
 #pragma once
 
 #include "gemm/store_amx.h"
@@ -69,23 +69,23 @@ struct TileSpan {
 
 // Walks over positions: where in the output they are.
 struct OutputPosition {
-  const TilePass& pass;
-  const SourceRange& range;
+  const TilePass* pass;
+  const SourceRange* range;
   int64_t length, plane_rows;
   int64_t image, row, column;
 
   OutputPosition(const TilePass& p, const TileTask& task, int64_t position)
-      : pass(p), range(task.range), length(p.source.row_length()), plane_rows(p.source.row_count()) {
+      : pass(&p), range(&task.range), length(p.source.row_length()), plane_rows(p.source.row_count()) {
     const int64_t plane = length * plane_rows;
     image = position / plane;
     row = position % plane / length;
     column = position % length;
   }
-  bool valid() const { return column < range.columns && row < range.rows; }
+  bool valid() const { return column < range->columns && row < range->rows; }
   // In elements of one channel.
   int64_t pixel() const {
-    return (pass.rows.first + (range.row + row) * pass.rows.step) * pass.columns.size + pass.columns.first +
-           (range.column + column) * pass.columns.step;
+    return (pass->rows.first + (range->row + row) * pass->rows.step) * pass->columns.size + pass->columns.first +
+           (range->column + column) * pass->columns.step;
   }
   void advance(int64_t count) {
     column += count;
@@ -118,6 +118,7 @@ struct TileRuns {
   int count = 0;
   LaneRun runs[kBlock];
 
+  TileRuns() {}
   TileRuns(const TilePass& pass, const TileTask& task, const TileSpan& span) {
     OutputPosition at(pass, task, span.begin);
     for (int64_t lane = 0, lanes = span.end - span.begin; lane < lanes;) {
@@ -188,98 +189,130 @@ inline void store_whole(const TilePass& pass, char* target, __m512 x, __m512 y) 
   }
 }
 
-inline float* filter_lanes(float* sums, int64_t f) { return sums + f / 16 * 512 + f % 16 * 16; }
-
-// Residual and activation, where there are more than a bias and a relu to apply: in place.
+// The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
+// vector units idle.
 template <class T>
-__attribute__((noinline)) void finish_filters(const TilePass& pass, const TileRuns& tile, const float* bias, int64_t o,
-                                              int64_t filters, float* sums) {
-  for (int64_t f = 0; f < filters; ++f)
-    for (int64_t half = 0; half < 2; ++half) {
-      float* lanes = filter_lanes(sums, f) + 256 * half;
-      __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), _mm512_set1_ps(bias[f]));
-      for (int i = 0; i < tile.count && pass.out.residual; ++i) {
-        const __mmask16 mask = __mmask16(tile.runs[i].mask >> (16 * half));
-        const int64_t at = (o + f) * pass.out.c_row + tile.runs[i].offset + 16 * half;
-        x = _mm512_mask_add_ps(x, mask, x, load_lanes<T>(pass.out.residual + at * int64_t(sizeof(T)), mask));
+class BlockStore {
+ public:
+  BlockStore(const TilePass& pass, const TileTask& task)
+      : pass_(pass),
+        task_(task),
+        at_(pass, task, 0),
+        relu_(pass.out.activation == Activation::Relu),
+        in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))) {}
+
+  // The sums of panel o / 32; they stay until the last piece is stored.
+  void begin(const TileSpan& span, int64_t o, float* sums) {
+    sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
+    load_bias(pass_, o, filters_, bias_);
+    at_ = OutputPosition(pass_, task_, span.begin);
+    positions_ = span.end - span.begin;
+    if (!pass_.source.pixels) runs_ = TileRuns(pass_, task_, span);
+  }
+  int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() ? 2 * kBlock : kBlock; }
+  // Pieces up to `end`.
+  void run_to(int64_t end) {
+    for (; piece_ < end; ++piece_) {
+      if (pass_.source.pixels) {
+        if (piece_ < positions_) store_pixel(piece_);
+      } else if (!transposed()) {
+        store_filter(piece_);
+      } else if (piece_ >= kBlock) {
+        store_filter(piece_ - kBlock);
+      } else if (piece_ % 8 == 0) {
+        transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
       }
-      _mm512_store_ps(lanes, x);
-    }
-  if (pass.out.activation != Activation::None) activate_row(pass.out.activation, sums, kSumsPerBlock);
-}
-
-template <class T>
-void store_filters(const TilePass& pass, const TileTask& task, const TileSpan& span, int64_t o, const float* bias,
-                   float* sums) {
-  const TileRuns tile(pass, task, span);
-  const int64_t filters = min(kBlock, pass.m - o);
-  const bool relu = pass.out.activation == Activation::Relu && !pass.out.residual, whole = tile.whole();
-  const bool finished = pass.out.residual || (pass.out.activation != Activation::None && !relu);
-  if (finished) finish_filters<T>(pass, tile, bias, o, filters, sums);
-  for (int64_t f = 0; f < filters; ++f) {
-    const float* lanes = filter_lanes(sums, f);
-    __m512 x = _mm512_load_ps(lanes), y = _mm512_load_ps(lanes + 256);
-    if (!finished) x = _mm512_add_ps(x, _mm512_set1_ps(bias[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias[f]));
-    // The second operand where one is NaN.
-    if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
-    char* channel = pass.out.c + (o + f) * pass.out.c_row * int64_t(sizeof(T));
-    if (whole && pass.columns.step == 1) {
-      store_whole<T>(pass, channel + tile.runs[0].offset * int64_t(sizeof(T)), x, y);
-      continue;
-    }
-    for (int i = 0; i < tile.count; ++i)
-      store_run<T>(pass, channel + tile.runs[i].offset * int64_t(sizeof(T)), tile.runs[i].mask, x, y);
-  }
-}
-
-// ---------------------------------------------------------------------------------------- NHWC
-
-template <class T>
-void store_pixels(const TilePass& pass, const TileTask& task, const TileSpan& span, int64_t o, const float* bias,
-                  float* sums) {
-  constexpr int64_t kSize = sizeof(T);
-  const int64_t filters = min(kBlock, pass.m - o);
-  const uint32_t mask = uint32_t((uint64_t(1) << filters) - 1);
-  const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
-  const __m512 low_bias = _mm512_loadu_ps(bias), high_bias = _mm512_loadu_ps(bias + 16);
-  const bool relu = pass.out.activation == Activation::Relu;
-  OutputPosition at(pass, task, span.begin);
-  for (int64_t r = 0; r < span.end - span.begin; ++r, at.advance(1)) {
-    if (!at.valid()) continue;
-    char* target = pass.out.c + o * kSize;
-    const int64_t element = (task.range.image + at.image) * pass.image_elements + at.pixel() * pass.pixel_elements;
-    float* lanes = block_row(sums, r);
-    __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), low_bias);
-    __m512 y = _mm512_add_ps(_mm512_load_ps(lanes + 256), high_bias);
-    if (pass.out.residual) {
-      const char* residual = pass.out.residual + (element + o) * kSize;
-      x = _mm512_add_ps(x, load_lanes<T>(residual, low));
-      y = _mm512_add_ps(y, load_lanes<T>(residual + 16 * kSize, high));
-    }
-    if (relu) {
-      x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
-    } else if (pass.out.activation != Activation::None) {
-      alignas(64) float values[kBlock];
-      _mm512_store_ps(values, x), _mm512_store_ps(values + 16, y);
-      activate_row(pass.out.activation, values, kBlock);
-      x = _mm512_load_ps(values), y = _mm512_load_ps(values + 16);
-    }
-    target += element * kSize;
-    if constexpr (kSize == 4) {
-      _mm512_mask_storeu_ps(target, low, x);
-      _mm512_mask_storeu_ps(target + 64, high, y);
-    } else {
-      _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
     }
   }
-}
 
-template <class T>
-void store_sums(const TilePass& pass, const TileTask& task, const TileSpan& span, int64_t o, const float* bias,
-                float* sums) {
-  if (pass.source.pixels) return store_pixels<T>(pass, task, span, o, bias, sums);
-  store_filters<T>(pass, task, span, o, bias, sums);
-}
+ private:
+  static constexpr int64_t kSize = sizeof(T);
+
+  bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
+  // The first and the second 16 positions of a filter.
+  float* lanes_of(int64_t f, int64_t half) const {
+    const int64_t filters = f / 16, row = f % 16 * 16;
+    return sums_ + (transposed() ? 512 * half + 256 * filters : 512 * filters + 256 * half) + row;
+  }
+
+  // Residual and activation, where there are more than a bias and a relu to apply.
+  __attribute__((noinline)) void finish_filters() {
+    for (int64_t f = 0; f < filters_; ++f)
+      for (int64_t half = 0; half < 2; ++half) {
+        float* lanes = lanes_of(f, half);
+        __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), _mm512_set1_ps(bias_[f]));
+        for (int i = 0; i < runs_.count && pass_.out.residual; ++i) {
+          const __mmask16 mask = __mmask16(runs_.runs[i].mask >> (16 * half));
+          const int64_t at = (o_ + f) * pass_.out.c_row + runs_.runs[i].offset + 16 * half * pass_.columns.step;
+          x = _mm512_mask_add_ps(x, mask, x, load_lanes<T>(pass_.out.residual + at * kSize, mask));
+        }
+        _mm512_store_ps(lanes, x);
+      }
+    if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
+  }
+
+  void store_filter(int64_t f) {
+    if (in_place_ && f == 0) finish_filters();
+    if (f >= filters_) return;
+    __m512 x = _mm512_load_ps(lanes_of(f, 0)), y = _mm512_load_ps(lanes_of(f, 1));
+    if (!in_place_) {
+      x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
+      // The second operand where one is NaN.
+      if (relu_) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+    }
+    char* channel = pass_.out.c + (o_ + f) * pass_.out.c_row * kSize;
+    if (runs_.whole() && pass_.columns.step == 1)
+      return store_whole<T>(pass_, channel + runs_.runs[0].offset * kSize, x, y);
+    for (int i = 0; i < runs_.count; ++i)
+      store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
+  }
+
+  void store_pixel(int64_t r) {
+    if (at_.valid()) {
+      const int64_t element =
+          (task_.range.image + at_.image) * pass_.image_elements + at_.pixel() * pass_.pixel_elements + o_;
+      const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
+      const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
+      const float* lanes = block_row(sums_, r);
+      __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), _mm512_load_ps(bias_));
+      __m512 y = _mm512_add_ps(_mm512_load_ps(lanes + 256), _mm512_load_ps(bias_ + 16));
+      if (pass_.out.residual) {
+        const char* residual = pass_.out.residual + element * kSize;
+        x = _mm512_add_ps(x, load_lanes<T>(residual, low));
+        y = _mm512_add_ps(y, load_lanes<T>(residual + 16 * kSize, high));
+      }
+      if (relu_) {
+        x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      } else if (pass_.out.activation != Activation::None) {
+        activate_pixel(x, y);
+      }
+      char* target = pass_.out.c + element * kSize;
+      if constexpr (kSize == 4) {
+        _mm512_mask_storeu_ps(target, low, x);
+        _mm512_mask_storeu_ps(target + 64, high, y);
+      } else {
+        _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+      }
+    }
+    at_.advance(1);
+  }
+
+  __attribute__((noinline)) void activate_pixel(__m512& x, __m512& y) const {
+    alignas(64) float values[kBlock];
+    _mm512_store_ps(values, x), _mm512_store_ps(values + 16, y);
+    activate_row(pass_.out.activation, values, kBlock);
+    x = _mm512_load_ps(values), y = _mm512_load_ps(values + 16);
+  }
+
+  const TilePass& pass_;
+  const TileTask& task_;
+  alignas(64) float bias_[kBlock] = {};
+  float* sums_ = nullptr;
+  int64_t o_ = 0, filters_ = 0, positions_ = 0, piece_ = 0;
+  OutputPosition at_;
+  TileRuns runs_;
+  const bool relu_, in_place_;
+};
 
 }  // namespace
 }  // namespace fastnn
