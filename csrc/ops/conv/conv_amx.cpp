@@ -99,7 +99,11 @@ struct PassCost {
   PassCost(const TileSource& source_, int64_t m, int64_t parts)
       : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
                 double(parts * (parts + 1) / 2)),
-        source(double(source_.plane) * double(source_.phases() * source_.groups()) * (parts > 1 ? 16 : 3)) {}
+        source(double(source_.plane) * double(source_.phases() * source_.groups()) *
+               double(parts > 1                               ? 16
+                      : source_.pixels && source_.folds() > 1 ? 24
+                      : source_.pixels                        ? 3
+                                                              : 4)) {}
   double total() const { return product + source; }
   static int64_t tiles(const TileSource& source) {
     return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
@@ -107,8 +111,9 @@ struct PassCost {
 };
 
 // Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
-inline bool has_shifts(const PassPlan& plan) {
-  return plan.source_rows.tap_steps() > 1 || plan.source_columns.tap_steps() > 1;
+inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
+  return args.channels_last || plan.source_columns.tap_steps() > 1 ||
+         (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
 }
 
 inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
@@ -118,7 +123,7 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
                     group * plan.channels,
                     args.groups * plan.channels,
                     args.channels_last,
-                    args.channels_last || has_shifts(plan),
+                    takes_lines(args, plan),
                     plan.source_rows,
                     plan.source_columns,
                     1,

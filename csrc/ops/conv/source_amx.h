@@ -89,6 +89,8 @@ struct TileSource {
   void lay_out() {
     shared = rows.outputs > 1 ? columns.shared_zeros() : 0;
     row_length = band_columns + columns.reach() - shared;
+    // Taps along rows are whole tiles of columns apart.
+    if (!lines && rows.tap_steps() > 1) row_length = ceil_div(row_length, 16) * 16;
     row_count = band_rows + rows.reach();
     plane = row_count * row_length;
     // With the last row's zeros, and room for tiles that run over the end.

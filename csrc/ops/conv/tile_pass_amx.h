@@ -292,6 +292,8 @@ class BlockStore {
       if constexpr (kSize == 4) {
         _mm512_mask_storeu_ps(target, low, x);
         _mm512_mask_storeu_ps(target + 64, high, y);
+      } else if (mask == ~0u) {
+        store_whole<T>(pass_, target, x, y);
       } else {
         _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
       }
