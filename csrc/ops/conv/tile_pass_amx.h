@@ -119,9 +119,10 @@ struct TileRuns {
   LaneRun runs[kBlock];
 
   TileRuns() { runs[0] = {0, 0}; }
-  TileRuns(const TilePass& pass, const TileTask& task, const TileSpan& span) : TileRuns() {
-    OutputPosition at(pass, task, span.begin);
-    for (int64_t lane = 0, lanes = span.end - span.begin; lane < lanes;) {
+  // The runs of `lanes` positions from `at` on.
+  void find(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
+    count = 0;
+    for (int64_t lane = 0; lane < lanes;) {
       const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
       if (run > 0)
         runs[count++] = {__mmask32(((uint64_t(1) << run) - 1) << lane),
@@ -207,7 +208,7 @@ class BlockStore {
     load_bias(pass_, o, filters_, bias_);
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
-    if (!pass_.source.pixels) runs_ = TileRuns(pass_, task_, span);
+    if (!pass_.source.pixels) runs_.find(pass_, task_, at_, positions_);
   }
   int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() ? 2 * kBlock : kBlock; }
   // Pieces up to `end`.
@@ -224,6 +225,9 @@ class BlockStore {
   static constexpr int64_t kSize = sizeof(T);
 
   bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
+  int64_t pixel_offset(const OutputPosition& at) const {
+    return ((task_.range.image + at.image) * pass_.image_elements + o_ + at.pixel() * pass_.pixel_elements) * kSize;
+  }
   // The first and the second 16 positions of a filter.
   float* lanes_of(int64_t f, int64_t half) const {
     const int64_t filters = f / 16, row = f % 16 * 16;
@@ -271,14 +275,12 @@ class BlockStore {
     const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
     const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
     const __m512 low_bias = _mm512_load_ps(bias_), high_bias = _mm512_load_ps(bias_ + 16);
-    const int64_t pixel_bytes = pass_.pixel_elements * kSize;
     const bool relu = relu_, general = !relu && pass_.out.activation != Activation::None;
     const char* residual = pass_.out.residual;
     OutputPosition at = at_;
     for (int64_t r = piece_; r < min(end, positions_); at.advance(1), ++r) {
       if (!at.valid()) continue;
-      const int64_t offset =
-          ((task_.range.image + at.image) * pass_.image_elements + o_) * kSize + at.pixel() * pixel_bytes;
+      const int64_t offset = pixel_offset(at);
       const float* lanes = block_row(sums_, r);
       __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), low_bias);
       __m512 y = _mm512_add_ps(_mm512_load_ps(lanes + 256), high_bias);
