@@ -14,6 +14,7 @@
 // The gradient of the input is the same product for each residue class of the positions modulo the stride, with
 // the class's taps in reverse and channels swapped. Float64, float16, few channels in or out, and float32 whose
 // parts are not exact are left to the vector kernels.
+#include "ops/conv/filters_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {
@@ -25,79 +26,6 @@ constexpr int64_t kUnrolledPlane = 256;  // positions of an image that may have 
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
 constexpr int64_t kTasks = 8;           // wanted, at least
 constexpr int64_t kTaskProducts = 256;  // of 32 x 32 x 32: pay for a task
-
-// ------------------------------------------------------------------------------------- weights
-
-// 16 elements at `offsets` as float32, zero where an offset is negative. 16-bit elements come in the aligned
-// words that hold them.
-inline __m512 gather_weights(const char* base, DType dtype, const int32_t* offsets) {
-  const __m512i index = _mm512_loadu_si512(offsets);
-  const __mmask16 mask = _mm512_cmpge_epi32_mask(index, _mm512_setzero_si512());
-  if (dtype == DType::Float32) return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, index, base, 4);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(base);
-  const __m512i element = _mm512_add_epi32(index, _mm512_set1_epi32(int(address >> 1 & 1)));
-  const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, _mm512_srli_epi32(element, 1),
-                                                    reinterpret_cast<const void*>(address & ~uintptr_t(3)), 4);
-  const __mmask16 upper = _mm512_test_epi32_mask(element, _mm512_set1_epi32(1));
-  const __m512i low = _mm512_slli_epi32(words, 16);
-  return _mm512_castsi512_ps(_mm512_mask_and_epi32(low, upper, words, _mm512_set1_epi32(int(0xffff0000))));
-}
-
-// One tile for each part: 16 filters from o on, the 32 values of k at `offsets`.
-template <int P>
-void pack_filter_tile(const TilePass& pass, const int32_t* offsets, int64_t o, char* tile, RangeLanes& range) {
-  __m512i squares[P][16];
-  for (int64_t r = 0; r < 16; ++r) {
-    __m512i parts[P];
-    const bool valid = o + r < pass.m;
-    const char* filter = pass.weights + (valid ? (o + r) * pass.filter_stride * int64_t(item_size(pass.dtype)) : 0);
-    __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-    if (valid)
-      low = gather_weights(filter, pass.dtype, offsets), high = gather_weights(filter, pass.dtype, offsets + 16);
-    if (P > 1) range.add(low), range.add(high);
-    split<P>(low, high, parts, [](__m512 a, __m512 b) { return join_upper(a, b); });
-    for (int p = 0; p < P; ++p) squares[p][r] = parts[p];
-  }
-  for (int p = 0; p < P; ++p) {
-    transpose_lines(squares[p]);
-    for (int q = 0; q < 16; ++q) _mm512_store_si512(tile + p * kBlockBytes + q * 64, squares[p][q]);
-  }
-}
-
-template <int P>
-PartRange pack_filter_panel(const TilePass& pass, int64_t panel, char* memory) {
-  RangeLanes range;
-  for (int64_t step = 0; step < pass.steps(); ++step, memory += P * kBlockBytes)
-    for (int64_t half = 0; half < 2; ++half)
-      pack_filter_tile<P>(pass, pass.weight_offsets + step * kStepK, panel * kBlock + half * 16,
-                          memory + half * kTileBytes, range);
-  return range.finish();
-}
-
-// With the ranges of the panels behind them.
-template <int P>
-int64_t filters_bytes(int64_t panels, int64_t steps) {
-  return ceil_div(panels * (steps * P * kBlockBytes + int64_t(sizeof(PartRange))), 64) * 64;
-}
-
-template <int P>
-PartRange packed_range(const TilePass& pass, const char* memory) {
-  const PartRange* ranges = reinterpret_cast<const PartRange*>(memory + pass.panels() * pass.steps() * P * kBlockBytes);
-  PartRange range;
-  for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
-  return range;
-}
-
-template <int P>
-PartRange pack_filters(const TilePass& pass, char* memory) {
-  const int64_t panel_bytes = pass.steps() * P * kBlockBytes;
-  PartRange* ranges = reinterpret_cast<PartRange*>(memory + pass.panels() * panel_bytes);
-  parallel_for(pass.panels(), max(1, 16 / max(1, pass.steps())), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      ranges[panel] = pack_filter_panel<P>(pass, panel, memory + panel * panel_bytes);
-  });
-  return packed_range<P>(pass, memory);
-}
 
 // ------------------------------------------------------------------------------------- product
 
@@ -170,6 +98,7 @@ struct PassPlan {
   Planes planes;
   int64_t row_taps, column_taps, m;
   int64_t group_weights, filter_stride, channel_stride;  // between groups, results' and source's channels
+  int64_t kernel;                                        // elements of a channel's kernel
   int64_t first_tap, row_tap, column_tap;                // offset of tap (0, 0), steps from tap to tap
   OutputAxis rows, columns;
 
@@ -184,6 +113,10 @@ struct PassPlan {
     const int64_t plain = min(images * ceil_div(positions, kBlock),
                               ceil_div((images - 1) * planes.rows.length * planes.columns.length + positions, kBlock));
     return 3 * ceil_div(images * rows.count * columns.count, kBlock) < 2 * plain;
+  }
+  Filters filters(const char* weights) const {
+    return {weights,  planes.dtype, m,         filter_stride, planes.channels, channel_stride, kernel,
+            row_taps, column_taps,  first_tap, row_tap,       column_tap,      folded()};
   }
   // How many times more multiply-adds the tiles make than the convolution has, in percent.
   int64_t waste() const {
@@ -201,22 +134,18 @@ inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   return args.dtype == DType::BFloat16 && plan.waste() <= 800;
 }
 
-// Where steps begin, and the weights they take.
+// Where steps begin.
 struct StepTables {
   int64_t* plane_steps;
   int64_t* weight_steps;
-  int32_t* weight_offsets;
 
-  static int64_t bytes(int64_t steps) { return ceil_div(steps * (8 + 8 + 4 * kStepK), 64) * 64; }
+  static int64_t bytes(int64_t steps) { return ceil_div(steps * 16, 64) * 64; }
   StepTables(char* memory, int64_t steps)
-      : plane_steps(reinterpret_cast<int64_t*>(memory)),
-        weight_steps(plane_steps + steps),
-        weight_offsets(reinterpret_cast<int32_t*>(weight_steps + steps)) {}
+      : plane_steps(reinterpret_cast<int64_t*>(memory)), weight_steps(plane_steps + steps) {}
 };
 
 template <int P>
-void fill_tables(const PassPlan& plan, const TilePass& pass, const StepTables& tables) {
-  const int64_t folds = pass.planes.folds();
+void fill_tables(const TilePass& pass, const StepTables& tables) {
   int64_t step = 0;
   for (int64_t group = 0; group < pass.planes.channel_groups(); ++group)
     for (int64_t row = 0; row < pass.row_taps; ++row)
@@ -224,12 +153,6 @@ void fill_tables(const PassPlan& plan, const TilePass& pass, const StepTables& t
         tables.plane_steps[step] = pass.planes.tap_phase(row, column) * pass.planes.phase_bytes() +
                                    group * pass.planes.group_bytes() + pass.planes.tap_shift(row, column) * kLineBytes;
         tables.weight_steps[step] = step * P * kBlockBytes;
-        for (int64_t k = 0; k < kStepK; ++k) {
-          const int64_t channel = group * kStepK + k, fold = pass.planes.folded ? channel % folds : column;
-          const int64_t offset =
-              plan.first_tap + row * plan.row_tap + fold * plan.column_tap + channel / folds * plan.channel_stride;
-          tables.weight_offsets[step * kStepK + k] = channel < pass.planes.channels() ? int32_t(offset) : -1;
-        }
       }
 }
 
@@ -247,10 +170,6 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                 plan.row_taps,
                 folded ? min(1, plan.column_taps) : plan.column_taps,
                 plan.m,
-                at(args.weight, group * plan.group_weights),
-                args.dtype,
-                plan.filter_stride,
-                nullptr,
                 nullptr,
                 nullptr,
                 TileOutput{static_cast<char*>(args.out) + first_element * size, args.dtype, channel_elements, 1, false,
@@ -265,20 +184,20 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
     unroll(pass.planes, plan.row_taps, plan.column_taps, plan.rows.count, plan.columns.count);
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
-  const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
+  const Filters weights = plan.filters(at(args.weight, group * plan.group_weights));
+  const int64_t filter_bytes = weights.bytes<P>();
   char* memory =
       static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) +
                                                                (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
   const StepTables tables(memory, steps);
   pass.plane_steps = tables.plane_steps;
   pass.weight_steps = tables.weight_steps;
-  pass.weight_offsets = tables.weight_offsets;
-  fill_tables<P>(plan, pass, tables);
+  fill_tables<P>(pass, tables);
   const bool kept = args.packed != nullptr;
   char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
   char* planes = memory + table_bytes + (kept ? 0 : filter_bytes);
   const PartRange weight_range =
-      kept && *args.packed_ready ? packed_range<P>(pass, filters) : pack_filters<P>(pass, filters);
+      kept && *args.packed_ready ? packed_range<P>(weights, filters) : pack_filters<P>(weights, filters);
   for (int64_t image = 0; image < args.images; image += pass.planes.slots) {
     pass.planes.first_image = image;
     pass.planes.images = min(pass.planes.slots, args.images - image);
@@ -311,6 +230,7 @@ PassPlan forward_plan(const ConvArgs& args) {
           args.out_channels * filter,
           filter,
           taps,
+          taps,
           0,
           w.kernel,
           1,
@@ -330,6 +250,7 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
           args.out_channels * filter,
           taps,
           filter,
+          taps,
           none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0),
           -rows.period * width,
           -columns.period,
@@ -348,9 +269,8 @@ void packing(const ConvPacking& request) {
   const PassPlan plan = forward_plan(args);
   *request.bytes = 0;
   if (!suits_tiles(args, plan)) return;
-  const int64_t steps = plan.step_columns(plan.folded()) * plan.row_taps, panels = ceil_div(plan.m, kBlock);
-  *request.bytes =
-      args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
+  const Filters filters = plan.filters(nullptr);
+  *request.bytes = args.groups * (args.dtype == DType::Float32 ? filters.bytes<3>() : filters.bytes<1>());
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {

@@ -18,10 +18,6 @@ struct TilePass {
   TilePlanes planes;
   int64_t row_taps, column_taps;  // column_taps is 1 when they are folded into channels
   int64_t m;                      // results' channels of the group
-  const char* weights;            // the group's
-  DType dtype;                    // of the weights
-  int64_t filter_stride;          // elements between the weights of two results' channels
-  const int32_t* weight_offsets;  // [step][32]: of the weights of a step; -1 for none
   const int64_t* weight_steps;    // where a step begins in a packed panel
   const int64_t* plane_steps;     // and in the planes
   TileOutput out;                 // c: the group's first channel of the first image; c_row: elements of a channel
