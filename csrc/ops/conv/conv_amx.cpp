@@ -98,7 +98,6 @@ struct PassPlan {
   Planes planes;
   int64_t row_taps, column_taps, m;
   int64_t group_weights, filter_stride, channel_stride;  // between groups, results' and source's channels
-  int64_t kernel;                                        // elements of a channel's kernel
   int64_t first_tap, row_tap, column_tap;                // offset of tap (0, 0), steps from tap to tap
   OutputAxis rows, columns;
 
@@ -113,10 +112,6 @@ struct PassPlan {
     const int64_t plain = min(images * ceil_div(positions, kBlock),
                               ceil_div((images - 1) * planes.rows.length * planes.columns.length + positions, kBlock));
     return 3 * ceil_div(images * rows.count * columns.count, kBlock) < 2 * plain;
-  }
-  Filters filters(const char* weights) const {
-    return {weights,  planes.dtype, m,         filter_stride, planes.channels, channel_stride, kernel,
-            row_taps, column_taps,  first_tap, row_tap,       column_tap,      folded()};
   }
   // How many times more multiply-adds the tiles make than the convolution has, in percent.
   int64_t waste() const {
@@ -134,18 +129,22 @@ inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   return args.dtype == DType::BFloat16 && plan.waste() <= 800;
 }
 
-// Where steps begin.
+// Where steps begin, and the weights they take.
 struct StepTables {
   int64_t* plane_steps;
   int64_t* weight_steps;
+  int32_t* weight_offsets;
 
-  static int64_t bytes(int64_t steps) { return ceil_div(steps * 16, 64) * 64; }
+  static int64_t bytes(int64_t steps) { return ceil_div(steps * (8 + 8 + 4 * kStepK), 64) * 64; }
   StepTables(char* memory, int64_t steps)
-      : plane_steps(reinterpret_cast<int64_t*>(memory)), weight_steps(plane_steps + steps) {}
+      : plane_steps(reinterpret_cast<int64_t*>(memory)),
+        weight_steps(plane_steps + steps),
+        weight_offsets(reinterpret_cast<int32_t*>(weight_steps + steps)) {}
 };
 
 template <int P>
-void fill_tables(const TilePass& pass, const StepTables& tables) {
+void fill_tables(const PassPlan& plan, const TilePass& pass, const StepTables& tables) {
+  const int64_t folds = pass.planes.folds();
   int64_t step = 0;
   for (int64_t group = 0; group < pass.planes.channel_groups(); ++group)
     for (int64_t row = 0; row < pass.row_taps; ++row)
@@ -153,6 +152,12 @@ void fill_tables(const TilePass& pass, const StepTables& tables) {
         tables.plane_steps[step] = pass.planes.tap_phase(row, column) * pass.planes.phase_bytes() +
                                    group * pass.planes.group_bytes() + pass.planes.tap_shift(row, column) * kLineBytes;
         tables.weight_steps[step] = step * P * kBlockBytes;
+        for (int64_t k = 0; k < kStepK; ++k) {
+          const int64_t channel = group * kStepK + k, fold = pass.planes.folded ? channel % folds : column;
+          const int64_t offset =
+              plan.first_tap + row * plan.row_tap + fold * plan.column_tap + channel / folds * plan.channel_stride;
+          tables.weight_offsets[step * kStepK + k] = channel < pass.planes.channels() ? int32_t(offset) : -1;
+        }
       }
 }
 
@@ -184,15 +189,24 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
     unroll(pass.planes, plan.row_taps, plan.column_taps, plan.rows.count, plan.columns.count);
   set_slots<P>(pass.planes, args.images);
   const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
-  const Filters weights = plan.filters(at(args.weight, group * plan.group_weights));
-  const int64_t filter_bytes = weights.bytes<P>();
+  const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
   char* memory =
       static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) +
                                                                (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
   const StepTables tables(memory, steps);
   pass.plane_steps = tables.plane_steps;
   pass.weight_steps = tables.weight_steps;
-  fill_tables<P>(pass, tables);
+  fill_tables<P>(plan, pass, tables);
+  const FilterSource weights{at(args.weight, group * plan.group_weights),
+                             args.dtype,
+                             plan.m,
+                             plan.filter_stride,
+                             plan.channel_stride,
+                             args.height.kernel * args.width.kernel,
+                             tables.weight_offsets,
+                             steps,
+                             pass.row_taps * pass.column_taps,
+                             false};
   const bool kept = args.packed != nullptr;
   char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
   char* planes = memory + table_bytes + (kept ? 0 : filter_bytes);
@@ -230,7 +244,6 @@ PassPlan forward_plan(const ConvArgs& args) {
           args.out_channels * filter,
           filter,
           taps,
-          taps,
           0,
           w.kernel,
           1,
@@ -250,7 +263,6 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
           args.out_channels * filter,
           taps,
           filter,
-          taps,
           none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0),
           -rows.period * width,
           -columns.period,
@@ -269,8 +281,9 @@ void packing(const ConvPacking& request) {
   const PassPlan plan = forward_plan(args);
   *request.bytes = 0;
   if (!suits_tiles(args, plan)) return;
-  const Filters filters = plan.filters(nullptr);
-  *request.bytes = args.groups * (args.dtype == DType::Float32 ? filters.bytes<3>() : filters.bytes<1>());
+  const int64_t steps = plan.step_columns(plan.folded()) * plan.row_taps, panels = ceil_div(plan.m, kBlock);
+  *request.bytes =
+      args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {
