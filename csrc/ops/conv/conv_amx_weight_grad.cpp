@@ -13,6 +13,7 @@
 namespace fastnn {
 namespace {
 
+constexpr int64_t kPackedSteps = 8;                    // of dy, whose tiles stay in the first-level cache
 constexpr int64_t kChunk = 16;                         // steps; of one panel and three parts 96 KiB
 constexpr int64_t kTaskBlocks = 72;                    // of 4 KiB sums: 288 KiB
 constexpr int64_t kTasks = 8;                          // wanted, at least
@@ -46,15 +47,37 @@ struct WeightPass {
 
 // --------------------------------------------------------------------------------- packing of dy
 
-// Rows of one filter and image at the pitch of x's planes; zeros between them.
+// Positions [begin, begin + count) of one filter and image at the pitch of x's planes; zeros between rows.
 template <class T>
-void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, T* plane) {
+void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, int64_t begin, int64_t count, T* positions) {
   const int64_t pitch = pass.x.planes.columns.length;
   const T* source = pass.gradient<T>(image, filter);
-  for (int64_t i = 0; i < pass.out_rows; ++i, plane += pitch, source += pass.out_columns) {
-    const int64_t gap = i + 1 < pass.out_rows ? pitch - pass.out_columns : 0;
-    memcpy(plane, source, size_t(pass.out_columns) * sizeof(T));
-    for (int64_t e = 0; e < gap; ++e) plane[pass.out_columns + e] = T{};
+  int64_t row = begin / pitch, column = begin % pitch;
+  for (int64_t i = 0; i < count; ++row, column = 0) {
+    const int64_t n = min(pitch - column, count - i);
+    copy_adjacent(positions + i, n, source + row * pass.out_columns, row < pass.out_rows ? pass.out_columns : 0,
+                  column);
+    i += n;
+  }
+}
+
+// Some steps of one filter and image after the other: memory is written tile by tile.
+template <int P, class T>
+void pack_rows(const WeightPass& pass, int64_t panel, int64_t image, int64_t step, int64_t steps, char* target,
+               RangeLanes& range) {
+  T* copies = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(steps + 1) * kStepK * sizeof(T)));
+  __m512i parts[P];
+  for (int64_t r = 0; r < kBlock; ++r) {
+    const int64_t filter = panel * kBlock + r, rest = filter < pass.filters ? pass.positions() - step * kStepK : 0;
+    const T* positions = copies;
+    if (rest > 0 && pass.gapless()) positions = pass.gradient<T>(image, filter) + step * kStepK;
+    if (rest > 0 && !pass.gapless()) load_gapped(pass, image, filter, step * kStepK, steps * kStepK, copies);
+    char* lines = target + r / 16 * kTileBytes + r % 16 * 64;
+    for (int64_t s = 0; s < steps; ++s, lines += P * kBlockBytes) {
+      load_along<P, T>(reinterpret_cast<const char*>(positions + s * kStepK), lane_mask(rest - s * kStepK),
+                       lane_mask(rest - s * kStepK - 16), parts, range);
+      store_parts<P>(lines, kBlockBytes, parts);
+    }
   }
 }
 
@@ -91,29 +114,18 @@ PartRange pack_gradient(const WeightPass& pass, char* memory) {
   PartRange* ranges = reinterpret_cast<PartRange*>(memory + pass.panels() * pass.panel_bytes<P>());
   const int64_t n = pass.panels() * pass.x.images, steps = pass.image_steps();
   parallel_for(n, max(1, 16 / steps), [&](int64_t begin, int64_t end) {
-    T* plane = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(steps * kStepK) * sizeof(T)));
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t panel = unit / pass.x.images, image = unit % pass.x.images;
       char* target = memory + panel * pass.panel_bytes<P>() + image * steps * P * kBlockBytes;
       RangeLanes range;
-      if (pass.x.channels_last) {
-        for (int64_t s = 0; s < 2 * steps; ++s)
-          pack_pixels<P, T>(pass, image, panel * kBlock + s % 2 * 16, s / 2 * kStepK,
-                            target + s / 2 * P * kBlockBytes + s % 2 * kTileBytes, range);
-        ranges[unit] = range.finish();
-        continue;
-      }
-      __m512i parts[P];
-      for (int64_t r = 0; r < kBlock; ++r, target += r == 16 ? kTileBytes - 15 * 64 : 64) {
-        const int64_t filter = panel * kBlock + r, valid = filter < pass.filters ? pass.positions() : 0;
-        const T* positions = pass.gapless() ? pass.gradient<T>(image, filter) : plane;
-        if (valid && !pass.gapless()) load_gapped(pass, image, filter, plane);
-        for (int64_t s = 0; s < steps; ++s) {
-          const int64_t rest = valid - s * kStepK;
-          load_along<P, T>(reinterpret_cast<const char*>(positions + s * kStepK), lane_mask(rest), lane_mask(rest - 16),
-                           parts, range);
-          store_parts<P>(target + s * P * kBlockBytes, kBlockBytes, parts);
-        }
+      for (int64_t s = 0; s < steps; s += kPackedSteps) {
+        const int64_t step_end = min(steps, s + kPackedSteps);
+        if (!pass.x.channels_last)
+          pack_rows<P, T>(pass, panel, image, s, step_end - s, target + s * P * kBlockBytes, range);
+        for (int64_t i = s; i < step_end && pass.x.channels_last; ++i)
+          for (int64_t half = 0; half < 2; ++half)
+            pack_pixels<P, T>(pass, image, panel * kBlock + half * 16, i * kStepK,
+                              target + i * P * kBlockBytes + half * kTileBytes, range);
       }
       ranges[unit] = range.finish();
     }

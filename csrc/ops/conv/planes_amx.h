@@ -35,7 +35,8 @@ struct TilePlanes {
   int64_t slots;                // images there is room for
   PlaneForm form;
   bool channels_last;
-  int64_t parities;       // of pairs
+  int64_t parities;  // of pairs
+  int64_t column_taps;
   bool unrolled = false;  // every tap has planes of its own, of the output's size and without shifts
 
   // Where a phase's planes begin in the source.
@@ -66,6 +67,12 @@ struct TilePlanes {
   int64_t parity_bytes() const { return phases() * phase_bytes(); }
   int64_t part_bytes() const { return parities * parity_bytes(); }
 
+  // Whether a tap of this column phase begins at odd positions: rows are even.
+  bool has_odd_shifts(int64_t column_phase) const {
+    for (int64_t tap = column_phase; tap < column_taps; tap += planes.columns.phases)
+      if (tap_shift(0, tap) % 2 != 0) return true;
+    return false;
+  }
   // What tap (row, column) reads for position 0: its phase and its shift in positions.
   int64_t tap_phase(int64_t row, int64_t column) const {
     return row % planes.rows.phases * column_phases() + (folded ? 0 : column % planes.columns.phases);
@@ -80,7 +87,8 @@ struct TilePlanes {
 // The planes of one group; column taps folded into channels leave planes without shifts.
 inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group, int64_t groups,
                               bool folded, PlaneForm form, bool channels_last) {
-  TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
+  TilePlanes result{planes, folded,     group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last,
+                    1,      column_taps};
   if (folded) {
     result.planes.columns.phases = column_taps;
     result.planes.columns.length = outputs;
@@ -299,22 +307,69 @@ void set_slots(TilePlanes& tiles, int64_t images) {
   tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
 }
 
-// Pairs of a row: squares of 16 channels x 16 pairs are transposed. The pair at the end of a row of parity 1 takes
+// Elements [begin, begin + length) of a row of `size` adjacent ones, zeros outside it. Writes whole registers.
+template <class T>
+inline void copy_adjacent(T* target, int64_t length, const T* row, int64_t size, int64_t begin) {
+  constexpr int64_t kStep = 64 / int64_t(sizeof(T));
+  const auto mask = [](int64_t n) { return n >= kStep ? ~0u >> (32 - kStep) : (1u << max(0, n)) - 1; };
+  for (int64_t i = 0; i < length; i += kStep) {
+    const uint32_t inside = mask(min(length, size - begin) - i) & ~mask(-begin - i);
+    const T* source = row + begin + i;
+    if constexpr (sizeof(T) == 4) {
+      _mm512_storeu_ps(target + i, _mm512_maskz_loadu_ps(__mmask16(inside), source));
+    } else {
+      _mm512_storeu_si512(target + i, _mm512_maskz_loadu_epi16(inside, source));
+    }
+  }
+}
+
+// `n_rows` rows of 16 channels from `at` on, run on: position i of channel c is flat[c * pitch + i].
+template <class T>
+void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, int64_t half, T* flat, int64_t pitch) {
+  const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
+  const int64_t folds = tiles.folds(), plane = tiles.planes.source_plane();
+  const int64_t stride = tiles.channels_last ? tiles.source_channels : 1,
+                channel_stride = tiles.channels_last ? 1 : plane;
+  const T* image = reinterpret_cast<const T*>(tiles.planes.source) +
+                   (tiles.first_image + at.image) * tiles.source_channels * plane +
+                   tiles.first_channel * channel_stride;
+  const int64_t top = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+  const int64_t first = at.group * kStepK + half * 16;
+  for (int64_t k = first; k < min(first + 16, tiles.channels()); ++k, flat += pitch) {
+    const T* channel = image + k / folds * channel_stride;
+    const int64_t begin =
+        tiles.folded ? tiles.tap_begin(c, k % folds) : tiles.column_begin(at.phase % tiles.column_phases());
+    for (int64_t i = 0; i < n_rows; ++i) {
+      const int64_t position = top + i * r.step;
+      const bool inside = position >= 0 && position < r.source;
+      const T* row = channel + (inside ? position * c.source * stride : 0);
+      T* target = flat + i * c.length;
+      if (c.step * stride == 1) {
+        copy_adjacent(target, c.length, row, inside ? c.source : 0, begin);
+      } else {
+        copy_elements(target, c.length, inside ? row : nullptr, c.source, stride, begin, c.step);
+      }
+    }
+  }
+}
+
+// Pairs of `count` positions: squares of 16 channels x 16 pairs are transposed. The pair at the end of parity 1 takes
 // a zero for the next row's first position, which no tap of that parity uses.
 template <int P, class T>
-void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
-                 RangeLanes& range) {
-  for (int64_t i = parity; i < length + parity; i += kStepK, target += 16 * kLineBytes) {
+void store_pairs(const T* flat, int64_t pitch, int64_t channels, int64_t count, int64_t parity, char* target,
+                 int64_t part, RangeLanes& range) {
+  for (int64_t i = parity; i < count + parity; i += kStepK, target += 16 * kLineBytes) {
+    const __mmask16 low = lane_mask(count - i), high = lane_mask(count - i - 16);
     __m512i squares[P][16];
     for (int c = 0; c < 16; ++c) {
       __m512i parts[P];
-      const int64_t channel = 16 * half + c;
-      load_along<P, T>(rows.at(channel, i), rows.mask(channel, i), rows.mask(channel, i + 16), parts, range);
+      const __mmask16 valid = c < channels ? 0xffff : 0;
+      load_along<P, T>(reinterpret_cast<const char*>(flat + c * pitch + i), low & valid, high & valid, parts, range);
       for (int p = 0; p < P; ++p) squares[p][c] = parts[p];
     }
     for (int p = 0; p < P; ++p) {
       transpose_lines(squares[p]);
-      for (int64_t e = 0; e < min(16, (length + parity - i + 1) / 2); ++e)
+      for (int64_t e = 0; e < min(16, (count + parity - i + 1) / 2); ++e)
         _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
     }
   }
@@ -334,30 +389,36 @@ void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int
   }
 }
 
+// `n_rows` rows of a plane.
 template <int P, class T>
-void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
-  const int64_t length = tiles.planes.columns.length;
+void prepare_pair_rows(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, char* memory, RangeLanes& range) {
+  const int64_t length = tiles.planes.columns.length, part = tiles.part_bytes();
   const bool by_pixels = tiles.channels_last && !tiles.folded;
-  T* copies =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
-  const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
-  const PixelRow<T> pixels(tiles, at);
-  for (int64_t parity = 0; parity < tiles.parities; ++parity)
-    for (int64_t half = 0; half < 2; ++half) {
+  const int64_t pitch = ceil_div(n_rows * length, 32) * 32 + 32;
+  T* flat = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(16 * pitch) * sizeof(T)));
+  for (int64_t half = 0; half < 2; ++half) {
+    if (!by_pixels) copy_channels(tiles, at, n_rows, half, flat, pitch);
+    for (int64_t parity = 0; parity < tiles.parities; ++parity) {
+      if (parity == 1 && !tiles.has_odd_shifts(at.phase % tiles.column_phases())) continue;
       char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
                      (2 * at.group + half) * tiles.group_bytes() +
                      (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
-      if (by_pixels) {
-        store_pixel_pairs<P, T>(pixels, half, parity, length, target, tiles.part_bytes(), range);
+      if (!by_pixels) {
+        store_pairs<P, T>(flat, pitch, tiles.channels() - at.group * kStepK - half * 16, n_rows * length, parity,
+                          target, part, range);
       } else {
-        store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+        for (int64_t i = 0; i < n_rows; ++i) {
+          const PixelRow<T> pixels(tiles, {at.phase, at.group, at.image, at.row + i});
+          store_pixel_pairs<P, T>(pixels, half, parity, length, target + i * length / 2 * kLineBytes, part, range);
+        }
       }
-      if (at.row + 1 < tiles.planes.rows.length) continue;
+      if (at.row + n_rows < tiles.planes.rows.length) continue;
       // What steps read beyond the last row is multiplied by zeros: it must be finite.
       const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
       const int64_t end = at.image + 1 == tiles.images ? rest + 2 * kBlock : rest;
-      zero_lines<P>(target + length / 2 * kLineBytes, tiles.part_bytes(), end / 2);
+      zero_lines<P>(target + n_rows * length / 2 * kLineBytes, part, end / 2);
     }
+  }
 }
 
 // The rows of all present images, in parallel.
@@ -369,13 +430,14 @@ PartRange prepare_planes_of(const TilePlanes& tiles, char* memory) {
   PartRange* ranges = reinterpret_cast<PartRange*>(memory + P * tiles.part_bytes());
   parallel_for(n, grain, [&](int64_t begin, int64_t end) {
     RangeLanes range;
-    for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t unit = begin, n_rows = 1; unit < end; unit += n_rows) {
       const int64_t image = unit / rows % tiles.images, group = unit / rows / tiles.images;
       const PlaneRow at{group / tiles.channel_groups(), group % tiles.channel_groups(), image, unit % rows};
       if (tiles.form == PlaneForm::Lines) {
         prepare_row<P, T>(tiles, at, memory, range);
       } else {
-        prepare_pair_row<P, T>(tiles, at, memory, range);
+        n_rows = min(rows - at.row, end - unit);
+        prepare_pair_rows<P, T>(tiles, at, n_rows, memory, range);
       }
     }
     ranges[begin / grain] = range.finish();
