@@ -14,11 +14,16 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kPackedSteps = 8;                    // of dy, whose tiles stay in the first-level cache
-constexpr int64_t kChunk = 16;                         // steps; of one panel and three parts 96 KiB
 constexpr int64_t kTaskBlocks = 72;                    // of 4 KiB sums: 288 KiB
 constexpr int64_t kTasks = 8;                          // wanted, at least
 constexpr int64_t kSplitProducts = 2048;               // of 32 x 32 x 32: pay for a split of the steps
 constexpr int64_t kGradientBytes = int64_t(12) << 20;  // of packed dy: more images are taken in turns
+
+// Steps of a panel of dy that all taps and groups meet before the next panel: 16 KiB, or of three parts 96 KiB.
+template <int P>
+constexpr int64_t chunk_steps() {
+  return P == 1 ? 8 : 16;
+}
 
 struct WeightPass {
   TilePlanes x;
@@ -36,6 +41,12 @@ struct WeightPass {
   template <class T>
   const T* gradient(int64_t image, int64_t filter) const {
     return reinterpret_cast<const T*>(dy) + ((x.first_image + image) * all_filters + filter) * out_rows * out_columns;
+  }
+  // Where a tap's pairs of the first group begin.
+  int64_t tap_offset(int64_t tap) const {
+    const int64_t row = tap / column_taps, column = tap % column_taps;
+    const int64_t shift = x.tap_shift(row, column), parity = x.parities > 1 ? shift % 2 : 0;
+    return parity * x.parity_bytes() + x.tap_phase(row, column) * x.phase_bytes() + (shift - parity) / 2 * kLineBytes;
   }
   int64_t panels() const { return ceil_div(filters, kBlock); }
   int64_t groups() const { return x.channel_groups(); }
@@ -55,8 +66,8 @@ void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, int64_t 
   int64_t row = begin / pitch, column = begin % pitch;
   for (int64_t i = 0; i < count; ++row, column = 0) {
     const int64_t n = min(pitch - column, count - i);
-    copy_adjacent(positions + i, n, source + row * pass.out_columns, row < pass.out_rows ? pass.out_columns : 0,
-                  column);
+    copy_adjacent<1>(positions + i, n, source + row * pass.out_columns, row < pass.out_rows ? pass.out_columns : 0,
+                     column);
     i += n;
   }
 }
@@ -357,7 +368,7 @@ WeightGrid make_grid(const WeightPass& pass, int64_t images) {
   grid.group_blocks = ceil_div(pass.groups(), grid.groups);
   const int64_t blocks = grid.panel_blocks * grid.group_blocks, steps = images * pass.image_steps();
   const int64_t products = pass.panels() * pass.groups() * pass.taps() * steps * (P * (P + 1) / 2);
-  grid.splits = max(1, min(min(ceil_div(kTasks, blocks), products / kSplitProducts), steps / kChunk));
+  grid.splits = max(1, min(min(ceil_div(kTasks, blocks), products / kSplitProducts), steps / chunk_steps<P>()));
   return grid;
 }
 
@@ -382,22 +393,17 @@ void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory
                             : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
   if (first && begin == end) fill_zero(sums, floats);
   const TileScope scope;
-  for (int64_t s = begin; s < end; s += kChunk)
-    for (int64_t g = group; g < group_end; ++g)
-      for (int64_t tap = 0; tap < pass.taps(); ++tap) {
-        const int64_t row = tap / pass.column_taps, column = tap % pass.column_taps;
-        const int64_t shift = pass.x.tap_shift(row, column), parity = pass.x.parities > 1 ? shift % 2 : 0;
-        const TileStream b{memory.x + parity * pass.x.parity_bytes() +
-                               pass.x.tap_phase(row, column) * pass.x.phase_bytes() + 2 * g * pass.x.group_bytes() +
-                               (shift - parity) / 2 * kLineBytes,
-                           memory.x_steps, kLineBytes, pass.x.group_bytes(), pass.x.part_bytes()};
-        for (int64_t i = panel; i < panel_end; ++i) {
+  for (int64_t s = begin; s < end; s += chunk_steps<P>())
+    for (int64_t i = panel; i < panel_end; ++i)
+      for (int64_t g = group; g < group_end; ++g)
+        for (int64_t tap = 0; tap < pass.taps(); ++tap) {
           const TileStream a{memory.dy + i * pass.panel_bytes<P>(), memory.dy_steps, 64, kTileBytes, kBlockBytes};
+          const TileStream b{memory.x + pass.tap_offset(tap) + 2 * g * pass.x.group_bytes(), memory.x_steps, kLineBytes,
+                             pass.x.group_bytes(), pass.x.part_bytes()};
           float* target = sums + (((i - panel) * grid.groups + g - group) * pass.taps() + tap) * kSumsPerBlock;
-          tile_block<P>(a, b, s, min(kChunk, end - s), pass.filters - i * kBlock > 16,
+          tile_block<P>(a, b, s, min(chunk_steps<P>(), end - s), pass.filters - i * kBlock > 16,
                         pass.x.channels() - g * kStepK > 16, target, first && s == begin);
         }
-      }
   if (memory.sums) return;
   for (int64_t i = panel; i < panel_end; ++i)
     for (int64_t g = group; g < group_end; ++g)

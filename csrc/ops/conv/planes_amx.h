@@ -307,18 +307,30 @@ void set_slots(TilePlanes& tiles, int64_t images) {
   tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
 }
 
-// Elements [begin, begin + length) of a row of `size` adjacent ones, zeros outside it. Writes whole registers.
-template <class T>
+// Elements begin, begin + kStep, ... of a row of `size` adjacent ones, zeros outside it. Writes whole registers.
+template <int kStep, class T>
 inline void copy_adjacent(T* target, int64_t length, const T* row, int64_t size, int64_t begin) {
-  constexpr int64_t kStep = 64 / int64_t(sizeof(T));
-  const auto mask = [](int64_t n) { return n >= kStep ? ~0u >> (32 - kStep) : (1u << max(0, n)) - 1; };
-  for (int64_t i = 0; i < length; i += kStep) {
-    const uint32_t inside = mask(min(length, size - begin) - i) & ~mask(-begin - i);
-    const T* source = row + begin + i;
+  const auto below = [](int64_t n) { return n >= 32 ? ~0u : (1u << max(0, n)) - 1; };
+  for (int64_t i = 0; i < length; i += 32 / kStep) {
+    const int64_t at = begin + i * kStep;
+    const uint32_t inside = below(size - at) & ~below(-at);
     if constexpr (sizeof(T) == 4) {
-      _mm512_storeu_ps(target + i, _mm512_maskz_loadu_ps(__mmask16(inside), source));
+      __m512 low = _mm512_maskz_loadu_ps(__mmask16(inside), row + at);
+      __m512 high = _mm512_maskz_loadu_ps(__mmask16(inside >> 16), row + at + 16);
+      if constexpr (kStep == 2) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        low = _mm512_permutex2var_ps(low, even, high);
+      } else {
+        _mm512_storeu_ps(target + i + 16, high);
+      }
+      _mm512_storeu_ps(target + i, low);
     } else {
-      _mm512_storeu_si512(target + i, _mm512_maskz_loadu_epi16(inside, source));
+      const __m512i x = _mm512_maskz_loadu_epi16(inside, row + at);
+      if constexpr (kStep == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), _mm512_cvtepi32_epi16(x));
+      } else {
+        _mm512_storeu_si512(target + i, x);
+      }
     }
   }
 }
@@ -345,7 +357,9 @@ void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, 
       const T* row = channel + (inside ? position * c.source * stride : 0);
       T* target = flat + i * c.length;
       if (c.step * stride == 1) {
-        copy_adjacent(target, c.length, row, inside ? c.source : 0, begin);
+        copy_adjacent<1>(target, c.length, row, inside ? c.source : 0, begin);
+      } else if (c.step * stride == 2 && stride == 1) {
+        copy_adjacent<2>(target, c.length, row, inside ? c.source : 0, begin);
       } else {
         copy_elements(target, c.length, inside ? row : nullptr, c.source, stride, begin, c.step);
       }
@@ -353,25 +367,29 @@ void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, 
   }
 }
 
+// The parts of `count` positions of 16 channels: bfloat16 [part][channel][pitch], zeros from `count` on.
+template <int P, class T>
+void split_channels(const T* flat, int64_t pitch, int64_t channels, int64_t count, bfloat16* parts_of,
+                    RangeLanes& range) {
+  for (int64_t c = 0; c < 16; ++c)
+    for (int64_t i = 0; i < pitch; i += kStepK) {
+      __m512i parts[P];
+      const int64_t valid = c < channels ? count - i : 0;
+      load_along<P, T>(reinterpret_cast<const char*>(flat + c * pitch + i), lane_mask(valid), lane_mask(valid - 16),
+                       parts, range);
+      store_parts<P>(reinterpret_cast<char*>(parts_of + c * pitch + i), 16 * pitch * int64_t(sizeof(bfloat16)), parts);
+    }
+}
+
 // Pairs of `count` positions: squares of 16 channels x 16 pairs are transposed. The pair at the end of parity 1 takes
 // a zero for the next row's first position, which no tap of that parity uses.
-template <int P, class T>
-void store_pairs(const T* flat, int64_t pitch, int64_t channels, int64_t count, int64_t parity, char* target,
-                 int64_t part, RangeLanes& range) {
+inline void store_pairs(const bfloat16* part, int64_t pitch, int64_t count, int64_t parity, char* target) {
   for (int64_t i = parity; i < count + parity; i += kStepK, target += 16 * kLineBytes) {
-    const __mmask16 low = lane_mask(count - i), high = lane_mask(count - i - 16);
-    __m512i squares[P][16];
-    for (int c = 0; c < 16; ++c) {
-      __m512i parts[P];
-      const __mmask16 valid = c < channels ? 0xffff : 0;
-      load_along<P, T>(reinterpret_cast<const char*>(flat + c * pitch + i), low & valid, high & valid, parts, range);
-      for (int p = 0; p < P; ++p) squares[p][c] = parts[p];
-    }
-    for (int p = 0; p < P; ++p) {
-      transpose_lines(squares[p]);
-      for (int64_t e = 0; e < min(16, (count + parity - i + 1) / 2); ++e)
-        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
-    }
+    __m512i square[16];
+    for (int64_t c = 0; c < 16; ++c) square[c] = _mm512_loadu_si512(part + c * pitch + i);
+    transpose_lines(square);
+    for (int64_t e = 0; e < min(16, (count + parity - i + 1) / 2); ++e)
+      _mm512_store_si512(target + e * kLineBytes, square[e]);
   }
 }
 
@@ -395,17 +413,22 @@ void prepare_pair_rows(const TilePlanes& tiles, const PlaneRow& at, int64_t n_ro
   const int64_t length = tiles.planes.columns.length, part = tiles.part_bytes();
   const bool by_pixels = tiles.channels_last && !tiles.folded;
   const int64_t pitch = ceil_div(n_rows * length, 32) * 32 + 32;
-  T* flat = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(16 * pitch) * sizeof(T)));
+  T* flat =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(16 * pitch) * (sizeof(T) + P * sizeof(bfloat16))));
+  bfloat16* parts = reinterpret_cast<bfloat16*>(flat + 16 * pitch);
   for (int64_t half = 0; half < 2; ++half) {
-    if (!by_pixels) copy_channels(tiles, at, n_rows, half, flat, pitch);
+    if (!by_pixels) {
+      copy_channels(tiles, at, n_rows, half, flat, pitch);
+      split_channels<P>(flat, pitch, tiles.channels() - at.group * kStepK - half * 16, n_rows * length, parts, range);
+    }
     for (int64_t parity = 0; parity < tiles.parities; ++parity) {
       if (parity == 1 && !tiles.has_odd_shifts(at.phase % tiles.column_phases())) continue;
       char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
                      (2 * at.group + half) * tiles.group_bytes() +
                      (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
       if (!by_pixels) {
-        store_pairs<P, T>(flat, pitch, tiles.channels() - at.group * kStepK - half * 16, n_rows * length, parity,
-                          target, part, range);
+        for (int p = 0; p < P; ++p)
+          store_pairs(parts + p * 16 * pitch, pitch, n_rows * length, parity, target + p * part);
       } else {
         for (int64_t i = 0; i < n_rows; ++i) {
           const PixelRow<T> pixels(tiles, {at.phase, at.group, at.image, at.row + i});
