@@ -305,11 +305,14 @@ void store_group(const GroupSums<T>& group, int64_t taps) {
       for (int64_t tap = 0; tap < taps; tap += 16) {
         const int64_t n = min(16, taps - tap);
         Vec<float> square[16];
+#pragma GCC unroll 16
         for (int64_t t = 0; t < 16; ++t)
           square[t] = Vec<float>(Vec<float>::Raw(t < n ? group.lanes(r, half, tap + t) : _mm512_setzero_ps()));
         transpose(square);
-        for (int64_t c = 0; c < channels; ++c)
-          store_lanes<T>(reinterpret_cast<char*>(target + c * taps + tap), lane_mask(n), __m512(square[c].raw));
+#pragma GCC unroll 16
+        for (int64_t c = 0; c < 16; ++c)
+          store_lanes<T>(reinterpret_cast<char*>(target + c * taps + tap), c < channels ? lane_mask(n) : __mmask16(0),
+                         __m512(square[c].raw));
       }
     }
 }

@@ -33,9 +33,10 @@ struct FilterSource {
 
 constexpr int64_t kFilterLanes = 16;
 
-// lines[e][r] = element e of row r, for `count` elements.
+// lines[e][r] = element e of row r, for `count` elements. Writes whole squares: up to 15 lines more. What is `ahead`
+// elements further on is fetched meanwhile: the rows are more streams than the hardware follows.
 template <class T>
-void transpose_rows(const T* source, int64_t stride, int64_t rows, int64_t count, float* lines) {
+void transpose_rows(const T* source, int64_t stride, int64_t rows, int64_t count, int64_t ahead, float* lines) {
   const auto load = [](const T* p, __mmask16 mask) { return load_lanes<T>(reinterpret_cast<const char*>(p), mask); };
   if (stride == 1) {  // the rows are adjacent: what they have of an element is a line as it stands
     for (int64_t e = 0; e < count; ++e) _mm512_store_ps(lines + e * kFilterLanes, load(source + e, lane_mask(rows)));
@@ -44,10 +45,14 @@ void transpose_rows(const T* source, int64_t stride, int64_t rows, int64_t count
   for (int64_t e = 0; e < count; e += kFilterLanes) {
     const __mmask16 mask = lane_mask(count - e);
     Vec<float> square[kFilterLanes];
-    for (int64_t r = 0; r < kFilterLanes; ++r)
-      square[r] = Vec<float>(Vec<float>::Raw(r < rows ? load(source + r * stride + e, mask) : _mm512_setzero_ps()));
+#pragma GCC unroll 16
+    for (int64_t r = 0; r < kFilterLanes; ++r) {
+      _mm_prefetch(reinterpret_cast<const char*>(source + r * stride + e + ahead), _MM_HINT_T0);
+      square[r] = Vec<float>(Vec<float>::Raw(load(source + r * stride + e, r < rows ? mask : __mmask16(0))));
+    }
     transpose(square);
-    for (int64_t i = 0; i < min(kFilterLanes, count - e); ++i) square[i].store(lines + (e + i) * kFilterLanes);
+#pragma GCC unroll 16
+    for (int64_t i = 0; i < kFilterLanes; ++i) square[i].store(lines + (e + i) * kFilterLanes);
   }
 }
 
@@ -56,11 +61,11 @@ template <class T>
 void load_filter_lines(const FilterSource& source, int64_t filter, int64_t channel, int64_t channels, float* lines) {
   const T* weights =
       reinterpret_cast<const T*>(source.weights) + filter * source.filter_stride + channel * source.channel_stride;
-  const int64_t rows = min(kFilterLanes, source.m - filter);
+  const int64_t rows = min(kFilterLanes, source.m - filter), ahead = kStepK * source.channel_stride;
   if (source.channel_stride == source.kernel)
-    return transpose_rows(weights, source.filter_stride, rows, channels * source.kernel, lines);
+    return transpose_rows(weights, source.filter_stride, rows, channels * source.kernel, ahead, lines);
   for (int64_t c = 0; c < channels; ++c)
-    transpose_rows(weights + c * source.channel_stride, source.filter_stride, rows, source.kernel,
+    transpose_rows(weights + c * source.channel_stride, source.filter_stride, rows, source.kernel, ahead,
                    lines + c * source.kernel * kFilterLanes);
 }
 
@@ -97,8 +102,8 @@ void pack_filter_taps(const FilterSource& source, int64_t filter, int64_t step, 
   for (int64_t k = 0; k < depth; ++k)
     line_of[k] = (channel_of[k] - first) * source.kernel - channel_of[k] * source.channel_stride;
   const int64_t channels = last - first + 1;
-  float* lines = static_cast<float*>(
-      thread_scratch(Scratch::Operation, size_t(channels * source.kernel * kFilterLanes) * sizeof(float)));
+  float* lines = static_cast<float*>(thread_scratch(
+      Scratch::Operation, size_t((channels * source.kernel + kFilterLanes) * kFilterLanes) * sizeof(float)));
   (source.dtype == DType::Float32 ? load_filter_lines<float> : load_filter_lines<bfloat16>)(source, filter, first,
                                                                                             channels, lines);
   for (int64_t tap = 0; tap < source.taps; ++tap, offsets += kStepK, tiles += P * kBlockBytes)

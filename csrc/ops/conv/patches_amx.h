@@ -99,6 +99,7 @@ void gather_pairs(const T* source, int64_t channel_stride, int64_t channels, con
     }
     for (int p = 0; p < P; ++p) {
       transpose_lines(squares[p]);
+#pragma GCC unroll 16
       for (int64_t e = 0; e < 16; ++e) _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
     }
   }

@@ -386,10 +386,13 @@ void split_channels(const T* flat, int64_t pitch, int64_t channels, int64_t coun
 inline void store_pairs(const bfloat16* part, int64_t pitch, int64_t count, int64_t parity, char* target) {
   for (int64_t i = parity; i < count + parity; i += kStepK, target += 16 * kLineBytes) {
     __m512i square[16];
+    const int64_t lines = (count + parity - i + 1) / 2;
+#pragma GCC unroll 16
     for (int64_t c = 0; c < 16; ++c) square[c] = _mm512_loadu_si512(part + c * pitch + i);
     transpose_lines(square);
-    for (int64_t e = 0; e < min(16, (count + parity - i + 1) / 2); ++e)
-      _mm512_store_si512(target + e * kLineBytes, square[e]);
+#pragma GCC unroll 16
+    for (int64_t e = 0; e < 16; ++e)
+      if (e < lines) _mm512_store_si512(target + e * kLineBytes, square[e]);
   }
 }
 
