@@ -42,19 +42,22 @@ struct StoreAhead {
   }
 };
 
+// Filters that no other task reads may come unpacked: they are packed where they stay, in the second-level cache.
 template <int P>
-void multiply(const TilePass& pass, const TileTask& task) {
+void multiply(const TilePass& pass, const TileTask& task, const FilterSource* unpacked, PartRange* panel_ranges) {
   using T = std::conditional_t<P == 1, bfloat16, float>;
   const int64_t steps = pass.source.steps(), panel_bytes = steps * P * kBlockBytes;
   const TaskTiles tiles(pass, task);
+  char* packed = unpacked ? static_cast<char*>(thread_scratch(Scratch::GemmSums, size_t(panel_bytes))) : nullptr;
   alignas(64) float sums[2][kSumsPerBlock];
   BlockStore<T> store(pass, task);
   int64_t block = 0;
   _tile_loadconfig(&kTileConfig);
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
-    const char* filters = pass.filters + panel * panel_bytes;
+    const char* filters = unpacked ? packed : pass.filters + panel * panel_bytes;
+    if (unpacked) panel_ranges[panel] = pack_filter_panel<P>(*unpacked, panel, packed);
     const bool wide = pass.m - panel * kBlock > 16;
-    const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+    const int64_t lines = !unpacked && panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
     for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
       const TileSpan span(tiles, tile);
       const bool tall = span.end - span.begin > 16;
@@ -172,9 +175,9 @@ struct TaskGrid {
     const PassCost cost(source, m, parts);
     const double bytes = double(args.images) * double(parts) * double(source.part_bytes);
     int64_t pieces = max(1, int64_t(double(args.images) * cost.total() / kTaskCycles));
+    const int64_t workers = min(threads, pieces);
     if (n_panels * source.steps() * parts * kBlockBytes > kFilterBytes)
       pieces = max(1, min(pieces, args.images * PassCost::tiles(source) / kFilterTiles));
-    const int64_t workers = min(threads, pieces);
     pieces = max(int64_t(bytes / kSourceBytes) + 1, min(pieces, workers == 1 ? 1 : kTasksPerThread * workers));
     const int64_t count = by_rows ? source.rows.outputs : source.columns.outputs;
     images = max(1, args.images / pieces);
@@ -241,12 +244,15 @@ void fill_tables(const PassPlan& plan, const TileSource& source, const StepTable
       }
 }
 
+// The filters are packed at pass.filters, in range `packed`, or `unpacked`.
 template <int P>
-bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& weights) {
-  const int64_t tasks = grid.tasks(), steps = pass.source.steps();
+bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
+               const FilterSource* unpacked) {
+  const int64_t tasks = grid.tasks(), steps = pass.source.steps(), panels = unpacked ? pass.panels() : 0;
   const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes;
   PartRange* ranges =
-      static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks) * sizeof(PartRange)));
+      static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks + panels) * sizeof(PartRange)));
+  PartRange* panel_ranges = ranges + tasks;
   parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
     char* memory = static_cast<char*>(thread_scratch(Scratch::GemmA, size_t(source_bytes)));
     for (int64_t number = begin; number < end; ++number) {
@@ -257,15 +263,16 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
         task.source = pass.source.data + (position * pass.source.all_channels + pass.source.first_channel) * int64_t(2);
       } else if (steps > 0) {
         ranges[number] = prepare_source<P>(pass.source, task.range, memory);
-        if (P > 1 && !parts_are_exact(ranges[number], weights)) continue;
+        if (P > 1 && !unpacked && !parts_are_exact(ranges[number], packed)) continue;
         task.source = memory;
       }
-      multiply<P>(pass, task);
+      multiply<P>(pass, task, unpacked, panel_ranges);
     }
   });
-  PartRange range;
-  for (int64_t number = 0; number < tasks; ++number) range.add(ranges[number]);
-  return P == 1 || parts_are_exact(range, weights);
+  PartRange source, weights = packed;
+  for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
+  for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
+  return P == 1 || parts_are_exact(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
@@ -284,20 +291,25 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   source.lay_out();
   const int64_t steps = source.steps(), table_bytes = StepTables::bytes(steps);
   const int64_t filter_bytes = filters_bytes<P>(ceil_div(plan.m, kBlock), steps);
-  const bool kept = args.packed != nullptr;
-  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (kept ? 0 : filter_bytes))));
+  const bool kept = args.packed != nullptr, unpacked = !kept && grid.image_blocks * grid.bands == 1;
+  char* memory =
+      static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (kept || unpacked ? 0 : filter_bytes))));
   const StepTables tables(memory, steps);
   fill_tables<P>(plan, source, tables);
   const FilterSource weights{at(args.weight, group * plan.group_weights),
                              args.dtype,
                              plan.m,
                              plan.filter_stride,
+                             plan.channel_stride,
+                             args.height.kernel * args.width.kernel,
                              tables.weight_offsets,
                              steps,
+                             source.rows.tap_steps() * source.columns.tap_steps(),
                              !source.lines};
   char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
-  const PartRange weight_range =
-      kept && *args.packed_ready ? packed_range<P>(weights, filters) : pack_filters<P>(weights, filters);
+  PartRange weight_range;
+  if (!unpacked)
+    weight_range = kept && *args.packed_ready ? packed_range<P>(weights, filters) : pack_filters<P>(weights, filters);
   TilePass pass{source,
                 plan.m,
                 filters,
@@ -310,7 +322,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                 args.groups * plan.m * channel_elements,
                 args.groups * plan.m,
                 args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
-  return run_tasks<P>(pass, args, grid, weight_range);
+  return run_tasks<P>(pass, args, grid, weight_range, unpacked ? &weights : nullptr);
 }
 
 bool run_plan(const ConvArgs& args, const PassPlan& plan) {

@@ -35,7 +35,8 @@ struct TilePlanes {
   int64_t slots;                // images there is room for
   PlaneForm form;
   bool channels_last;
-  int64_t parities;       // of pairs
+  int64_t parities;  // of pairs
+  int64_t column_taps;
   bool unrolled = false;  // every tap has planes of its own, of the output's size and without shifts
 
   // Where a phase's planes begin in the source.
@@ -66,6 +67,12 @@ struct TilePlanes {
   int64_t parity_bytes() const { return phases() * phase_bytes(); }
   int64_t part_bytes() const { return parities * parity_bytes(); }
 
+  // Whether a tap of this column phase begins at odd positions: rows are even.
+  bool has_odd_shifts(int64_t column_phase) const {
+    for (int64_t tap = column_phase; tap < column_taps; tap += planes.columns.phases)
+      if (tap_shift(0, tap) % 2 != 0) return true;
+    return false;
+  }
   // What tap (row, column) reads for position 0: its phase and its shift in positions.
   int64_t tap_phase(int64_t row, int64_t column) const {
     return row % planes.rows.phases * column_phases() + (folded ? 0 : column % planes.columns.phases);
@@ -80,7 +87,8 @@ struct TilePlanes {
 // The planes of one group; column taps folded into channels leave planes without shifts.
 inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group, int64_t groups,
                               bool folded, PlaneForm form, bool channels_last) {
-  TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
+  TilePlanes result{planes, folded,     group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last,
+                    1,      column_taps};
   if (folded) {
     result.planes.columns.phases = column_taps;
     result.planes.columns.length = outputs;
@@ -299,24 +307,92 @@ void set_slots(TilePlanes& tiles, int64_t images) {
   tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
 }
 
-// Pairs of a row: squares of 16 channels x 16 pairs are transposed. The pair at the end of a row of parity 1 takes
-// a zero for the next row's first position, which no tap of that parity uses.
+// Elements begin, begin + kStep, ... of a row of `size` adjacent ones, zeros outside it. Writes whole registers.
+template <int kStep, class T>
+inline void copy_adjacent(T* target, int64_t length, const T* row, int64_t size, int64_t begin) {
+  const auto below = [](int64_t n) { return n >= 32 ? ~0u : (1u << max(0, n)) - 1; };
+  for (int64_t i = 0; i < length; i += 32 / kStep) {
+    const int64_t at = begin + i * kStep;
+    const uint32_t inside = below(size - at) & ~below(-at);
+    if constexpr (sizeof(T) == 4) {
+      __m512 low = _mm512_maskz_loadu_ps(__mmask16(inside), row + at);
+      __m512 high = _mm512_maskz_loadu_ps(__mmask16(inside >> 16), row + at + 16);
+      if constexpr (kStep == 2) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        low = _mm512_permutex2var_ps(low, even, high);
+      } else {
+        _mm512_storeu_ps(target + i + 16, high);
+      }
+      _mm512_storeu_ps(target + i, low);
+    } else {
+      const __m512i x = _mm512_maskz_loadu_epi16(inside, row + at);
+      if constexpr (kStep == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), _mm512_cvtepi32_epi16(x));
+      } else {
+        _mm512_storeu_si512(target + i, x);
+      }
+    }
+  }
+}
+
+// `n_rows` rows of 16 channels from `at` on, run on: position i of channel c is flat[c * pitch + i].
+template <class T>
+void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, int64_t half, T* flat, int64_t pitch) {
+  const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
+  const int64_t folds = tiles.folds(), plane = tiles.planes.source_plane();
+  const int64_t stride = tiles.channels_last ? tiles.source_channels : 1,
+                channel_stride = tiles.channels_last ? 1 : plane;
+  const T* image = reinterpret_cast<const T*>(tiles.planes.source) +
+                   (tiles.first_image + at.image) * tiles.source_channels * plane +
+                   tiles.first_channel * channel_stride;
+  const int64_t top = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+  const int64_t first = at.group * kStepK + half * 16;
+  for (int64_t k = first; k < min(first + 16, tiles.channels()); ++k, flat += pitch) {
+    const T* channel = image + k / folds * channel_stride;
+    const int64_t begin =
+        tiles.folded ? tiles.tap_begin(c, k % folds) : tiles.column_begin(at.phase % tiles.column_phases());
+    for (int64_t i = 0; i < n_rows; ++i) {
+      const int64_t position = top + i * r.step;
+      const bool inside = position >= 0 && position < r.source;
+      const T* row = channel + (inside ? position * c.source * stride : 0);
+      T* target = flat + i * c.length;
+      if (c.step * stride == 1) {
+        copy_adjacent<1>(target, c.length, row, inside ? c.source : 0, begin);
+      } else if (c.step * stride == 2 && stride == 1) {
+        copy_adjacent<2>(target, c.length, row, inside ? c.source : 0, begin);
+      } else {
+        copy_elements(target, c.length, inside ? row : nullptr, c.source, stride, begin, c.step);
+      }
+    }
+  }
+}
+
+// The parts of `count` positions of 16 channels: bfloat16 [part][channel][pitch], zeros from `count` on.
 template <int P, class T>
-void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
-                 RangeLanes& range) {
-  for (int64_t i = parity; i < length + parity; i += kStepK, target += 16 * kLineBytes) {
-    __m512i squares[P][16];
-    for (int c = 0; c < 16; ++c) {
+void split_channels(const T* flat, int64_t pitch, int64_t channels, int64_t count, bfloat16* parts_of,
+                    RangeLanes& range) {
+  for (int64_t c = 0; c < 16; ++c)
+    for (int64_t i = 0; i < pitch; i += kStepK) {
       __m512i parts[P];
-      const int64_t channel = 16 * half + c;
-      load_along<P, T>(rows.at(channel, i), rows.mask(channel, i), rows.mask(channel, i + 16), parts, range);
-      for (int p = 0; p < P; ++p) squares[p][c] = parts[p];
+      const int64_t valid = c < channels ? count - i : 0;
+      load_along<P, T>(reinterpret_cast<const char*>(flat + c * pitch + i), lane_mask(valid), lane_mask(valid - 16),
+                       parts, range);
+      store_parts<P>(reinterpret_cast<char*>(parts_of + c * pitch + i), 16 * pitch * int64_t(sizeof(bfloat16)), parts);
     }
-    for (int p = 0; p < P; ++p) {
-      transpose_lines(squares[p]);
-      for (int64_t e = 0; e < min(16, (length + parity - i + 1) / 2); ++e)
-        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
-    }
+}
+
+// Pairs of `count` positions: squares of 16 channels x 16 pairs are transposed. The pair at the end of parity 1 takes
+// a zero for the next row's first position, which no tap of that parity uses.
+inline void store_pairs(const bfloat16* part, int64_t pitch, int64_t count, int64_t parity, char* target) {
+  for (int64_t i = parity; i < count + parity; i += kStepK, target += 16 * kLineBytes) {
+    __m512i square[16];
+    const int64_t lines = (count + parity - i + 1) / 2;
+#pragma GCC unroll 16
+    for (int64_t c = 0; c < 16; ++c) square[c] = _mm512_loadu_si512(part + c * pitch + i);
+    transpose_lines(square);
+#pragma GCC unroll 16
+    for (int64_t e = 0; e < 16; ++e)
+      if (e < lines) _mm512_store_si512(target + e * kLineBytes, square[e]);
   }
 }
 
@@ -334,30 +410,41 @@ void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int
   }
 }
 
+// `n_rows` rows of a plane.
 template <int P, class T>
-void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
-  const int64_t length = tiles.planes.columns.length;
+void prepare_pair_rows(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, char* memory, RangeLanes& range) {
+  const int64_t length = tiles.planes.columns.length, part = tiles.part_bytes();
   const bool by_pixels = tiles.channels_last && !tiles.folded;
-  T* copies =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
-  const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
-  const PixelRow<T> pixels(tiles, at);
-  for (int64_t parity = 0; parity < tiles.parities; ++parity)
-    for (int64_t half = 0; half < 2; ++half) {
+  const int64_t pitch = ceil_div(n_rows * length, 32) * 32 + 32;
+  T* flat =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(16 * pitch) * (sizeof(T) + P * sizeof(bfloat16))));
+  bfloat16* parts = reinterpret_cast<bfloat16*>(flat + 16 * pitch);
+  for (int64_t half = 0; half < 2; ++half) {
+    if (!by_pixels) {
+      copy_channels(tiles, at, n_rows, half, flat, pitch);
+      split_channels<P>(flat, pitch, tiles.channels() - at.group * kStepK - half * 16, n_rows * length, parts, range);
+    }
+    for (int64_t parity = 0; parity < tiles.parities; ++parity) {
+      if (parity == 1 && !tiles.has_odd_shifts(at.phase % tiles.column_phases())) continue;
       char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
                      (2 * at.group + half) * tiles.group_bytes() +
                      (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
-      if (by_pixels) {
-        store_pixel_pairs<P, T>(pixels, half, parity, length, target, tiles.part_bytes(), range);
+      if (!by_pixels) {
+        for (int p = 0; p < P; ++p)
+          store_pairs(parts + p * 16 * pitch, pitch, n_rows * length, parity, target + p * part);
       } else {
-        store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+        for (int64_t i = 0; i < n_rows; ++i) {
+          const PixelRow<T> pixels(tiles, {at.phase, at.group, at.image, at.row + i});
+          store_pixel_pairs<P, T>(pixels, half, parity, length, target + i * length / 2 * kLineBytes, part, range);
+        }
       }
-      if (at.row + 1 < tiles.planes.rows.length) continue;
+      if (at.row + n_rows < tiles.planes.rows.length) continue;
       // What steps read beyond the last row is multiplied by zeros: it must be finite.
       const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
       const int64_t end = at.image + 1 == tiles.images ? rest + 2 * kBlock : rest;
-      zero_lines<P>(target + length / 2 * kLineBytes, tiles.part_bytes(), end / 2);
+      zero_lines<P>(target + n_rows * length / 2 * kLineBytes, part, end / 2);
     }
+  }
 }
 
 // The rows of all present images, in parallel.
@@ -369,13 +456,14 @@ PartRange prepare_planes_of(const TilePlanes& tiles, char* memory) {
   PartRange* ranges = reinterpret_cast<PartRange*>(memory + P * tiles.part_bytes());
   parallel_for(n, grain, [&](int64_t begin, int64_t end) {
     RangeLanes range;
-    for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t unit = begin, n_rows = 1; unit < end; unit += n_rows) {
       const int64_t image = unit / rows % tiles.images, group = unit / rows / tiles.images;
       const PlaneRow at{group / tiles.channel_groups(), group % tiles.channel_groups(), image, unit % rows};
       if (tiles.form == PlaneForm::Lines) {
         prepare_row<P, T>(tiles, at, memory, range);
       } else {
-        prepare_pair_row<P, T>(tiles, at, memory, range);
+        n_rows = min(rows - at.row, end - unit);
+        prepare_pair_rows<P, T>(tiles, at, n_rows, memory, range);
       }
     }
     ranges[begin / grain] = range.finish();
