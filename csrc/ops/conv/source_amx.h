@@ -274,9 +274,29 @@ void store_squares(const TileSource& source, const SourceRange& range, int64_t p
   }
 }
 
+// Squares of 8 x 8 words, one in each quarter of 8 registers, are transposed.
+inline __attribute__((always_inline)) void transpose_eights(const __m512i* rows, __m512i* columns) {
+  __m512i x[8], y[8];
+#pragma GCC unroll 4
+  for (int k = 0; k < 8; k += 2)
+    y[k] = _mm512_unpacklo_epi16(rows[k], rows[k + 1]), y[k + 1] = _mm512_unpackhi_epi16(rows[k], rows[k + 1]);
+#pragma GCC unroll 2
+  for (int k = 0; k < 8; k += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      x[k + 2 * h] = _mm512_unpacklo_epi32(y[k + h], y[k + h + 2]);
+      x[k + 2 * h + 1] = _mm512_unpackhi_epi32(y[k + h], y[k + h + 2]);
+    }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    columns[2 * k] = _mm512_unpacklo_epi64(x[k], x[k + 4]);
+    columns[2 * k + 1] = _mm512_unpackhi_epi64(x[k], x[k + 4]);
+  }
+}
+
 // Lines of 8 adjacent pixels of 32 channels of 16 bits `plane` elements apart.
 inline __attribute__((always_inline)) void load_octet(const bfloat16* pixels, int64_t plane, __m512i* lines) {
-  __m512i x[8], y[8];
+  __m512i rows[8];
 #pragma GCC unroll 8
   for (int64_t k = 0; k < 8; ++k) {
     const auto eight = [&](int64_t channel) {
@@ -284,19 +304,9 @@ inline __attribute__((always_inline)) void load_octet(const bfloat16* pixels, in
     };
     const __m256i low = _mm256_inserti128_si256(_mm256_castsi128_si256(eight(k)), eight(k + 8), 1);
     const __m256i high = _mm256_inserti128_si256(_mm256_castsi128_si256(eight(k + 16)), eight(k + 24), 1);
-    x[k] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
+    rows[k] = _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1);
   }
-#pragma GCC unroll 4
-  for (int k = 0; k < 8; k += 2)
-    y[k] = _mm512_unpacklo_epi16(x[k], x[k + 1]), y[k + 1] = _mm512_unpackhi_epi16(x[k], x[k + 1]);
-#pragma GCC unroll 2
-  for (int k = 0; k < 8; k += 4)
-    for (int h = 0; h < 2; ++h)
-      x[k + 2 * h] = _mm512_unpacklo_epi32(y[k + h], y[k + h + 2]),
-                x[k + 2 * h + 1] = _mm512_unpackhi_epi32(y[k + h], y[k + h + 2]);
-#pragma GCC unroll 4
-  for (int k = 0; k < 4; ++k)
-    lines[2 * k] = _mm512_unpacklo_epi64(x[k], x[k + 4]), lines[2 * k + 1] = _mm512_unpackhi_epi64(x[k], x[k + 4]);
+  transpose_eights(rows, lines);
 }
 
 // 32 channels of 16 bits without taps among them, from NCHW: pixels 8 at a time, which are of the column phases in

@@ -135,6 +135,22 @@ struct TileRuns {
   bool whole() const { return count == 1 && runs[0].mask == ~__mmask32(0); }
 };
 
+// 32 words of a filter to every step-th element.
+inline void store_words(char* target, int64_t step, __mmask32 mask, __m512i words) {
+  if (step == 1) {
+    _mm512_mask_storeu_epi16(target, mask, words);
+  } else if (step == 2) {
+    const uint32_t low = _pdep_u32(mask & 0xffff, 0x55555555), high = _pdep_u32(mask >> 16, 0x55555555);
+    _mm512_mask_storeu_epi16(target, low, _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words)));
+    _mm512_mask_storeu_epi16(target + 64, high, _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1)));
+  } else {
+    alignas(64) uint16_t lanes[kBlock];
+    _mm512_store_si512(lanes, words);
+    for (int64_t lane = 0; lane < kBlock; ++lane)
+      if (mask >> lane & 1) reinterpret_cast<uint16_t*>(target)[lane * step] = lanes[lane];
+  }
+}
+
 // 32 lanes of a filter to every step-th element.
 template <class T>
 inline void store_run(const TilePass& pass, char* target, __mmask32 mask, __m512 x, __m512 y) {
@@ -158,18 +174,7 @@ inline void store_run(const TilePass& pass, char* target, __mmask32 mask, __m512
         if (mask >> lane & 1) reinterpret_cast<float*>(target)[lane * step] = lanes[lane];
     }
   } else {
-    const __m512i packed = __m512i(_mm512_cvtne2ps_pbh(y, x));
-    if (step == 1) {
-      _mm512_mask_storeu_epi16(target, mask, packed);
-    } else if (step == 2) {
-      _mm512_mask_storeu_epi16(target, low, _mm512_cvtepu16_epi32(_mm512_castsi512_si256(packed)));
-      _mm512_mask_storeu_epi16(target + 64, high, _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(packed, 1)));
-    } else {
-      alignas(64) uint16_t lanes[kBlock];
-      _mm512_store_si512(lanes, packed);
-      for (int64_t lane = 0; lane < kBlock; ++lane)
-        if (mask >> lane & 1) reinterpret_cast<uint16_t*>(target)[lane * step] = lanes[lane];
-    }
+    store_words(target, step, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
   }
 }
 
@@ -210,10 +215,17 @@ class BlockStore {
     positions_ = span.end - span.begin;
     if (!pass_.source.pixels) runs_.find(pass_, task_, at_, positions_);
   }
-  int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() ? 2 * kBlock : kBlock; }
+  int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() && !packed() ? 2 * kBlock : kBlock; }
   // Pieces up to `end`.
   void run_to(int64_t end) {
     if (pass_.source.pixels) return store_pixels(end);
+    if constexpr (kSize == 2) {
+      if (packed()) {
+        for (; piece_ < end; ++piece_)
+          if (piece_ % 16 == 0 && piece_ < filters_) store_packed(piece_);
+        return;
+      }
+    }
     const int64_t first_filter = transposed() ? kBlock : 0;
     for (; piece_ < min(end, first_filter); ++piece_)
       if (piece_ % 8 == 0) transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
@@ -224,6 +236,8 @@ class BlockStore {
  private:
   static constexpr int64_t kSize = sizeof(T);
 
+  // Whether sums are rounded before they are transposed: half as much to do.
+  bool packed() const { return kSize == 2 && !in_place_ && transposed(); }
   bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
   int64_t pixel_offset(const OutputPosition& at) const {
     return ((task_.range.image + at.image) * pass_.image_elements + o_ + at.pixel() * pass_.pixel_elements) * kSize;
@@ -268,6 +282,33 @@ class BlockStore {
         for (int i = 0; i < runs_.count; ++i)
           store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
       }
+    }
+  }
+
+  // 16 filters of positions x filters.
+  void store_packed(int64_t f) {
+    const float* lanes = sums_ + f / 16 * 256;
+    const __m512 bias = _mm512_load_ps(bias_ + f);
+    const auto sum = [&](int64_t position) {
+      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position / 16 * 512 + position % 16 * 16), bias);
+      return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
+    };
+    __m512i words[2][8], filters[2][8];
+    for (int64_t half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i)
+        words[half][i] = __m512i(_mm512_cvtne2ps_pbh(sum(16 + 8 * half + i), sum(8 * half + i)));
+      transpose_eights(words[half], filters[half]);
+    }
+    // Quarters: positions from 0 and from 16 on of filter e, and between them those of filter 8 + e.
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
+    for (int64_t e = 0; e < n; ++e) {
+      const __m512i row = _mm512_permutex2var_epi64(filters[0][e % 8], e < 8 ? low : high, filters[1][e % 8]);
+      char* channel = pass_.out.c + (o_ + f + e) * channel_bytes;
+      for (int i = 0; i < runs_.count; ++i)
+        store_words(channel + runs_.runs[i].offset * kSize, pass_.columns.step, runs_.runs[i].mask, row);
     }
   }
 
