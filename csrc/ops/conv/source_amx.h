@@ -211,18 +211,21 @@ void store_pair(const TileSource& source, const SourceRange& range, const Channe
       const bool odd_inside = odd_position >= 0 && odd_position < r.source;
       const int64_t offset = image * source.image_elements() + row * row_step;
       const T *even_row = even.rows + offset, *odd_row = odd.rows + offset;
-      for (int64_t i = 0; i < length; i += 16) {
+      const auto store = [&](int64_t i, __mmask16 even_mask, __mmask16 odd_mask) {
         __m512i parts[P];
-        const bool whole = even_inside && odd_inside && i >= full && i < full_end;
-        const __mmask16 even_mask = whole         ? __mmask16(0xffff)
-                                    : even_inside ? lanes_between(even.column - i, even.columns - i)
-                                                  : __mmask16(0);
-        const __mmask16 odd_mask = whole        ? __mmask16(0xffff)
-                                   : odd_inside ? lanes_between(odd.column - i, odd.columns - i)
-                                                : __mmask16(0);
         load_pair<P, T, kStep>(even_row + i * c.step, odd_row + i * c.step, even_mask, odd_mask, c.step, parts, lanes);
-        const __mmask16 wanted = lane_mask(length - i);
-        for (int p = 0; p < P; ++p) _mm512_mask_storeu_epi32(target + p * part + i * kPairBytes, wanted, parts[p]);
+        for (int p = 0; p < P; ++p)
+          _mm512_mask_storeu_epi32(target + p * part + i * kPairBytes, lane_mask(length - i), parts[p]);
+      };
+      for (int64_t i = 0; i < length; i += 16) {
+        for (; even_inside && odd_inside && i >= full && i < full_end; i += 16) {
+          __m512i parts[P];
+          load_pair<P, T, kStep>(even_row + i * c.step, odd_row + i * c.step, 0xffff, 0xffff, c.step, parts, lanes);
+          for (int p = 0; p < P; ++p) _mm512_storeu_si512(target + p * part + i * kPairBytes, parts[p]);
+        }
+        if (i < length)
+          store(i, even_inside ? lanes_between(even.column - i, even.columns - i) : __mmask16(0),
+                odd_inside ? lanes_between(odd.column - i, odd.columns - i) : __mmask16(0));
       }
     }
 }
