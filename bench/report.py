@@ -121,8 +121,8 @@ def table(result: dict[str, Any]) -> str:
     rows, titles = result["rows"], [f"{title} / fastnn" for title in TITLES.values()]
     lines = [
         f"{result['machine']}; threads: {result['threads']}. Medians; a ratio is the contender's time over fastnn's: "
-        "above 1 fastnn is faster. fastnn gets NCHW; torch: the faster of NCHW and channels_last; best: that against the "
-        "faster of fastnn's two; tuned: torch with a tuned malloc.",
+        "above 1 fastnn is faster. fastnn gets NCHW; torch: the faster of NCHW and channels_last; best: that against "
+        "the faster of fastnn's two; tuned: torch with a tuned malloc.",
         "",
         _markdown(["", "fastnn", "speed", "of ceiling", *titles]),
         "|---|---:|---:|---:|" + "---:|" * len(titles),
