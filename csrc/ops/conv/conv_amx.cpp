@@ -62,11 +62,10 @@ void multiply(const TilePass& pass, const TileTask& task, const FilterSource* un
       const bool tall = span.end - span.begin > 16;
       const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
       const StoreAhead<T> ahead{&store, {nullptr, filters + panel_bytes + begin * 64, 0, end - begin}};
-      const char* positions = task.source + span.begin * pass.source.position_bytes();
+      const char* positions = task.source + span.begin * pass.source.position_bytes;
       const TileStream f{filters, pass.filter_steps, 64, kTileBytes, kBlockBytes};
-      const int64_t row = pass.source.lines ? pass.source.position_bytes() : pass.source.pitch();
-      const TileStream p{positions, pass.source_steps, row, 16 * pass.source.position_bytes(),
-                         pass.source.part_bytes()};
+      const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
+      const TileStream p{positions, pass.source_steps, row, 16 * pass.source.position_bytes, pass.source.part_bytes};
       if (pass.source.lines) {
         tile_block<P>(p, f, 0, steps, tall, wide, sums[block], true, ahead);
       } else {
@@ -103,31 +102,38 @@ struct PassCost {
   PassCost(const TileSource& source_, int64_t m, int64_t parts)
       : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
                 double(parts * (parts + 1) / 2)),
-        source(double(source_.plane()) * double(source_.phases() * source_.groups()) * (parts > 1 ? 16 : 3)) {}
+        source(double(source_.plane) * double(source_.phases() * source_.groups()) *
+               double(parts > 1                               ? 16
+                      : source_.pixels && source_.folds() > 1 ? 24
+                      : source_.pixels                        ? 3
+                                                              : 4)) {}
   double total() const { return product + source; }
   static int64_t tiles(const TileSource& source) {
-    return ceil_div((source.band_rows - 1) * source.row_length() + source.band_columns, kBlock);
+    return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
   }
 };
 
 // Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
-inline bool has_shifts(const PassPlan& plan) {
-  return plan.source_rows.tap_steps() > 1 || plan.source_columns.tap_steps() > 1;
+inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
+  return args.channels_last || plan.source_columns.tap_steps() > 1 ||
+         (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
 }
 
 inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
-  return {plan.source,
-          args.dtype,
-          plan.channels,
-          group * plan.channels,
-          args.groups * plan.channels,
-          args.channels_last,
-          args.channels_last || has_shifts(plan),
-          plan.source_rows,
-          plan.source_columns,
-          1,
-          plan.rows.count,
-          plan.columns.count};
+  TileSource source{plan.source,
+                    args.dtype,
+                    plan.channels,
+                    group * plan.channels,
+                    args.groups * plan.channels,
+                    args.channels_last,
+                    takes_lines(args, plan),
+                    plan.source_rows,
+                    plan.source_columns,
+                    1,
+                    plan.rows.count,
+                    plan.columns.count};
+  source.lay_out();
+  return source;
 }
 
 // Folds no taps, those of a row, or all, whichever costs least.
@@ -151,8 +157,9 @@ inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   const int64_t waste = 100 * source.steps() * kStepK / taps * (ceil_div(plan.m, 16) * 16) / max(1, plan.m);
   if (waste > (args.dtype == DType::Float32 ? 160 : 800)) return false;
   (source.rows.outputs > 1 ? source.band_rows : source.band_columns) = 1;
-  return double(source.row_count()) * double(source.row_length()) * double(source.phases() * source.groups()) *
-             kLineBytes * 3 <=
+  source.lay_out();
+  return double(source.row_count) * double(source.row_length) * double(source.phases() * source.groups()) * kLineBytes *
+             3 <=
          kMostSourceBytes;
 }
 
@@ -165,7 +172,7 @@ struct TaskGrid {
   TaskGrid(const TileSource& source, const ConvArgs& args, int64_t m) : by_rows(source.rows.outputs > 1) {
     const int64_t parts = parts_of_conv(args), n_panels = ceil_div(m, kBlock), threads = num_threads();
     const PassCost cost(source, m, parts);
-    const double bytes = double(args.images) * double(parts) * double(source.part_bytes());
+    const double bytes = double(args.images) * double(parts) * double(source.part_bytes);
     int64_t pieces = max(1, int64_t(double(args.images) * cost.total() / kTaskCycles));
     const int64_t workers = min(threads, pieces);
     if (n_panels * source.steps() * parts * kBlockBytes > kFilterBytes)
@@ -241,7 +248,7 @@ template <int P>
 bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
                const FilterSource* unpacked) {
   const int64_t tasks = grid.tasks(), steps = pass.source.steps(), panels = unpacked ? pass.panels() : 0;
-  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes();
+  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes;
   PartRange* ranges =
       static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks + panels) * sizeof(PartRange)));
   PartRange* panel_ranges = ranges + tasks;
@@ -280,6 +287,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   source.images = grid.images;
   (grid.by_rows ? source.band_rows : source.band_columns) = grid.band;
   source.direct = is_direct(source, grid, args.images);
+  source.lay_out();
   const int64_t steps = source.steps(), table_bytes = StepTables::bytes(steps);
   const int64_t filter_bytes = filters_bytes<P>(ceil_div(plan.m, kBlock), steps);
   const bool kept = args.packed != nullptr, unpacked = !kept && grid.image_blocks * grid.bands == 1;

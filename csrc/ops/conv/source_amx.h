@@ -80,29 +80,39 @@ struct TileSource {
   int64_t images, band_rows, band_columns;  // of a task, at most: outputs
   bool direct = false;                      // NHWC as it stands in memory is lines already
 
+  // How a task's source lies in memory: from lay_out(). Bytes, lengths in positions.
+  int64_t shared = 0;  // zeros that a row has in common with the next one
+  int64_t row_length = 0, row_count = 0, plane = 0;
+  int64_t position_bytes = 0, pitch = 0;  // pitch: from a pair of channels to the next
+  int64_t group_bytes = 0, phase_bytes = 0, part_bytes = 0;
+
+  void lay_out() {
+    shared = rows.outputs > 1 ? columns.shared_zeros() : 0;
+    row_length = band_columns + columns.reach() - shared;
+    // Taps along rows are whole tiles of columns apart.
+    if (!lines && rows.tap_steps() > 1) row_length = ceil_div(row_length, 16) * 16;
+    row_count = band_rows + rows.reach();
+    plane = row_count * row_length;
+    // With the last row's zeros, and room for tiles that run over the end.
+    const int64_t capacity = images * plane + shared + kBlock;
+    position_bytes = direct ? all_channels * 2 : lines ? kLineBytes : kPairBytes;
+    // An odd number of cache lines, so that 16 rows of a tile lie in 16 different sets.
+    pitch = ceil_div(capacity * kPairBytes, 64) / 2 * 128 + 64;
+    group_bytes = direct ? kLineBytes : lines ? capacity * kLineBytes : kStepK / 2 * pitch;
+    phase_bytes = groups() * group_bytes;
+    part_bytes = phases() * phase_bytes;
+  }
   int64_t folds() const { return rows.folds() * columns.folds(); }
   int64_t k() const { return channels * folds(); }
   int64_t groups() const { return ceil_div(k(), kStepK); }
   int64_t steps() const { return groups() * rows.tap_steps() * columns.tap_steps(); }
   int64_t phases() const { return rows.phases() * columns.phases(); }
-  int64_t shared() const { return rows.outputs > 1 ? columns.shared_zeros() : 0; }
-  int64_t row_length() const { return band_columns + columns.reach() - shared(); }
-  int64_t row_count() const { return band_rows + rows.reach(); }
-  int64_t plane() const { return row_count() * row_length(); }
-  // Of a task: with the last row's zeros, and room for tiles that run over the end.
-  int64_t capacity() const { return images * plane() + shared() + kBlock; }
-  int64_t position_bytes() const { return direct ? all_channels * 2 : lines ? kLineBytes : kPairBytes; }
-  // Between pairs of channels: an odd number of cache lines, so that 16 rows of a tile lie in 16 different sets.
-  int64_t pitch() const { return ceil_div(capacity() * kPairBytes, 64) / 2 * 128 + 64; }
-  int64_t group_bytes() const { return direct ? kLineBytes : lines ? capacity() * kLineBytes : kStepK / 2 * pitch(); }
-  int64_t phase_bytes() const { return groups() * group_bytes(); }
-  int64_t part_bytes() const { return phases() * phase_bytes(); }
   int64_t image_elements() const { return all_channels * rows.plane.source * columns.plane.source; }
 
   // Where a step finds its tiles.
   int64_t step_offset(int64_t group, int64_t row_tap, int64_t column_tap) const {
-    return (rows.phase(row_tap) * columns.phases() + columns.phase(column_tap)) * phase_bytes() +
-           group * group_bytes() + (rows.shift(row_tap) * row_length() + columns.shift(column_tap)) * position_bytes();
+    return (rows.phase(row_tap) * columns.phases() + columns.phase(column_tap)) * phase_bytes + group * group_bytes +
+           (rows.shift(row_tap) * row_length + columns.shift(column_tap)) * position_bytes;
   }
   // The channel and the taps that value k of a folded source is of. NHWC has a pixel's channels side by side.
   struct Fold {
@@ -139,7 +149,7 @@ struct ChannelRows {
     }
     const TileSource::Fold fold = source.fold(k);
     const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-    const int64_t length = source.row_length();
+    const int64_t length = source.row_length;
     const int64_t begin = source.columns.begin(phase % source.columns.phases(), fold.column) + range.column * c.step;
     position = source.rows.begin(phase / source.columns.phases(), fold.row) + range.row * r.step;
     column = source.columns.first_inside(begin, length);
@@ -192,7 +202,7 @@ template <int P, class T, int kStep>
 void store_pair(const TileSource& source, const SourceRange& range, const ChannelRows<T>& even,
                 const ChannelRows<T>& odd, char* target, int64_t rows, RangeLanes& lanes) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-  const int64_t length = source.row_length(), part = source.part_bytes(), row_step = r.step * c.source;
+  const int64_t length = source.row_length, part = source.part_bytes, row_step = r.step * c.source;
   const int64_t full = max(even.column, odd.column), full_end = min(even.columns, odd.columns) - 15;
   for (int64_t image = 0; image < range.images; ++image)
     for (int64_t row = 0; row < rows; ++row, target += length * kPairBytes) {
@@ -222,7 +232,7 @@ void store_columns(const TileSource& source, const SourceRange& range, char* mem
   const int64_t rows = range.rows + source.rows.reach(), step = source.columns.plane.step;
   for (int64_t phase = 0; phase < source.phases(); ++phase)
     for (int64_t k = 0; k < source.groups() * kStepK; k += 2) {
-      char* target = memory + phase * source.phase_bytes() + k / 2 * source.pitch();
+      char* target = memory + phase * source.phase_bytes + k / 2 * source.pitch;
       const ChannelRows<T> even(source, range, phase, k), odd(source, range, phase, k + 1);
       const auto store = step == 1 ? store_pair<P, T, 1> : step == 2 ? store_pair<P, T, 2> : store_pair<P, T, 0>;
       store(source, range, even, odd, target, rows, lanes);
@@ -236,7 +246,7 @@ template <int P, class T, int kStep>
 void store_squares(const TileSource& source, const SourceRange& range, int64_t phase, int64_t group, char* target,
                    RangeLanes& lanes) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-  const int64_t length = source.row_length(), part = source.part_bytes(), rows = range.rows + source.rows.reach();
+  const int64_t length = source.row_length, part = source.part_bytes, rows = range.rows + source.rows.reach();
   ChannelRows<T> channels[kStepK];
   for (int64_t k = 0; k < kStepK; ++k) channels[k] = ChannelRows<T>(source, range, phase, group * kStepK + k);
   for (int64_t line = 0; line < range.images * rows; ++line) {
@@ -294,7 +304,7 @@ inline __attribute__((always_inline)) void load_octet(const bfloat16* pixels, in
 template <int kStep>
 void store_octets(const TileSource& source, const SourceRange& range, int64_t row_phase, int64_t group, char* target) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-  const int64_t length = source.row_length(), rows = range.rows + source.rows.reach();
+  const int64_t length = source.row_length, rows = range.rows + source.rows.reach();
   const int64_t plane = r.source * c.source, phases = source.columns.phases();
   int64_t begin[kStep], first[kStep], end[kStep], low = c.source, high = 0;
   for (int64_t f = 0; f < phases; ++f) {
@@ -314,7 +324,7 @@ void store_octets(const TileSource& source, const SourceRange& range, int64_t ro
     const int64_t position = source.rows.begin(row_phase, 0) + (range.row + line % rows) * r.step;
     const bool inside = position >= 0 && position < r.source;
     for (int64_t f = 0; f < phases; ++f) {
-      char* row = target + f * source.phase_bytes();
+      char* row = target + f * source.phase_bytes;
       memset(row, 0, size_t((inside ? first[f] : length) * kLineBytes));
       if (inside) memset(row + end[f] * kLineBytes, 0, size_t((length - end[f]) * kLineBytes));
     }
@@ -327,8 +337,7 @@ void store_octets(const TileSource& source, const SourceRange& range, int64_t ro
 #pragma GCC unroll 8
       for (int64_t e = 0; e < 8; ++e) {
         const int64_t f = kStep == 1 ? 0 : (octet + e - begin[0]) & 1, i = (octet + e - begin[f]) / kStep;
-        if (i >= first[f] && i < end[f])
-          _mm512_store_si512(target + f * source.phase_bytes() + i * kLineBytes, lines[e]);
+        if (i >= first[f] && i < end[f]) _mm512_store_si512(target + f * source.phase_bytes + i * kLineBytes, lines[e]);
       }
     }
   }
@@ -341,7 +350,7 @@ void store_transposed(const TileSource& source, const SourceRange& range, char* 
       P == 1 && !source.columns.folded && source.columns.plane.source >= 8 && step <= 2 && column_phases == step;
   for (int64_t phase = 0; phase < source.phases(); ++phase)
     for (int64_t group = 0; group < source.groups(); ++group) {
-      char* target = memory + phase * source.phase_bytes() + group * source.group_bytes();
+      char* target = memory + phase * source.phase_bytes + group * source.group_bytes;
       if (octets && (group + 1) * kStepK <= source.channels) {
         if (phase % column_phases == 0)
           (step == 1 ? store_octets<1> : store_octets<2>)(source, range, phase / column_phases, group, target);
@@ -388,7 +397,7 @@ struct LineLanes {
 template <int P, class T>
 void store_line_row(const TileSource& source, const T* row, bool inside, int64_t begin, int64_t channels, char* target,
                     RangeLanes& range) {
-  const int64_t length = source.row_length(), part = source.part_bytes();
+  const int64_t length = source.row_length, part = source.part_bytes;
   const int64_t first = inside ? source.columns.first_inside(begin, length) : length;
   const int64_t end = inside ? source.columns.end_inside(begin, length) : length;
   const int64_t stride = source.columns.plane.step * source.all_channels;
@@ -429,17 +438,17 @@ void store_folded_line(const TileSource& source, const T* image, int64_t row_beg
     }
     at += run;
   }
-  line.template store<P>(target, source.part_bytes(), range);
+  line.template store<P>(target, source.part_bytes, range);
 }
 
 template <int P, class T>
 void store_lines(const TileSource& source, const SourceRange& range, char* memory, RangeLanes& lanes) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-  const int64_t rows = range.rows + source.rows.reach(), length = source.row_length();
+  const int64_t rows = range.rows + source.rows.reach(), length = source.row_length;
   const T* data = reinterpret_cast<const T*>(source.data) + source.first_channel;
   for (int64_t phase = 0; phase < source.phases(); ++phase)
     for (int64_t group = 0; group < source.groups(); ++group) {
-      char* target = memory + phase * source.phase_bytes() + group * source.group_bytes();
+      char* target = memory + phase * source.phase_bytes + group * source.group_bytes;
       const int64_t column_phase = phase % source.columns.phases(), row_phase = phase / source.columns.phases();
       for (int64_t i = 0; i < range.images * rows; ++i, target += length * kLineBytes) {
         const T* image = data + (range.image + i / rows) * source.image_elements();
@@ -462,11 +471,11 @@ void store_lines(const TileSource& source, const SourceRange& range, char* memor
 // What the taps of the last row's last positions read beyond it.
 template <int P>
 void zero_end(const TileSource& source, const SourceRange& range, char* memory) {
-  const int64_t positions = range.images * (range.rows + source.rows.reach()) * source.row_length();
+  const int64_t positions = range.images * (range.rows + source.rows.reach()) * source.row_length;
   for (int p = 0; p < P; ++p)
     for (int64_t group = 0; group < source.phases() * source.groups(); ++group)
-      memset(memory + p * source.part_bytes() + group * source.group_bytes() + positions * kLineBytes, 0,
-             size_t(source.shared() * kLineBytes));
+      memset(memory + p * source.part_bytes + group * source.group_bytes + positions * kLineBytes, 0,
+             size_t(source.shared * kLineBytes));
 }
 
 template <int P, class T>

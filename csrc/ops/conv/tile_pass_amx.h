@@ -33,7 +33,7 @@ struct TileTask {
   int64_t panel, panel_end;
   const char* source;  // prepared
 
-  int64_t positions(const TilePass& pass) const { return (range.rows - 1) * pass.source.row_length() + range.columns; }
+  int64_t positions(const TilePass& pass) const { return (range.rows - 1) * pass.source.row_length + range.columns; }
 };
 
 // The tiles of 32 positions of a task: they begin anew with every image, or run on over all of them, whichever
@@ -43,7 +43,7 @@ struct TaskTiles {
   bool flat, direct;
 
   TaskTiles(const TilePass& pass, const TileTask& task)
-      : plane(pass.source.plane()),
+      : plane(pass.source.plane),
         positions(task.positions(pass)),
         flat_positions((task.range.images - 1) * plane + positions),
         image_tiles(ceil_div(positions, kBlock)),
@@ -75,7 +75,7 @@ struct OutputPosition {
   int64_t image, row, column;
 
   OutputPosition(const TilePass& p, const TileTask& task, int64_t position)
-      : pass(&p), range(&task.range), length(p.source.row_length()), plane_rows(p.source.row_count()) {
+      : pass(&p), range(&task.range), length(p.source.row_length), plane_rows(p.source.row_count) {
     const int64_t plane = length * plane_rows;
     image = position / plane;
     row = position % plane / length;
@@ -118,8 +118,8 @@ struct TileRuns {
   int count = 0;
   LaneRun runs[kBlock];
 
-  TileRuns() {}
-  TileRuns(const TilePass& pass, const TileTask& task, const TileSpan& span) {
+  TileRuns() { runs[0] = {0, 0}; }
+  TileRuns(const TilePass& pass, const TileTask& task, const TileSpan& span) : TileRuns() {
     OutputPosition at(pass, task, span.begin);
     for (int64_t lane = 0, lanes = span.end - span.begin; lane < lanes;) {
       const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
@@ -212,17 +212,12 @@ class BlockStore {
   int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() ? 2 * kBlock : kBlock; }
   // Pieces up to `end`.
   void run_to(int64_t end) {
-    for (; piece_ < end; ++piece_) {
-      if (pass_.source.pixels) {
-        if (piece_ < positions_) store_pixel(piece_);
-      } else if (!transposed()) {
-        store_filter(piece_);
-      } else if (piece_ >= kBlock) {
-        store_filter(piece_ - kBlock);
-      } else if (piece_ % 8 == 0) {
-        transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
-      }
-    }
+    if (pass_.source.pixels) return store_pixels(end);
+    const int64_t first_filter = transposed() ? kBlock : 0;
+    for (; piece_ < min(end, first_filter); ++piece_)
+      if (piece_ % 8 == 0) transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
+    if (piece_ < end) store_filters(piece_ - first_filter, end - first_filter);
+    piece_ = max(piece_, end);
   }
 
  private:
@@ -251,50 +246,60 @@ class BlockStore {
     if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
   }
 
-  void store_filter(int64_t f) {
-    if (in_place_ && f == 0) finish_filters();
-    if (f >= filters_) return;
-    __m512 x = _mm512_load_ps(lanes_of(f, 0)), y = _mm512_load_ps(lanes_of(f, 1));
-    if (!in_place_) {
-      x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
+  void store_filters(int64_t begin, int64_t end) {
+    if (in_place_ && begin == 0) finish_filters();
+    const bool plain = !in_place_, relu = plain && relu_, whole = runs_.whole() && pass_.columns.step == 1;
+    const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
+    char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
+    char* const run = channel + runs_.runs[0].offset * kSize;
+    for (int64_t f = begin; f < min(end, filters_); ++f, channel += channel_bytes) {
+      const float* lanes = lanes_of(f, 0);
+      __m512 x = _mm512_load_ps(lanes), y = _mm512_load_ps(lanes + half);
+      if (plain) x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
       // The second operand where one is NaN.
-      if (relu_) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      if (whole) {
+        store_whole<T>(pass_, run + (f - begin) * channel_bytes, x, y);
+      } else {
+        for (int i = 0; i < runs_.count; ++i)
+          store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
+      }
     }
-    char* channel = pass_.out.c + (o_ + f) * pass_.out.c_row * kSize;
-    if (runs_.whole() && pass_.columns.step == 1)
-      return store_whole<T>(pass_, channel + runs_.runs[0].offset * kSize, x, y);
-    for (int i = 0; i < runs_.count; ++i)
-      store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
   }
 
-  void store_pixel(int64_t r) {
-    if (at_.valid()) {
-      const int64_t element =
-          (task_.range.image + at_.image) * pass_.image_elements + at_.pixel() * pass_.pixel_elements + o_;
-      const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
-      const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
+  void store_pixels(int64_t end) {
+    const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
+    const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
+    const __m512 low_bias = _mm512_load_ps(bias_), high_bias = _mm512_load_ps(bias_ + 16);
+    const int64_t pixel_bytes = pass_.pixel_elements * kSize;
+    const bool relu = relu_, general = !relu && pass_.out.activation != Activation::None;
+    const char* residual = pass_.out.residual;
+    OutputPosition at = at_;
+    for (int64_t r = piece_; r < min(end, positions_); at.advance(1), ++r) {
+      if (!at.valid()) continue;
+      const int64_t offset =
+          ((task_.range.image + at.image) * pass_.image_elements + o_) * kSize + at.pixel() * pixel_bytes;
       const float* lanes = block_row(sums_, r);
-      __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), _mm512_load_ps(bias_));
-      __m512 y = _mm512_add_ps(_mm512_load_ps(lanes + 256), _mm512_load_ps(bias_ + 16));
-      if (pass_.out.residual) {
-        const char* residual = pass_.out.residual + element * kSize;
-        x = _mm512_add_ps(x, load_lanes<T>(residual, low));
-        y = _mm512_add_ps(y, load_lanes<T>(residual + 16 * kSize, high));
+      __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), low_bias);
+      __m512 y = _mm512_add_ps(_mm512_load_ps(lanes + 256), high_bias);
+      if (residual) {
+        x = _mm512_add_ps(x, load_lanes<T>(residual + offset, low));
+        y = _mm512_add_ps(y, load_lanes<T>(residual + offset + 16 * kSize, high));
       }
-      if (relu_) {
-        x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
-      } else if (pass_.out.activation != Activation::None) {
-        activate_pixel(x, y);
-      }
-      char* target = pass_.out.c + element * kSize;
+      if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      if (general) activate_pixel(x, y);
+      char* target = pass_.out.c + offset;
       if constexpr (kSize == 4) {
         _mm512_mask_storeu_ps(target, low, x);
         _mm512_mask_storeu_ps(target + 64, high, y);
+      } else if (mask == ~0u) {
+        store_whole<T>(pass_, target, x, y);
       } else {
         _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
       }
     }
-    at_.advance(1);
+    at_ = at;
+    piece_ = max(piece_, end);
   }
 
   __attribute__((noinline)) void activate_pixel(__m512& x, __m512& y) const {
