@@ -327,7 +327,7 @@ void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory
   float* sums = memory.sums ? memory.sums + task * floats
                             : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
   if (first && begin == end) fill_zero(sums, floats);
-  const TileScope scope;
+  _tile_loadconfig(&kTileConfig);
   for (int64_t s = begin; s < end; s += chunk_steps<P>())
     for (int64_t i = panel; i < panel_end; ++i)
       for (int64_t g = group; g < group_end; ++g)
@@ -339,6 +339,7 @@ void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory
           tile_block<P>(a, b, s, min(chunk_steps<P>(), end - s), pass.filters - i * kBlock > 16,
                         pass.x.channels() - g * kStepK > 16, target, first && s == begin);
         }
+  _tile_release();
   if (memory.sums) return;
   for (int64_t i = panel; i < panel_end; ++i)
     for (int64_t g = group; g < group_end; ++g)

@@ -66,7 +66,11 @@ template <class T>
 void store_group(const GroupSums<T>& group) {
   for (int64_t r = 0; r < group.filters; ++r)
     for (int64_t half = 0; half < 2 && 16 * half < group.channels; ++half)
-      (group.folds > 1 ? store_folds<T> : store_channels<T>)(group, r, half);
+      if (group.folds > 1) {
+        store_folds(group, r, half);
+      } else {
+        store_channels(group, r, half);
+      }
 }
 
 }  // namespace
