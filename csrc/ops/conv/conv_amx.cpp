@@ -24,6 +24,7 @@ constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in th
 constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
 constexpr int64_t kSpreadSteps = 12;  // of a block, that pay for storing the one before piece by piece
+constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kTaskCycles = 16384;  // pay for a task
 constexpr double kMostSourceBytes = double(int64_t(1) << 29);
@@ -42,42 +43,71 @@ struct StoreAhead {
   }
 };
 
-// Filters that no other task reads may come unpacked: they are packed where they stay, in the second-level cache.
+// Sums of a tile of positions x a panel of filters at `filters`, over some steps.
+template <int P, class Ahead = TileAhead>
+void multiply_tile(const TilePass& pass, const TileTask& task, const TileSpan& span, const char* filters, int64_t panel,
+                   int64_t step, int64_t steps, float* sums, const Ahead& ahead = {}) {
+  const bool wide = pass.m - panel * kBlock > 16, tall = span.end - span.begin > 16;
+  const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
+  const TileStream f{filters, pass.filter_steps, 64, kTileBytes, kBlockBytes};
+  const TileStream p{task.source + span.begin * pass.source.position_bytes, pass.source_steps, row,
+                     16 * pass.source.position_bytes, pass.source.part_bytes};
+  if (pass.source.lines) return tile_block<P>(p, f, step, steps, tall, wide, sums, step == 0, ahead);
+  tile_block<P>(f, p, step, steps, wide, tall, sums, step == 0, ahead);
+}
+
 template <int P>
-void multiply(const TilePass& pass, const TileTask& task, const FilterSource* unpacked, PartRange* panel_ranges) {
+void multiply(const TilePass& pass, const TileTask& task) {
   using T = std::conditional_t<P == 1, bfloat16, float>;
   const int64_t steps = pass.source.steps(), panel_bytes = steps * P * kBlockBytes;
   const TaskTiles tiles(pass, task);
-  char* packed = unpacked ? static_cast<char*>(thread_scratch(Scratch::GemmSums, size_t(panel_bytes))) : nullptr;
   alignas(64) float sums[2][kSumsPerBlock];
   BlockStore<T> store(pass, task);
   int64_t block = 0;
   _tile_loadconfig(&kTileConfig);
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
-    const char* filters = unpacked ? packed : pass.filters + panel * panel_bytes;
-    if (unpacked) panel_ranges[panel] = pack_filter_panel<P>(*unpacked, panel, packed);
-    const bool wide = pass.m - panel * kBlock > 16;
-    const int64_t lines = !unpacked && panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+    const char* filters = pass.filters + panel * panel_bytes;
+    const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
     for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
       const TileSpan span(tiles, tile);
-      const bool tall = span.end - span.begin > 16;
       const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
       const StoreAhead<T> ahead{&store, {nullptr, filters + panel_bytes + begin * 64, 0, end - begin}};
-      const char* positions = task.source + span.begin * pass.source.position_bytes;
-      const TileStream f{filters, pass.filter_steps, 64, kTileBytes, kBlockBytes};
-      const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
-      const TileStream p{positions, pass.source_steps, row, 16 * pass.source.position_bytes, pass.source.part_bytes};
-      if (pass.source.lines) {
-        tile_block<P>(p, f, 0, steps, tall, wide, sums[block], true, ahead);
-      } else {
-        tile_block<P>(f, p, 0, steps, wide, tall, sums[block], true, ahead);
-      }
+      multiply_tile<P>(pass, task, span, filters, panel, 0, steps, sums[block], ahead);
       store.run_to(store.pieces());
       store.begin(span, panel * kBlock, sums[block]);
     }
   }
   _tile_release();
   store.run_to(store.pieces());
+}
+
+// The same where no other task reads the filters: some steps of a panel are packed, and meet all tiles in the cache.
+template <int P>
+void multiply_unpacked(const TilePass& pass, const TileTask& task, const FilterSource& source, PartRange* ranges) {
+  using T = std::conditional_t<P == 1, bfloat16, float>;
+  const int64_t chunk = max(1, kUnpackedSteps / source.taps) * source.taps, step_bytes = P * kBlockBytes;
+  const TaskTiles tiles(pass, task);
+  const int64_t sum_bytes = tiles.tiles * kSumsPerBlock * int64_t(sizeof(float));
+  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmSums, size_t(sum_bytes + source.steps * step_bytes)));
+  float* sums = reinterpret_cast<float*>(memory);
+  char* filters = memory + sum_bytes;
+  BlockStore<T> store(pass, task);
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
+    RangeLanes range;
+    for (int64_t step = 0; step < source.steps; step += chunk) {
+      const int64_t n = min(chunk, source.steps - step);
+      pack_filter_steps<P>(source, panel, step, n, filters + step * step_bytes, range);
+      for (int64_t tile = 0; tile < tiles.tiles; ++tile)
+        multiply_tile<P>(pass, task, TileSpan(tiles, tile), filters, panel, step, n, sums + tile * kSumsPerBlock);
+    }
+    ranges[panel] = range.finish();
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
+      store.begin(TileSpan(tiles, tile), panel * kBlock, sums + tile * kSumsPerBlock);
+      store.run_to(store.pieces());
+    }
+  }
+  _tile_release();
 }
 
 // --------------------------------------------------------------------------------- whole operation
@@ -173,7 +203,12 @@ struct TaskGrid {
   TaskGrid(const TileSource& source, const ConvArgs& args, int64_t m) : by_rows(source.rows.outputs > 1) {
     const int64_t parts = parts_of_conv(args), n_panels = ceil_div(m, kBlock), threads = num_threads();
     const PassCost cost(source, m, parts);
-    const double bytes = double(args.images) * double(parts) * double(source.part_bytes);
+    // Of all images: the room behind the last is there once.
+    TileSource pair = source;
+    pair.images = 2;
+    pair.lay_out();
+    const double bytes = double(parts) * (double(source.part_bytes) +
+                                          double(args.images - 1) * double(pair.part_bytes - source.part_bytes));
     int64_t pieces = max(1, int64_t(double(args.images) * cost.total() / kTaskCycles));
     const int64_t workers = min(threads, pieces);
     if (n_panels * source.steps() * parts * kBlockBytes > kFilterBytes)
@@ -266,7 +301,11 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
         if (P > 1 && !unpacked && !parts_are_exact(ranges[number], packed)) continue;
         task.source = memory;
       }
-      multiply<P>(pass, task, unpacked, panel_ranges);
+      if (unpacked) {
+        multiply_unpacked<P>(pass, task, *unpacked, panel_ranges);
+      } else {
+        multiply<P>(pass, task);
+      }
     }
   });
   PartRange source, weights = packed;
@@ -291,7 +330,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   source.lay_out();
   const int64_t steps = source.steps(), table_bytes = StepTables::bytes(steps);
   const int64_t filter_bytes = filters_bytes<P>(ceil_div(plan.m, kBlock), steps);
-  const bool kept = args.packed != nullptr, unpacked = !kept && grid.image_blocks * grid.bands == 1;
+  const bool kept = args.packed != nullptr, unpacked = !kept && steps > 0 && grid.image_blocks * grid.bands == 1;
   char* memory =
       static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (kept || unpacked ? 0 : filter_bytes))));
   const StepTables tables(memory, steps);

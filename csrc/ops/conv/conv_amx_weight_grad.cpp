@@ -9,6 +9,7 @@
 // steps have sums of their own, which are added in order; a task that has all steps stores its sums while they are in
 // the cache. Small images are laid out as patches (patches_amx.h) where that saves more products than it costs.
 #include "ops/conv/patches_amx.h"
+#include "ops/conv/weight_sums_amx.h"
 
 namespace fastnn {
 namespace {
@@ -271,85 +272,6 @@ bool prepare(const ConvArgs& args, const WeightPass& pass, int64_t images, const
   return P == 1 || parts_are_exact(dy_range, x_range);
 }
 
-// --------------------------------------------------------------------------------------- results
-
-// Where the sums of one panel and group lie, [split][tap] blocks, and the part of dw that they are.
-template <class T>
-struct GroupSums {
-  const float* sums;
-  int64_t splits, split_pitch;
-  T* dw;  // of the panel's first filter and the group's first channel (in planes)
-  int64_t filters, channels;
-  int64_t filter_pitch;  // of dw
-
-  // Added up: 16 channels of a filter for one tap.
-  __m512 lanes(int64_t r, int64_t half, int64_t tap) const {
-    const float* first = sums + tap * kSumsPerBlock + r / 16 * 512 + half * 256 + r % 16 * 16;
-    __m512 x = _mm512_load_ps(first);
-    for (int64_t split = 1; split < splits; ++split) x = _mm512_add_ps(x, _mm512_load_ps(first + split * split_pitch));
-    return x;
-  }
-};
-
-// Rows of dw are [channel][tap]: squares of taps x channels are transposed.
-template <class T>
-void store_group(const GroupSums<T>& group, int64_t taps) {
-  for (int64_t r = 0; r < group.filters; ++r)
-    for (int64_t half = 0; half < 2 && 16 * half < group.channels; ++half) {
-      T* target = group.dw + r * group.filter_pitch + 16 * half * taps;
-      const int64_t channels = min(16, group.channels - 16 * half);
-      if (taps == 1) {
-        store_lanes<T>(reinterpret_cast<char*>(target), lane_mask(channels), group.lanes(r, half, 0));
-        continue;
-      }
-      for (int64_t tap = 0; tap < taps; tap += 16) {
-        const int64_t n = min(16, taps - tap);
-        Vec<float> square[16];
-#pragma GCC unroll 16
-        for (int64_t t = 0; t < 16; ++t)
-          square[t] = Vec<float>(Vec<float>::Raw(t < n ? group.lanes(r, half, tap + t) : _mm512_setzero_ps()));
-        transpose(square);
-#pragma GCC unroll 16
-        for (int64_t c = 0; c < 16; ++c)
-          store_lanes<T>(reinterpret_cast<char*>(target + c * taps + tap), c < channels ? lane_mask(n) : __mmask16(0),
-                         __m512(square[c].raw));
-      }
-    }
-}
-
-// Of folded planes, whose channels are pairs of a channel and a column tap. There are few of them.
-template <class T>
-void store_folded(const WeightPass& pass, const GroupSums<T>& group, int64_t first) {
-  const int64_t folds = pass.x.folds();
-  for (int64_t tap = 0; tap < pass.taps(); ++tap)
-    for (int64_t r = 0; r < group.filters; ++r)
-      for (int64_t half = 0; half < 2 && 16 * half < group.channels; ++half) {
-        alignas(64) T values[16];
-        store_lanes<T>(reinterpret_cast<char*>(values), 0xffff, group.lanes(r, half, tap));
-        for (int64_t c = 0; c < min(16, group.channels - 16 * half); ++c) {
-          const int64_t channel = first + 16 * half + c;
-          group.dw[r * group.filter_pitch + (channel / folds * pass.taps() + tap) * folds + channel % folds] =
-              values[c];
-        }
-      }
-}
-
-template <class T>
-void store_sums(const WeightPass& pass, const float* sums, int64_t splits, int64_t split_pitch, int64_t panel,
-                int64_t group, T* dw) {
-  const int64_t filter_pitch = pass.x.channels() * pass.taps(), first = group * kStepK;
-  GroupSums<T> result{sums,
-                      splits,
-                      split_pitch,
-                      dw + panel * kBlock * filter_pitch,
-                      min(kBlock, pass.filters - panel * kBlock),
-                      min(kStepK, pass.x.channels() - first),
-                      filter_pitch};
-  if (pass.x.folded) return store_folded(pass, result, first);
-  result.dw += first * pass.taps();
-  store_group(result, pass.taps());
-}
-
 // --------------------------------------------------------------------------------------- product
 
 // How blocks of sums and steps are dealt to tasks. Sums lie as [task][panel][group][tap].
@@ -382,6 +304,16 @@ struct WeightMemory {
   const int64_t *dy_steps, *x_steps;
 };
 
+// The sums of a panel and group go to dw.
+template <class T>
+void store_sums(const WeightPass& pass, const float* sums, int64_t splits, int64_t split_pitch, int64_t panel,
+                int64_t group, T* dw) {
+  const int64_t filter_pitch = pass.x.channels() * pass.taps();
+  store_group(GroupSums<T>{sums, splits, split_pitch, pass.taps(), pass.x.folds(), dw + panel * kBlock * filter_pitch,
+                           filter_pitch, min(kBlock, pass.filters - panel * kBlock), group * kStepK,
+                           min(kStepK, pass.x.channels() - group * kStepK)});
+}
+
 template <int P, class T>
 void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory& memory, int64_t task, bool first,
               T* dw) {
@@ -395,7 +327,7 @@ void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory
   float* sums = memory.sums ? memory.sums + task * floats
                             : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
   if (first && begin == end) fill_zero(sums, floats);
-  const TileScope scope;
+  _tile_loadconfig(&kTileConfig);
   for (int64_t s = begin; s < end; s += chunk_steps<P>())
     for (int64_t i = panel; i < panel_end; ++i)
       for (int64_t g = group; g < group_end; ++g)
@@ -407,6 +339,7 @@ void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory
           tile_block<P>(a, b, s, min(chunk_steps<P>(), end - s), pass.filters - i * kBlock > 16,
                         pass.x.channels() - g * kStepK > 16, target, first && s == begin);
         }
+  _tile_release();
   if (memory.sums) return;
   for (int64_t i = panel; i < panel_end; ++i)
     for (int64_t g = group; g < group_end; ++g)
@@ -439,16 +372,15 @@ WeightPass make_pass(const ConvArgs& args, int64_t group) {
   const bool folded = 4 * ceil_div(args.in_channels * w.kernel, kStepK) < 3 * plain;
   const int64_t filter_elements = args.channels_last ? 1 : h.output * w.output;
   const int64_t first = group * args.out_channels * filter_elements * int64_t(item_size(args.dtype));
-  WeightPass pass{
-      tile_planes(planes, w.kernel, w.output, group, args.groups, folded, PlaneForm::Pairs, args.channels_last),
-      h.kernel,
-      folded ? 1 : w.kernel,
-      static_cast<const char*>(args.dy) + first,
-      args.dtype,
-      args.out_channels,
-      args.groups * args.out_channels,
-      h.output,
-      w.output};
+  WeightPass pass{tile_planes(planes, w.kernel, w.output, group, args.groups, folded, args.channels_last),
+                  h.kernel,
+                  folded ? 1 : w.kernel,
+                  static_cast<const char*>(args.dy) + first,
+                  args.dtype,
+                  args.out_channels,
+                  args.groups * args.out_channels,
+                  h.output,
+                  w.output};
   for (int64_t column = 0; column < pass.column_taps; ++column)
     if (pass.x.tap_shift(0, column) % 2 != 0) pass.x.parities = 2;
   return pass;

@@ -110,12 +110,19 @@ void pack_filter_taps(const FilterSource& source, int64_t filter, int64_t step, 
     pack_filter_tile<P>(lines, offsets, line_of, depth, source.rows, tiles, range);
 }
 
+// Some steps of a panel: those of whole groups of channels.
+template <int P>
+void pack_filter_steps(const FilterSource& source, int64_t panel, int64_t step, int64_t steps, char* memory,
+                       RangeLanes& range) {
+  for (const int64_t end = step + steps; step < end; step += source.taps, memory += source.taps * P * kBlockBytes)
+    for (int64_t half = 0; half < 2; ++half)
+      pack_filter_taps<P>(source, panel * kBlock + half * kFilterLanes, step, memory + half * kTileBytes, range);
+}
+
 template <int P>
 PartRange pack_filter_panel(const FilterSource& source, int64_t panel, char* memory) {
   RangeLanes range;
-  for (int64_t step = 0; step < source.steps; step += source.taps, memory += source.taps * P * kBlockBytes)
-    for (int64_t half = 0; half < 2; ++half)
-      pack_filter_taps<P>(source, panel * kBlock + half * kFilterLanes, step, memory + half * kTileBytes, range);
+  pack_filter_steps<P>(source, panel, 0, source.steps, memory, range);
   return range.finish();
 }
 
