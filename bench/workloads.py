@@ -89,7 +89,9 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
             call = _numpy_call(case, row, arrays, contender.float64)
             return None if call is None else Prepared(call, [terms])
         has_layouts = case.family in IMAGE_FAMILIES and arrays[0].ndim == 4
-        if (contender.channels_last and not has_layouts) or (lib.__name__ == "torch" and case.torch is False):
+        if contender.channels_last and (not has_layouts or (lib.__name__ == "fastnn" and row.channels_last)):
+            return None
+        if lib.__name__ == "torch" and case.torch is False:
             return None
         images = has_layouts and (contender.channels_last or (lib.__name__ == "fastnn" and row.channels_last))
         args = _tensors(contender, lib, row, arrays, images)
