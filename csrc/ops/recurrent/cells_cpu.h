@@ -73,6 +73,18 @@ inline void store_units(void* matrix, DType dtype, int64_t at, const Units<T>& u
 
 #define FASTNN_EACH_UNIT _Pragma("GCC ivdep") for (int64_t i = 0; i < kUnits<T>; ++i)
 
+// Functions of their own: inlined into more, GCC calls their exponentials one by one.
+template <class T>
+__attribute__((noinline)) void sigmoid_units(T* x, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) x[i] = sigmoid_(x[i]);
+}
+template <class T>
+__attribute__((noinline)) void tanh_units(T* x, int64_t n) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) x[i] = tanh_(x[i]);
+}
+
 // ---------------------------------------------------------------------------------- forward
 // `x` are the gates' sums, and become the activations.
 
@@ -81,7 +93,7 @@ inline Units<T> rnn_cell(bool relu, Units<T>* x) {
   if (relu) {
     FASTNN_EACH_UNIT x[0][i] = x[0][i] < T(0) ? T(0) : x[0][i];  // NaN stays
   } else {
-    FASTNN_EACH_UNIT x[0][i] = tanh_(x[0][i]);
+    tanh_units(x[0].v, kUnits<T>);
   }
   return x[0];
 }
@@ -89,13 +101,13 @@ inline Units<T> rnn_cell(bool relu, Units<T>* x) {
 // c becomes the new one; the result is h before the projection.
 template <class T>
 inline Units<T> lstm_cell(Units<T>* x, Units<T>& c) {
-  Units<T> h;
-  FASTNN_EACH_UNIT x[0][i] = sigmoid_(x[0][i]);
-  FASTNN_EACH_UNIT x[1][i] = sigmoid_(x[1][i]);
-  FASTNN_EACH_UNIT x[2][i] = tanh_(x[2][i]);
-  FASTNN_EACH_UNIT x[3][i] = sigmoid_(x[3][i]);
+  sigmoid_units(x[0].v, 2 * kUnits<T>);
+  tanh_units(x[2].v, kUnits<T>);
+  sigmoid_units(x[3].v, kUnits<T>);
   FASTNN_EACH_UNIT c[i] = x[1][i] * c[i] + x[0][i] * x[2][i];
-  FASTNN_EACH_UNIT h[i] = x[3][i] * tanh_(c[i]);
+  Units<T> h = c;
+  tanh_units(h.v, kUnits<T>);
+  FASTNN_EACH_UNIT h[i] *= x[3][i];
   return h;
 }
 
@@ -103,9 +115,9 @@ inline Units<T> lstm_cell(Units<T>* x, Units<T>& c) {
 template <class T>
 inline Units<T> gru_cell(Units<T>* x, const Units<T>& hidden_n, const Units<T>& h) {
   Units<T> next;
-  FASTNN_EACH_UNIT x[0][i] = sigmoid_(x[0][i]);
-  FASTNN_EACH_UNIT x[1][i] = sigmoid_(x[1][i]);
-  FASTNN_EACH_UNIT x[2][i] = tanh_(x[2][i] + x[0][i] * hidden_n[i]);
+  sigmoid_units(x[0].v, 2 * kUnits<T>);
+  FASTNN_EACH_UNIT x[2][i] += x[0][i] * hidden_n[i];
+  tanh_units(x[2].v, kUnits<T>);
   FASTNN_EACH_UNIT next[i] = x[2][i] + x[1][i] * (h[i] - x[2][i]);
   return next;
 }
@@ -114,15 +126,14 @@ inline Units<T> gru_cell(Units<T>* x, const Units<T>& hidden_n, const Units<T>& 
 template <class T>
 inline Units<T> gru_reset(Units<T>* x, const Units<T>& h) {
   Units<T> reset;
-  FASTNN_EACH_UNIT x[0][i] = sigmoid_(x[0][i]);
-  FASTNN_EACH_UNIT x[1][i] = sigmoid_(x[1][i]);
+  sigmoid_units(x[0].v, 2 * kUnits<T>);
   FASTNN_EACH_UNIT reset[i] = x[0][i] * h[i];
   return reset;
 }
 template <class T>
 inline Units<T> gru_update(Units<T>& n, const Units<T>& z, const Units<T>& h) {
   Units<T> next;
-  FASTNN_EACH_UNIT n[i] = tanh_(n[i]);
+  tanh_units(n.v, kUnits<T>);
   FASTNN_EACH_UNIT next[i] = n[i] + z[i] * (h[i] - n[i]);
   return next;
 }
@@ -142,8 +153,10 @@ inline void rnn_gradient(bool relu, Units<T>* a, const Units<T>& dh) {
 // dc becomes that of the step before.
 template <class T>
 inline void lstm_gradient(Units<T>* a, const Units<T>& c, const Units<T>& c_before, const Units<T>& dh, Units<T>& dc) {
+  Units<T> tanh_cell = c;
+  tanh_units(tanh_cell.v, kUnits<T>);
   FASTNN_EACH_UNIT {
-    const T tanh_c = tanh_(c[i]), input = a[0][i], forget = a[1][i], candidate = a[2][i], output = a[3][i];
+    const T tanh_c = tanh_cell[i], input = a[0][i], forget = a[1][i], candidate = a[2][i], output = a[3][i];
     const T d = dc[i] + dh[i] * output * (T(1) - tanh_c * tanh_c);
     a[0][i] = d * candidate * input * (T(1) - input);
     a[1][i] = d * c_before[i] * forget * (T(1) - forget);

@@ -269,10 +269,18 @@ std::vector<Tensor> recurrent(const Tensor& input, const RecurrentWeights& weigh
         options.cell == Cell::Gru && weights.bias_hh.defined()
             ? to(plain(first_columns(weights.bias_hh, 2 * hidden, hidden)), compute)
             : Tensor();
-    multiply_input(plain(input), plain(weights.ih), added_bias(options.cell, weights), activations);
-    recurrent_forward(device, {options.cell, dtype, save, hidden, outputs, layout->rows(), hh.raw(), data_of(hr),
-                               data_of(bias_n), activations.raw(), writable(cells), writable(unprojected), y.raw(),
-                               data_of(first_h), data_of(first_c), hn.raw(), writable(cn)});
+    const Tensor x = plain(input), ih = plain(weights.ih), bias = added_bias(options.cell, weights);
+    bool exact = true;
+    RecurrentArgs args{options.cell, dtype, save, hidden, outputs, layout->rows(), hh.raw(), data_of(hr),
+                       data_of(bias_n), activations.raw(), writable(cells), writable(unprojected), y.raw(),
+                       data_of(first_h), data_of(first_c), hn.raw(), writable(cn), &exact};
+    multiply_input(x, ih, bias, activations);
+    recurrent_forward(device, args);
+    if (!exact) {
+      args.exact = nullptr;
+      multiply_input(x, ih, bias, activations);
+      recurrent_forward(device, args);
+    }
   }
   std::vector<Tensor> results{y, hn};
   if (lstm) results.push_back(cn);

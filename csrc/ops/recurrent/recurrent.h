@@ -59,6 +59,9 @@ struct RecurrentArgs {
   void* y;                // (rows, outputs)
   const void *h0, *c0;    // (batch, outputs), (batch, hidden); null: zeros
   void *hn, *cn;          // of these shapes; cn null unless an LSTM
+  // Becomes false where matrix tiles were used on numbers that they are not exact for: then the gates have to be filled
+  // and the call made again, with null, which forbids tiles.
+  bool* exact;
 };
 extern Kernel<RecurrentArgs> recurrent_forward;
 

@@ -73,17 +73,21 @@ class VectorProduct {
     int64_t width = 0;
 
     void take(Arena& memory, int64_t rows, int64_t columns) {
-      width = columns;
-      data = memory.take<T>(rows * columns);
+      width = ceil_div(columns, 16) * 16 + 16;  // not a power of two: rows would meet in the same sets of the caches
+      data = memory.take<T>(rows * width);
     }
+    bool exact() const { return true; }
     void set(int64_t row, int64_t column, const Units<T>& units, int64_t n) {
       store_units(data + row * width + column, units, n);
     }
   };
 
+  static int64_t padded(int64_t depth) { return depth; }
+  bool exact() const { return true; }
+
   void take(Arena& memory, const PhaseWeights& weights) {
     gates_ = weights.gates;
-    depth_ = weights.depth;
+    depth_ = weights.runs * weights.depth;
     panels_ = memory.take<T>(ceil_div(weights.outputs, kUnits<T>) * gates_ * panel_size() + kPanelPadding);
   }
 
@@ -92,15 +96,12 @@ class VectorProduct {
     parallel_for(blocks, max(1, kPackWork / block_size), [&](int64_t begin, int64_t end) {
       const int64_t first = begin * kUnits<T>, width = min(end * kUnits<T>, weights.outputs) - first;
       const int64_t shift = first * weights.output_stride * int64_t(item_size(weights.dtype));
-      const auto pack_run = [&](int64_t gate, int64_t from_k, int64_t to_k, int64_t depth) {
-        pack_panels<int(kUnits<T>)>(weights.at(gate, from_k) + shift, weights.dtype, weights.k_stride,
-                                    weights.output_stride, depth, width,
-                                    panels_ + begin * block_size + gate * panel_size() + to_k * kUnits<T>, block_size);
-      };
-      for (int64_t gate = 0; gate < gates_; ++gate) {
-        if (weights.first_depth) pack_run(gate, weights.first_k, 0, weights.first_depth);
-        pack_run(gate, 0, weights.first_depth, depth_ - weights.first_depth);
-      }
+      for (int64_t gate = 0; gate < gates_; ++gate)
+        for (int64_t run = 0; run < weights.runs; ++run)
+          pack_panels<int(kUnits<T>)>(weights.run_at(gate, run) + shift, weights.dtype, weights.k_stride,
+                                      weights.output_stride, weights.depth, width,
+                                      panels_ + begin * block_size + gate * panel_size() + run * weights.depth * kUnits<T>,
+                                      block_size);
     });
   }
 
@@ -133,14 +134,14 @@ class VectorProduct {
 
 void forward(const RecurrentArgs& args) {
   if (args.rows.batch == 0) return;
-  if (args.dtype == DType::Float64) return ForwardWalk<VectorProduct<double>>(args).run();
-  ForwardWalk<VectorProduct<float>>(args).run();
+  args.dtype == DType::Float64 ? ForwardWalk<VectorProduct<double>>(args).run()
+                               : ForwardWalk<VectorProduct<float>>(args).run();
 }
 
 void backward(const RecurrentBackwardArgs& args) {
   if (args.rows.batch == 0) return;
-  if (args.dtype == DType::Float64) return BackwardWalk<VectorProduct<double>>(args).run();
-  BackwardWalk<VectorProduct<float>>(args).run();
+  args.dtype == DType::Float64 ? BackwardWalk<VectorProduct<double>>(args).run()
+                               : BackwardWalk<VectorProduct<float>>(args).run();
 }
 
 }  // namespace

@@ -13,7 +13,8 @@
 // there are rows enough: no thread then waits for another. Else it is split by units, each core keeping its part of
 // the weights, and the threads meet after each phase. A sum's order depends on neither.
 //
-// A Product has: Sum, kRows (of a tile), Scope, Operand {take, set}, {take, pack, multiply, units}.
+// A Product has: Sum, kRows of a tile, kSums of it for four gates, Scope, padded, Operand {take, set, exact}, and
+// take, pack, multiply, units, exact.
 #pragma once
 
 #include "core/memory.h"
@@ -43,20 +44,22 @@ struct Arena {
   }
 };
 
-// The weights of a phase: the sums of `outputs` units are made from `depth` columns of the operand, for each gate.
-// Element (gate, output, k) lies at gate * gate_stride + output * output_stride + k * k_stride. Two runs of k: a GRU's
-// backward takes the gate n before r and z.
+// The weights of a phase: for each gate, the sums of `outputs` units are made from `runs` runs of `depth` columns of the
+// operand, which begin Product::padded(depth) apart. Element (gate, output, run, k) lies at gate * gate_stride +
+// output * output_stride + (run * depth + k) * k_stride, where the operand's first run takes the weights' run
+// `first_run` (a GRU's backward has gate n before r and z).
 struct PhaseWeights {
   const void* data;
   DType dtype;
-  int64_t gates, outputs, depth;
+  int64_t gates, outputs, runs, depth;
   int64_t gate_stride, output_stride, k_stride;
-  int64_t first_k = 0, first_depth = 0;  // the operand begins with this run of k; 0: k is in order
+  int64_t first_run = 0;
 
   const char* at(int64_t gate, int64_t k) const {
     return static_cast<const char*>(data) + (gate * gate_stride + k * k_stride) * int64_t(item_size(dtype));
   }
-  int64_t work() const { return gates * outputs * depth; }
+  const char* run_at(int64_t gate, int64_t run) const { return at(gate, (run + first_run) % runs * depth); }
+  int64_t work() const { return gates * outputs * runs * depth; }
 };
 
 struct Share {
@@ -122,13 +125,13 @@ class ForwardWalk {
         resets_(args.cell == Cell::GruResetBefore),
         width_(cell_saved(args.cell) * args.hidden) {
     const int64_t gates = cell_gates(args.cell), hidden = args.hidden, outputs = args.outputs;
-    weights_[0] = {args.weight_hh, args.dtype, resets_ ? 2 : gates, hidden, outputs, hidden * outputs, outputs, 1};
-    if (projected_) weights_[1] = {args.weight_hr, args.dtype, 1, outputs, hidden, 0, hidden, 1};
-    if (resets_)
-      weights_[1] = {weights_[0].at(2, 0), args.dtype, 1, hidden, hidden, 0, hidden, 1};
+    weights_[0] = {args.weight_hh, args.dtype, resets_ ? 2 : gates, hidden, 1, outputs, hidden * outputs, outputs, 1};
+    if (projected_) weights_[1] = {args.weight_hr, args.dtype, 1, outputs, 1, hidden, 0, hidden, 1};
+    if (resets_) weights_[1] = {weights_[0].at(2, 0), args.dtype, 1, hidden, 1, hidden, 0, hidden, 1};
   }
 
-  void run() {
+  // False where a number is not one that the products are exact for.
+  bool run() {
     Arena measure;
     lay_out(measure);
     Arena memory{static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(measure.used)))};
@@ -145,9 +148,16 @@ class ForwardWalk {
            advance(s, rows, units);
          });
     finish();
+    return exact();
   }
 
  private:
+  bool exact() const {
+    for (int i = 0; i < phases_per_step(); ++i)
+      if (!products_[i].exact()) return false;
+    return states_[0].exact() && states_[1].exact() && (phases_per_step() == 1 || middle_.exact());
+  }
+
   int64_t phases_per_step() const { return projected_ || resets_ ? 2 : 1; }
 
   void lay_out(Arena& memory) {
@@ -305,13 +315,14 @@ class BackwardWalk {
         resets_(args.cell == Cell::GruResetBefore),
         width_(cell_saved(args.cell) * args.hidden) {
     const int64_t hidden = args.hidden, outputs = args.outputs, gates = resets_ ? 2 : cell_gates(args.cell);
-    weights_[0] = {args.weight_hh, args.dtype, 1, outputs, gates * hidden, 0, 1, outputs};
-    if (args.cell == Cell::Gru) weights_[0].first_k = 2 * hidden, weights_[0].first_depth = hidden;
-    if (projected_) weights_[1] = {args.weight_hr, args.dtype, 1, hidden, outputs, 0, 1, hidden};
-    if (resets_) weights_[1] = {weights_[0].at(0, 2 * hidden), args.dtype, 1, hidden, hidden, 0, 1, hidden};
+    weights_[0] = {args.weight_hh, args.dtype, 1, outputs, gates, hidden, 0, 1, outputs};
+    if (args.cell == Cell::Gru) weights_[0].first_run = 2;
+    if (projected_) weights_[1] = {args.weight_hr, args.dtype, 1, hidden, 1, outputs, 0, 1, hidden};
+    if (resets_) weights_[1] = {weights_[0].at(0, 2 * hidden), args.dtype, 1, hidden, 1, hidden, 0, 1, hidden};
   }
 
-  void run() {
+  // False where a number is not one that the products are exact for.
+  bool run() {
     Arena measure;
     lay_out(measure);
     Arena memory{static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(measure.used)))};
@@ -329,16 +340,23 @@ class BackwardWalk {
            go_back(s, rows, units);
          });
     finish();
+    return exact();
   }
 
  private:
+  bool exact() const {
+    for (int i = 0; i < phases_per_step(); ++i)
+      if (!products_[i].exact()) return false;
+    return gates_[0].exact() && gates_[1].exact() && (phases_per_step() == 1 || middle_.exact());
+  }
+
   int64_t phases_per_step() const { return projected_ || resets_ ? 2 : 1; }
 
   void lay_out(Arena& memory) {
     const int64_t batch = args_.rows.batch;
     for (int i = 0; i < phases_per_step(); ++i) products_[i].take(memory, weights_[i]);
     packed_bytes_ = memory.used;
-    for (Operand& gates : gates_) gates.take(memory, batch, weights_[0].depth);
+    for (Operand& gates : gates_) gates.take(memory, batch, weights_[0].runs * Product::padded(weights_[0].depth));
     if (phases_per_step() == 2) middle_.take(memory, batch, weights_[1].depth);
     dh_ = memory.take<T>(batch * args_.outputs);
     if (args_.cell == Cell::Lstm) dc_ = memory.take<T>(batch * args_.hidden);
@@ -377,10 +395,11 @@ class BackwardWalk {
     return load_units<T>(first, args_.dtype, row * args_.hidden + unit, n);
   }
 
-  // A gate's gradient: column `column` of dgates; of the operand, too, where `into` is one.
-  void set_gate(Operand* into, const Step& step, int64_t row, int64_t column, const Units<T>& d, int64_t n) {
-    store_units(args_.dgates, args_.dtype, row_at(step, row) * width_ + column, d, n);
-    if (into) into->set(row, column, d, n);
+  // A gate's gradient goes to dgates and, where `into` is one, to an operand.
+  void set_gate(Operand* into, const Step& step, int64_t row, int64_t gate, int64_t unit, const Units<T>& d,
+                int64_t n) {
+    store_units(args_.dgates, args_.dtype, row_at(step, row) * width_ + gate * args_.hidden + unit, d, n);
+    if (into) into->set(row, gate * Product::padded(args_.hidden) + unit, d, n);
   }
 
   // dh of the step before the one just made, and the gradients of its gates.
@@ -431,22 +450,22 @@ class BackwardWalk {
     if (args_.cell < Cell::Lstm) {
       Units<T> a = load_units(saved, n);
       rnn_gradient(args_.cell == Cell::RnnRelu, &a, dh);
-      set_gate(&operand, step, row, unit, a, n);
+      set_gate(&operand, step, row, 0, unit, a, n);
       return clear(dh);
     }
     const Units<T> before = state_before(args_.y, args_.dtype, args_.h0, forward_s, row, unit, n);
     if (resets_) {
       Units<T> z = load_units(saved + hidden, n), candidate = load_units(saved + 2 * hidden, n);
       gru_update_gradient(z, candidate, before, dh);
-      set_gate(&operand, step, row, hidden + unit, z, n);
-      set_gate(nullptr, step, row, 2 * hidden + unit, candidate, n);
+      set_gate(&operand, step, row, 1, unit, z, n);
+      set_gate(nullptr, step, row, 2, unit, candidate, n);
       return middle_.set(row, unit, candidate, n);
     }
     Units<T> a[4];
     for (int64_t gate = 0; gate < 4; ++gate) a[gate] = load_units(saved + gate * hidden, n);
     gru_gradient(a, before, dh);
     for (int64_t gate = 0; gate < 4; ++gate)
-      set_gate(gate < 3 ? &operand : nullptr, step, row, gate * hidden + unit, a[gate], n);
+      set_gate(gate < 3 ? &operand : nullptr, step, row, gate, unit, a[gate], n);
   }
 
   static void clear(Units<T>& units) {
@@ -462,7 +481,7 @@ class BackwardWalk {
     lstm_gradient(a, load_units(static_cast<const T*>(args_.cells) + at * hidden + unit, n),
                   state_before(args_.cells, dtype_of<T>(), args_.c0, forward_s, row, unit, n), dh, dc);
     store_units(dc_ + row * hidden + unit, dc, n);
-    for (int64_t gate = 0; gate < 4; ++gate) set_gate(&gates_[s % 2], step, row, gate * hidden + unit, a[gate], n);
+    for (int64_t gate = 0; gate < 4; ++gate) set_gate(&gates_[s % 2], step, row, gate, unit, a[gate], n);
   }
 
   template <class Visit>
@@ -493,7 +512,7 @@ class BackwardWalk {
       Units<T> r = load_units(static_cast<const T*>(args_.gates) + row_at(step, row) * width_ + unit, n);
       Units<T> dh = load_units(carried, n);
       gru_reset_gradient(r, dreset, state_before(args_.y, args_.dtype, args_.h0, forward_s, row, unit, n), dh);
-      set_gate(&gates_[s % 2], step, row, unit, r, n);
+      set_gate(&gates_[s % 2], step, row, 0, unit, r, n);
       store_units(carried, dh, n);
     });
   }
