@@ -15,7 +15,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kLeastBatch = 24;        // of what takes several parts
+constexpr int64_t kLeastBatch = 17;        // of what takes several parts
 constexpr uint32_t kLargest = 0x71800000;  // 2^100, as bits
 
 inline void clear_flag(bool* flag) { __atomic_store_n(flag, false, __ATOMIC_RELAXED); }
@@ -24,7 +24,6 @@ template <int P>
 class TileProduct {
  public:
   using Sum = float;
-  using Scope = TileScope;
   static constexpr int64_t kRows = kBlock;
   static constexpr int64_t kSums = 4 * kSumsPerBlock;
   static int64_t padded(int64_t depth) { return ceil_div(depth, kStepK) * kStepK; }
@@ -97,9 +96,14 @@ class TileProduct {
     const TileStream state{operand.data + row * operand.row_bytes, operand_steps_, operand.row_bytes,
                            16 * operand.row_bytes, operand.part_bytes};
     const char* panel = panels_ + block * gates_ * panel_bytes();
+    // Weights beyond the second-level cache: while a panel is used, that of the next block comes into it.
+    const bool ahead = ceil_div(outputs_, kBlock) * gates_ * panel_bytes() > kCachedWeights;
+    const int64_t lines = ahead ? panel_bytes() / 64 : 0;
+    const TileScope tiles;
     for (int64_t gate = 0; gate < gates_; ++gate, panel += panel_bytes())
       tile_block<P>(state, {panel, panel_steps_, 64, kTileBytes, kBlockBytes}, 0, n_steps_, rows > 16, wide,
-                    sums + gate * kSumsPerBlock, true);
+                    sums + gate * kSumsPerBlock, true,
+                    TileAhead{nullptr, panel + gates_ * panel_bytes(), 0, lines});
   }
 
   static Units<float> units(float* sums, int64_t gate, int64_t row) {

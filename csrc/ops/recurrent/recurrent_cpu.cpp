@@ -12,10 +12,11 @@ namespace {
 
 constexpr int64_t kPackWork = int64_t(1) << 14;  // elements that pay for a task
 
-// sums[gate][row] += over k of a[row][k] panel[gate][k]: kGates panels `gate_stride` apart.
+// sums[gate][row] = sum over k of a[row][k] panel[gate][k]: kGates panels `gate_stride` apart. Panels are fetched
+// `ahead` elements further on, for the tiles to come.
 template <class T, int kGates, int kTileRows>
 __attribute__((noinline)) void multiply_tile(const T* a, int64_t a_row, const T* panel, int64_t gate_stride, int64_t k,
-                                             T* sums, int64_t sums_gate) {
+                                             int64_t ahead, T* sums, int64_t sums_gate) {
   constexpr int kLanes = Vec<T>::size;
   Vec<T> sum[kTileRows][kGates][2];
 #pragma GCC unroll 16
@@ -28,6 +29,8 @@ __attribute__((noinline)) void multiply_tile(const T* a, int64_t a_row, const T*
   for (int64_t p = 0; p < k; ++p, panel += 2 * kLanes) {
 #pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) {
+      __builtin_prefetch(panel + g * gate_stride + ahead, 0, 2);
+      if (kLanes * sizeof(T) == 64) __builtin_prefetch(panel + g * gate_stride + ahead + kLanes, 0, 2);
       const Vec<T> left = Vec<T>::load(panel + g * gate_stride), right = Vec<T>::load(panel + g * gate_stride + kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
@@ -61,9 +64,6 @@ template <class T>
 class VectorProduct {
  public:
   using Sum = T;
-  struct Scope {
-    Scope() {}
-  };
   static constexpr int64_t kRows = Tile<T>::kRows;
   static constexpr int64_t kSums = 4 * kRows * kUnits<T>;
 
@@ -87,6 +87,7 @@ class VectorProduct {
 
   void take(Arena& memory, const PhaseWeights& weights) {
     gates_ = weights.gates;
+    outputs_ = weights.outputs;
     depth_ = weights.runs * weights.depth;
     panels_ = memory.take<T>(ceil_div(weights.outputs, kUnits<T>) * gates_ * panel_size() + kPanelPadding);
   }
@@ -109,13 +110,15 @@ class VectorProduct {
     constexpr int kAllOfFour = max_rows(4), kAllOfThree = max_rows(3);
     const T* a = operand.data + row * operand.width;
     const T* panel = panels_ + block * gates_ * panel_size();
+    const int64_t bytes = ceil_div(outputs_, kUnits<T>) * gates_ * panel_size() * int64_t(sizeof(T));
+    const int64_t ahead = bytes > kCachedWeights ? gates_ * panel_size() : 0;  // of the next block
     if (gates_ == 4 && rows <= kAllOfFour)
-      return run_tile<T, 4, kAllOfFour>(rows, a, operand.width, panel, panel_size(), depth_, sums, kGateSums);
+      return run_tile<T, 4, kAllOfFour>(rows, a, operand.width, panel, panel_size(), depth_, ahead, sums, kGateSums);
     if (gates_ == 3 && rows <= kAllOfThree)
-      return run_tile<T, 3, kAllOfThree>(rows, a, operand.width, panel, panel_size(), depth_, sums, kGateSums);
+      return run_tile<T, 3, kAllOfThree>(rows, a, operand.width, panel, panel_size(), depth_, ahead, sums, kGateSums);
     for (int64_t gate = 0; gate < gates_; ++gate)
       run_tile<T, 1, kRows>(rows, a, operand.width, panel + gate * panel_size(), panel_size(), depth_,
-                            sums + gate * kGateSums, kGateSums);
+                            ahead, sums + gate * kGateSums, kGateSums);
   }
 
   static Units<T> units(const T* sums, int64_t gate, int64_t row) {
@@ -128,7 +131,7 @@ class VectorProduct {
   static constexpr int max_rows(int gates) { return Tile<T>::kRows / gates; }
   int64_t panel_size() const { return depth_ * kUnits<T>; }
 
-  int64_t gates_ = 0, depth_ = 0;
+  int64_t gates_ = 0, outputs_ = 0, depth_ = 0;
   T* panels_ = nullptr;
 };
 

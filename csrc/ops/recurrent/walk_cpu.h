@@ -13,7 +13,7 @@
 // there are rows enough: no thread then waits for another. Else it is split by units, each core keeping its part of
 // the weights, and the threads meet after each phase. A sum's order depends on neither.
 //
-// A Product has: Sum, kRows of a tile, kSums of it for four gates, Scope, padded, Operand {take, set, exact}, and
+// A Product has: Sum, kRows of a tile, kSums of it for four gates, padded, Operand {take, set, exact}, and
 // take, pack, multiply, units, exact.
 #pragma once
 
@@ -100,6 +100,50 @@ void walk(const Split& split, int64_t phases, int64_t work, const Piece& piece) 
   }
 }
 
+// What a walk carries from step to step, as [block of units][row][kUnits]: a tile's part of it is adjacent.
+template <class T>
+class Carried {
+ public:
+  void take(Arena& memory, int64_t rows, int64_t units) {
+    rows_ = rows;
+    units_ = units;
+    data_ = memory.take<T>(ceil_div(units, kUnits<T>) * rows * kUnits<T>);
+  }
+  bool taken() const { return data_ != nullptr; }
+  Units<T> get(int64_t row, int64_t unit) const { return load_units(at(row, unit), kUnits<T>); }
+  void set(int64_t row, int64_t unit, const Units<T>& units) { store_units(at(row, unit), units, kUnits<T>); }
+
+  // From and to a matrix (rows, units); a null one is zeros.
+  void load(const void* matrix, DType dtype) {
+    for_each([&](int64_t row, int64_t unit, int64_t n) {
+      set(row, unit, load_units<T>(matrix, dtype, row * units_ + unit, n));
+    });
+  }
+  void store(void* matrix, DType dtype) const {
+    for_each([&](int64_t row, int64_t unit, int64_t n) {
+      store_units(matrix, dtype, row * units_ + unit, get(row, unit), n);
+    });
+  }
+  template <class Visit>
+  void for_each(const Visit& visit) const {
+    for (int64_t row = 0; row < rows_; ++row)
+      for (int64_t unit = 0; unit < units_; unit += kUnits<T>) visit(row, unit, min(kUnits<T>, units_ - unit));
+  }
+
+ private:
+  T* at(int64_t row, int64_t unit) const { return data_ + (unit / kUnits<T> * rows_ + row) * kUnits<T>; }
+
+  T* data_ = nullptr;
+  int64_t rows_ = 0, units_ = 0;
+};
+
+// The lines of one row's units of `gates` gates: rows are pages apart, which the hardware does not foresee.
+template <class T>
+inline void prefetch_units(const T* p, int64_t gates, int64_t gate_stride) {
+  for (int64_t gate = 0; gate < gates; ++gate, p += gate_stride)
+    for (int64_t i = 0; i < kUnits<T>; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 1);
+}
+
 // Calls visit(block, row, rows) for the tiles of a piece.
 template <class Product, class Visit>
 void for_each_tile(int64_t units, int64_t n_rows, const Share& row_share, const Share& unit_share, const Visit& visit) {
@@ -142,7 +186,6 @@ class ForwardWalk {
                                    ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
     walk(split, args_.rows.n_steps * phases, work * args_.rows.batch / phases,
          [&](int64_t phase, const Share& rows, const Share& units) {
-           const typename Product::Scope scope;
            const int64_t s = phase / phases;
            if (phase % phases == 1) return projected_ ? project(s, rows, units) : update(s, rows, units);
            advance(s, rows, units);
@@ -166,41 +209,28 @@ class ForwardWalk {
     packed_bytes_ = memory.used;
     for (Operand& state : states_) state.take(memory, batch, args_.outputs);
     if (phases_per_step() == 2) middle_.take(memory, batch, args_.hidden);
-    h_ = memory.take<T>(batch * args_.outputs);
-    if (args_.cell == Cell::Lstm) c_ = memory.take<T>(batch * args_.hidden);
+    h_.take(memory, batch, args_.outputs);
+    if (args_.cell == Cell::Lstm) c_.take(memory, batch, args_.hidden);
   }
 
   void start() {
     for (int i = 0; i < phases_per_step(); ++i) products_[i].pack(weights_[i]);
-    for (int64_t row = 0; row < args_.rows.batch; ++row) {
-      for (int64_t unit = 0; unit < args_.outputs; unit += kUnits<T>) {
-        const int64_t n = min(kUnits<T>, args_.outputs - unit), at = row * args_.outputs + unit;
-        const Units<T> h = load_units<T>(args_.h0, args_.dtype, at, n);
-        store_units(h_ + at, h, n);
-        for (Operand& state : states_) state.set(row, unit, h, n);
-      }
-      for (int64_t unit = 0; c_ && unit < args_.hidden; unit += kUnits<T>) {
-        const int64_t n = min(kUnits<T>, args_.hidden - unit), at = row * args_.hidden + unit;
-        store_units(c_ + at, load_units<T>(args_.c0, args_.dtype, at, n), n);
-      }
-    }
+    h_.load(args_.h0, args_.dtype);
+    h_.for_each([&](int64_t row, int64_t unit, int64_t n) {
+      for (Operand& state : states_) state.set(row, unit, h_.get(row, unit), n);
+    });
+    if (c_.taken()) c_.load(args_.c0, args_.dtype);
   }
 
   // Rows end with the state that they left.
   void finish() {
-    const auto copy = [&](const T* from, void* to, int64_t size) {
-      for (int64_t at = 0; at < size; at += kUnits<T>) {
-        const int64_t n = min(kUnits<T>, size - at);
-        store_units(to, args_.dtype, at, load_units(from + at, n), n);
-      }
-    };
-    copy(h_, args_.hn, args_.rows.batch * args_.outputs);
-    if (c_) copy(c_, args_.cn, args_.rows.batch * args_.hidden);
+    h_.store(args_.hn, args_.dtype);
+    if (c_.taken()) c_.store(args_.cn, args_.dtype);
   }
 
   // A row's new state of some units goes everywhere.
   void set_state(int64_t s, const Step& step, int64_t row, int64_t unit, const Units<T>& h, int64_t n) {
-    store_units(h_ + row * args_.outputs + unit, h, n);
+    h_.set(row, unit, h);
     states_[(s + 1) % 2].set(row, unit, h, n);
     store_units(args_.y, args_.dtype, (step.begin + row * args_.rows.row_stride) * args_.outputs + unit, h, n);
   }
@@ -212,8 +242,9 @@ class ForwardWalk {
     const int64_t n_units = weights_[phase].outputs, gates = weights_[phase].gates;
     alignas(64) T sums[Product::kSums];
     for_each_tile<Product>(n_units, step.rows, rows, units, [&](int64_t block, int64_t first, int64_t count) {
-      product.multiply(operand, first, count, block, sums);
       const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, n_units - unit);
+      for (int64_t i = 0; i < count; ++i) prefetch_units(gates_at(step, first + i) + unit, gates, args_.hidden);
+      product.multiply(operand, first, count, block, sums);
       for (int64_t i = 0; i < count; ++i) {
         Units<T> made[4];
         for (int64_t gate = 0; gate < gates; ++gate) made[gate] = Product::units(sums, gate, i);
@@ -239,10 +270,9 @@ class ForwardWalk {
       }
       int64_t kept = args_.save || resets_ ? gates : 0;
       if (args_.cell == Cell::Lstm) {
-        T* cell = c_ + row * hidden + unit;
-        Units<T> c = load_units(cell, n);
+        Units<T> c = c_.get(row, unit);
         const Units<T> h = lstm_cell(x, c);
-        store_units(cell, c, n);
+        c_.set(row, unit, c);
         const int64_t at = (step.begin + row * args_.rows.row_stride) * hidden + unit;
         if (args_.cells) store_units(static_cast<T*>(args_.cells) + at, c, n);
         if (!projected_) {
@@ -252,14 +282,14 @@ class ForwardWalk {
           if (args_.unprojected) store_units(args_.unprojected, args_.dtype, at, h, n);
         }
       } else if (resets_) {
-        middle_.set(row, unit, gru_reset(x, load_units(h_ + row * hidden + unit, n)), n);
+        middle_.set(row, unit, gru_reset(x, h_.get(row, unit)), n);
       } else if (args_.cell == Cell::Gru) {
         x[3] = made[2];
         if (args_.bias_n) {
           const Units<T> bias = load_units(static_cast<const T*>(args_.bias_n) + unit, n);
           for (int64_t i = 0; i < kUnits<T>; ++i) x[3][i] += bias[i];
         }
-        set_state(s, step, row, unit, gru_cell(x, x[3], load_units(h_ + row * hidden + unit, n)), n);
+        set_state(s, step, row, unit, gru_cell(x, x[3], h_.get(row, unit)), n);
         kept = args_.save ? 4 : 0;
       } else {
         set_state(s, step, row, unit, rnn_cell(args_.cell == Cell::RnnRelu, x), n);
@@ -283,7 +313,7 @@ class ForwardWalk {
       T* saved = gates_at(step, row) + unit;
       Units<T> candidate = load_units(saved + 2 * hidden, n);
       for (int64_t i = 0; i < kUnits<T>; ++i) candidate[i] += made[0][i];
-      const Units<T> h = gru_update(candidate, load_units(saved + hidden, n), load_units(h_ + row * hidden + unit, n));
+      const Units<T> h = gru_update(candidate, load_units(saved + hidden, n), h_.get(row, unit));
       if (args_.save) store_units(saved + 2 * hidden, candidate, n);
       set_state(s, step, row, unit, h, n);
     });
@@ -297,8 +327,7 @@ class ForwardWalk {
   Operand states_[2];  // h, as products take it: step s reads states_[s % 2]
   Operand middle_;     // what the second phase reads
   int64_t packed_bytes_ = 0;
-  T* h_ = nullptr;
-  T* c_ = nullptr;
+  Carried<T> h_, c_;
 };
 
 // --------------------------------------------------------------------------------- backward
@@ -334,7 +363,6 @@ class BackwardWalk {
     // After the last step its gradients still go back to the first state.
     walk(split, args_.rows.n_steps * phases + 1, work * args_.rows.batch / phases,
          [&](int64_t phase, const Share& rows, const Share& units) {
-           const typename Product::Scope scope;
            const int64_t s = phase / phases;
            if (phase % phases == 1) return projected_ ? unproject(s, rows, units) : reset(s, rows, units);
            go_back(s, rows, units);
@@ -358,34 +386,26 @@ class BackwardWalk {
     packed_bytes_ = memory.used;
     for (Operand& gates : gates_) gates.take(memory, batch, weights_[0].runs * Product::padded(weights_[0].depth));
     if (phases_per_step() == 2) middle_.take(memory, batch, weights_[1].depth);
-    dh_ = memory.take<T>(batch * args_.outputs);
-    if (args_.cell == Cell::Lstm) dc_ = memory.take<T>(batch * args_.hidden);
+    dh_.take(memory, batch, args_.outputs);
+    if (args_.cell == Cell::Lstm) dc_.take(memory, batch, args_.hidden);
   }
 
   void start() {
     for (int i = 0; i < phases_per_step(); ++i) products_[i].pack(weights_[i]);
-    const auto load = [&](T* to, const void* from, int64_t size) {
-      for (int64_t at = 0; at < size; at += kUnits<T>) {
-        const int64_t n = min(kUnits<T>, size - at);
-        store_units(to + at, load_units<T>(from, args_.dtype, at, n), n);
-      }
-    };
-    load(dh_, args_.dhn, args_.rows.batch * args_.outputs);
-    if (dc_) load(dc_, args_.dcn, args_.rows.batch * args_.hidden);
+    dh_.load(args_.dhn, args_.dtype);
+    if (dc_.taken()) dc_.load(args_.dcn, args_.dtype);
   }
 
   void finish() {
-    const auto store = [&](const T* from, void* to, int64_t size) {
-      for (int64_t at = 0; at < size; at += kUnits<T>) {
-        const int64_t n = min(kUnits<T>, size - at);
-        store_units(to, args_.dtype, at, load_units(from + at, n), n);
-      }
-    };
-    store(dh_, args_.dh0, args_.rows.batch * args_.outputs);
-    if (dc_) store(dc_, args_.dc0, args_.rows.batch * args_.hidden);
+    dh_.store(args_.dh0, args_.dtype);
+    if (dc_.taken()) dc_.store(args_.dc0, args_.dtype);
   }
 
   int64_t row_at(const Step& step, int64_t row) const { return step.begin + row * args_.rows.row_stride; }
+
+  const T* gates_at(const Step& step, int64_t row) const {
+    return static_cast<const T*>(args_.gates) + row_at(step, row) * width_;
+  }
 
   // The state (c of an LSTM, else h) that a row of the s-th step came from.
   Units<T> state_before(const void* states, DType dtype, const void* first, int64_t s, int64_t row, int64_t unit,
@@ -411,13 +431,14 @@ class BackwardWalk {
     alignas(64) T sums[Product::kSums];
     for_each_tile<Product>(
         outputs, max(made.rows, step.rows), rows, units, [&](int64_t block, int64_t first, int64_t count) {
-          const int64_t with_sums = min(count, made.rows - first);
-          if (with_sums > 0) products_[0].multiply(operand, first, with_sums, block, sums);
           const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, outputs - unit);
+          const int64_t with_sums = min(count, made.rows - first);
+          for (int64_t i = 0; i < count && first + i < step.rows && !projected_; ++i)
+            prefetch_units(gates_at(step, first + i) + unit, width_ / args_.hidden, args_.hidden);
+          if (with_sums > 0) products_[0].multiply(operand, first, with_sums, block, sums);
           for (int64_t i = 0; i < count; ++i) {
             const int64_t row = first + i;
-            T* carried = dh_ + row * outputs + unit;
-            Units<T> dh = load_units(carried, n);
+            Units<T> dh = dh_.get(row, unit);
             if (i < with_sums) {
               const Units<T> sum = Product::units(sums, 0, i);
               for (int64_t k = 0; k < kUnits<T>; ++k) dh[k] += sum[k];
@@ -427,7 +448,7 @@ class BackwardWalk {
               for (int64_t k = 0; k < kUnits<T>; ++k) dh[k] += dy[k];
               differentiate(s, forward_s, step, row, unit, n, dh);
             }
-            store_units(carried, dh, n);
+            dh_.set(row, unit, dh);
           }
         });
   }
@@ -441,7 +462,7 @@ class BackwardWalk {
       return clear(dh);
     }
     const int64_t hidden = args_.hidden;
-    const T* saved = static_cast<const T*>(args_.gates) + row_at(step, row) * width_ + unit;
+    const T* saved = gates_at(step, row) + unit;
     Operand& operand = gates_[s % 2];
     if (args_.cell == Cell::Lstm) {
       differentiate_lstm(s, forward_s, step, row, unit, n, dh);
@@ -475,12 +496,12 @@ class BackwardWalk {
   void differentiate_lstm(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t unit, int64_t n,
                           const Units<T>& dh) {
     const int64_t hidden = args_.hidden, at = row_at(step, row);
-    Units<T> a[4], dc = load_units(dc_ + row * hidden + unit, n);
-    const T* saved = static_cast<const T*>(args_.gates) + at * width_ + unit;
+    Units<T> a[4], dc = dc_.get(row, unit);
+    const T* saved = gates_at(step, row) + unit;
     for (int64_t gate = 0; gate < 4; ++gate) a[gate] = load_units(saved + gate * hidden, n);
     lstm_gradient(a, load_units(static_cast<const T*>(args_.cells) + at * hidden + unit, n),
                   state_before(args_.cells, dtype_of<T>(), args_.c0, forward_s, row, unit, n), dh, dc);
-    store_units(dc_ + row * hidden + unit, dc, n);
+    dc_.set(row, unit, dc);
     for (int64_t gate = 0; gate < 4; ++gate) set_gate(&gates_[s % 2], step, row, gate, unit, a[gate], n);
   }
 
@@ -505,15 +526,14 @@ class BackwardWalk {
 
   // The reset gate of a GRU that resets before the product.
   void reset(int64_t s, const Share& rows, const Share& units) {
-    const int64_t forward_s = args_.rows.n_steps - 1 - s, hidden = args_.hidden;
+    const int64_t forward_s = args_.rows.n_steps - 1 - s;
     const Step step = step_at(args_.rows, forward_s);
     for_each_second(step, rows, units, [&](int64_t row, int64_t unit, int64_t n, const Units<T>& dreset) {
-      T* carried = dh_ + row * hidden + unit;
-      Units<T> r = load_units(static_cast<const T*>(args_.gates) + row_at(step, row) * width_ + unit, n);
-      Units<T> dh = load_units(carried, n);
+      Units<T> r = load_units(gates_at(step, row) + unit, n);
+      Units<T> dh = dh_.get(row, unit);
       gru_reset_gradient(r, dreset, state_before(args_.y, args_.dtype, args_.h0, forward_s, row, unit, n), dh);
       set_gate(&gates_[s % 2], step, row, 0, unit, r, n);
-      store_units(carried, dh, n);
+      dh_.set(row, unit, dh);
     });
   }
 
@@ -525,8 +545,7 @@ class BackwardWalk {
   Operand gates_[2];  // their gradients: step s writes gates_[s % 2]
   Operand middle_;
   int64_t packed_bytes_ = 0;
-  T* dh_ = nullptr;
-  T* dc_ = nullptr;
+  Carried<T> dh_, dc_;
 };
 
 }  // namespace
