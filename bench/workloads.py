@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx_graphs
 from contenders import Contender, Prepared
-from models import inference, optimizer_step, training_step
+from models import inference, optimizer_step, recurrent, training_step
 
 from cases import CASES
 from cases.case import BenchRow, Case, rounded, to_tensor
@@ -116,6 +116,21 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
     )
 
 
+def _recurrent_workload(kind: str, sizes: tuple[int, ...], dtype: str, training: bool) -> Workload:
+    n_steps, batch, inputs, hidden, layers = sizes
+    products = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind] * hidden * (inputs + hidden + 2 * hidden * (layers - 1))
+    name = f"{kind} T{n_steps} B{batch} H{hidden}" + (f" x{layers}" if layers > 1 else "")
+    return Workload(
+        name + (" bfloat16" if dtype == "bfloat16" else "") + (" training" if training else ""),
+        "recurrent",
+        recurrent(kind, sizes, dtype, training),
+        dtype,
+        training,
+        flops=(6 if training else 2) * n_steps * batch * products,
+    )
+
+
+SEQUENCES = ((50, 32, 128, 128, 1), (128, 1, 256, 256, 1), (100, 64, 512, 512, 1), (35, 20, 650, 650, 2))
 QUICK = {
     "matmul 64",
     "matmul 256",
@@ -144,6 +159,13 @@ N_PARAMETERS = 61_706  # of LeNet-5
 DIGITS = (64, 1, 28, 28)
 WORKLOADS = [
     *(_case_workload(case, row) for case in CASES for row in case.bench),
+    *(
+        _recurrent_workload(kind, sizes, dtype, training)
+        for kind in ("LSTM", "GRU", "RNN")
+        for sizes in SEQUENCES
+        for dtype in ("float32", "bfloat16")
+        for training in (False, True)
+    ),
     Workload(
         "SGD step LeNet-5", "optim", optimizer_step("LeNet5", "SGD", lr=1e-3, momentum=0.9), bytes=20 * N_PARAMETERS
     ),

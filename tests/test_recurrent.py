@@ -54,7 +54,15 @@ def test_layers_equal_torch(kind: str) -> None:
     for two, first, packed in product([False, True], repeat=3):
         layers, bias, given = 1 + (two ^ first), two ^ packed, first ^ packed
         pair = twins(
-            kind, 3, 37, num_layers=layers, bidirectional=two, batch_first=first, bias=bias, **KINDS.get(kind, {}), **projection
+            kind,
+            3,
+            37,
+            num_layers=layers,
+            bidirectional=two,
+            batch_first=first,
+            bias=bias,
+            **KINDS.get(kind, {}),
+            **projection,
         )
         n_states = layers * (1 + two)
         states = [normal(n_states, 5, 4 if projection else 37, seed=2), normal(n_states, 5, 37, seed=3)]
@@ -75,13 +83,19 @@ def test_layers_equal_torch(kind: str) -> None:
 def test_unbatched_and_cells(kind: str) -> None:
     pair = twins(kind, 3, 6, num_layers=2, bidirectional=True, **KINDS[kind])
     states = [normal(4, 6, seed=s) for s in (1, 2)[: 1 + (kind == "LSTM")]]
-    pick = lambda hx: hx if len(hx) == 2 else hx[0]
-    assert_twins(*pair, [normal(5, 3), *states], lambda lib, m, x, *hx: flat(*m(x, pick(hx))))
+
+    def sequence(lib, module, x, *hx):
+        return flat(*module(x, hx if len(hx) == 2 else hx[0]))
+
+    def step(lib, module, x, *hx):
+        y = module(x, hx if len(hx) == 2 else hx[0])
+        return list(y) if isinstance(y, tuple) else [y]
+
+    assert_twins(*pair, [normal(5, 3), *states], sequence)
     cell = kind.split()[0] + "Cell"
     for shape in ((4,), ()):
         pair = twins(cell, 3, 6, **KINDS[kind])
         states = [normal(*shape, 6, seed=s) for s in (1, 2)[: 1 + (kind == "LSTM")]]
-        step = lambda lib, m, x, *hx: list(y) if isinstance(y := m(x, pick(hx)), tuple) else [y]
         assert_twins(*pair, [normal(*shape, 3), *states], step)
 
 
@@ -107,7 +121,10 @@ def test_reset_before_is_the_papers_form() -> None:
     gru = nn.GRU(4, 6, reset_after=False, dtype=fastnn.float64)
     w, u, b, c = (p.detach().numpy() for p in gru.all_weights[0])
     x, h = normal(9, 2, 4), np.zeros((2, 6))
-    sigmoid = lambda v: 1 / (1 + np.exp(-v))
+
+    def sigmoid(v):
+        return 1 / (1 + np.exp(-v))
+
     (wr, wz, wn), (ur, uz, un), (br, bz, bn) = np.split(w, 3), np.split(u, 3), np.split(b + c, 3)
     for step in x:
         r, z = sigmoid(step @ wr.T + h @ ur.T + br), sigmoid(-step @ wz.T - h @ uz.T - bz)
@@ -154,7 +171,10 @@ def test_large_batches(kind: str, dtype: str, roundoff: float) -> None:
         layer.zero_grad()
         y = layer(leaf)[0]
         y.backward(dy)
-        seen.append([y.detach().double().numpy(), leaf.grad.double().numpy()] + [p.grad.double().numpy() for p in layer.parameters()])
+        seen.append(
+            [y.detach().double().numpy(), leaf.grad.double().numpy()]
+            + [p.grad.double().numpy() for p in layer.parameters()]
+        )
     for a, b in zip(*seen, strict=True):
         np.testing.assert_array_equal(a, b)
     leaf = x.double().requires_grad_()
@@ -194,7 +214,7 @@ def test_long_sequence_has_finite_gradients() -> None:
 def test_second_derivative_is_refused() -> None:
     x = fastnn.randn(3, 2, 4).requires_grad_()
     y = nn.GRU(4, 5)(x)[0].sum()
-    with pytest.raises(RuntimeError, match="gru.*create_graph|create_graph.*gru"):
+    with pytest.raises(RuntimeError, match=r"gru.*create_graph|create_graph.*gru"):
         fastnn.autograd.grad(y, [x], create_graph=True)
 
 

@@ -28,8 +28,13 @@ struct Layout {
   int64_t n_steps, batch, n_rows;
 
   RecurrentRows rows() const {
-    return {n_steps, batch, packed ? batch_sizes.data() : nullptr, packed ? begins.data() : nullptr,
-            batch_first ? 1 : batch, batch_first ? n_steps : 1, reverse};
+    return {n_steps,
+            batch,
+            packed ? batch_sizes.data() : nullptr,
+            packed ? begins.data() : nullptr,
+            batch_first ? 1 : batch,
+            batch_first ? n_steps : 1,
+            reverse};
   }
 };
 
@@ -115,9 +120,9 @@ Tensor added_bias(Cell cell, const RecurrentWeights& w) {
   const Tensor ih = to(w.bias_ih, compute), hh = to(w.bias_hh, compute);
   if (cell != Cell::Gru) return add(ih, hh);
   const int64_t hidden = ih.size(0) / 3;
-  return cat({add(first_columns(ih, 0, 2 * hidden), first_columns(hh, 0, 2 * hidden)),
-              first_columns(ih, 2 * hidden, hidden)},
-             0);
+  return cat(
+      {add(first_columns(ih, 0, 2 * hidden), first_columns(hh, 0, 2 * hidden)), first_columns(ih, 2 * hidden, hidden)},
+      0);
 }
 
 // gates[:, :columns] = x W_ih^T + bias, in the compute type.
@@ -160,8 +165,7 @@ Tensor previous_states(const Layout& layout, const Tensor& y, const Tensor& h0) 
   const int64_t last = layout.n_steps - 1;
   if (!layout.packed) {
     start(rows_at(previous, layout.reverse ? last : 0, 1), 0);
-    if (last > 0)
-      copy_into(rows_at(previous, layout.reverse ? 0 : 1, last), rows_at(y, layout.reverse ? 1 : 0, last));
+    if (last > 0) copy_into(rows_at(previous, layout.reverse ? 0 : 1, last), rows_at(y, layout.reverse ? 1 : 0, last));
     return as_rows(previous);
   }
   for (int64_t step = 0; step <= last; ++step) {
@@ -188,10 +192,10 @@ Tensor hidden_weight_grad(const SavedSequence& saved, const Tensor& dgates, cons
     return cat({narrow(n_r_z, 0, hidden, 2 * hidden), narrow(n_r_z, 0, 0, hidden)}, 0);
   }
   if (saved.cell == Cell::GruResetBefore)
-    return cat({transposed_product(first_columns(dgates, 0, 2 * hidden), previous),
-                transposed_product(first_columns(dgates, 2 * hidden, hidden),
-                                   reset_states(saved.gates, previous, hidden))},
-               0);
+    return cat(
+        {transposed_product(first_columns(dgates, 0, 2 * hidden), previous),
+         transposed_product(first_columns(dgates, 2 * hidden, hidden), reset_states(saved.gates, previous, hidden))},
+        0);
   return transposed_product(dgates, previous);
 }
 
@@ -265,15 +269,30 @@ std::vector<Tensor> recurrent(const Tensor& input, const RecurrentWeights& weigh
   const Tensor unprojected = weights.hr.defined() && save ? empty({layout->n_rows, hidden}, dtype, device) : Tensor();
   {
     GradMode off(false);
-    const Tensor hh = plain(weights.hh), hr = plain(weights.hr), first_h = plain(h0), first_c = plain(c0), bias_n =
-        options.cell == Cell::Gru && weights.bias_hh.defined()
-            ? to(plain(first_columns(weights.bias_hh, 2 * hidden, hidden)), compute)
-            : Tensor();
+    const Tensor hh = plain(weights.hh), hr = plain(weights.hr), first_h = plain(h0), first_c = plain(c0),
+                 bias_n = options.cell == Cell::Gru && weights.bias_hh.defined()
+                              ? to(plain(first_columns(weights.bias_hh, 2 * hidden, hidden)), compute)
+                              : Tensor();
     const Tensor x = plain(input), ih = plain(weights.ih), bias = added_bias(options.cell, weights);
     bool exact = true;
-    RecurrentArgs args{options.cell, dtype, save, hidden, outputs, layout->rows(), hh.raw(), data_of(hr),
-                       data_of(bias_n), activations.raw(), writable(cells), writable(unprojected), y.raw(),
-                       data_of(first_h), data_of(first_c), hn.raw(), writable(cn), &exact};
+    RecurrentArgs args{options.cell,
+                       dtype,
+                       save,
+                       hidden,
+                       outputs,
+                       layout->rows(),
+                       hh.raw(),
+                       data_of(hr),
+                       data_of(bias_n),
+                       activations.raw(),
+                       writable(cells),
+                       writable(unprojected),
+                       y.raw(),
+                       data_of(first_h),
+                       data_of(first_c),
+                       hn.raw(),
+                       writable(cn),
+                       &exact};
     multiply_input(x, ih, bias, activations);
     recurrent_forward(device, args);
     if (!exact) {

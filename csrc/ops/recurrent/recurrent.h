@@ -73,13 +73,13 @@ struct RecurrentBackwardArgs {
   int64_t hidden, outputs;
   RecurrentRows rows;
   const void *weight_hh, *weight_hr;
-  const void *gates, *cells;         // as saved
-  const void* y;                     // null unless a GRU
-  const void *h0, *c0;               // null: zeros
-  const void *dy, *dhn, *dcn;        // null: zeros
+  const void *gates, *cells;   // as saved
+  const void* y;               // null unless a GRU
+  const void *h0, *c0;         // null: zeros
+  const void *dy, *dhn, *dcn;  // null: zeros
   void* dgates;
-  void* doutputs;     // (rows, outputs): the whole gradient of y; null without a projection
-  void *dh0, *dc0;    // dc0 null unless an LSTM
+  void* doutputs;   // (rows, outputs): the whole gradient of y; null without a projection
+  void *dh0, *dc0;  // dc0 null unless an LSTM
 };
 extern Kernel<RecurrentBackwardArgs> recurrent_backward;
 

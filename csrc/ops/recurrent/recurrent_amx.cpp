@@ -15,7 +15,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kLeastBatch = 17;        // of what takes several parts
+constexpr int64_t kLeastBatch = 24;        // of what takes several parts
 constexpr uint32_t kLargest = 0x71800000;  // 2^100, as bits
 
 inline void clear_flag(bool* flag) { __atomic_store_n(flag, false, __ATOMIC_RELAXED); }
@@ -102,8 +102,7 @@ class TileProduct {
     const TileScope tiles;
     for (int64_t gate = 0; gate < gates_; ++gate, panel += panel_bytes())
       tile_block<P>(state, {panel, panel_steps_, 64, kTileBytes, kBlockBytes}, 0, n_steps_, rows > 16, wide,
-                    sums + gate * kSumsPerBlock, true,
-                    TileAhead{nullptr, panel + gates_ * panel_bytes(), 0, lines});
+                    sums + gate * kSumsPerBlock, true, TileAhead{nullptr, panel + gates_ * panel_bytes(), 0, lines});
   }
 
   static Units<float> units(float* sums, int64_t gate, int64_t row) {

@@ -11,6 +11,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kPackWork = int64_t(1) << 14;  // elements that pay for a task
+constexpr int kFetchRows = 4;                    // fewer only load, and have no room for fetching
 
 // sums[gate][row] = sum over k of a[row][k] panel[gate][k]: kGates panels `gate_stride` apart. Panels are fetched
 // `ahead` elements further on, for the tiles to come.
@@ -29,8 +30,10 @@ __attribute__((noinline)) void multiply_tile(const T* a, int64_t a_row, const T*
   for (int64_t p = 0; p < k; ++p, panel += 2 * kLanes) {
 #pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) {
-      __builtin_prefetch(panel + g * gate_stride + ahead, 0, 2);
-      if (kLanes * sizeof(T) == 64) __builtin_prefetch(panel + g * gate_stride + ahead + kLanes, 0, 2);
+      if constexpr (kTileRows >= kFetchRows) {
+        __builtin_prefetch(panel + g * gate_stride + ahead, 0, 2);
+        if (kLanes * sizeof(T) == 64) __builtin_prefetch(panel + g * gate_stride + ahead + kLanes, 0, 2);
+      }
       const Vec<T> left = Vec<T>::load(panel + g * gate_stride), right = Vec<T>::load(panel + g * gate_stride + kLanes);
 #pragma GCC unroll 16
       for (int r = 0; r < kTileRows; ++r) {
@@ -99,10 +102,9 @@ class VectorProduct {
       const int64_t shift = first * weights.output_stride * int64_t(item_size(weights.dtype));
       for (int64_t gate = 0; gate < gates_; ++gate)
         for (int64_t run = 0; run < weights.runs; ++run)
-          pack_panels<int(kUnits<T>)>(weights.run_at(gate, run) + shift, weights.dtype, weights.k_stride,
-                                      weights.output_stride, weights.depth, width,
-                                      panels_ + begin * block_size + gate * panel_size() + run * weights.depth * kUnits<T>,
-                                      block_size);
+          pack_panels<int(kUnits<T>)>(
+              weights.run_at(gate, run) + shift, weights.dtype, weights.k_stride, weights.output_stride, weights.depth,
+              width, panels_ + begin * block_size + gate * panel_size() + run * weights.depth * kUnits<T>, block_size);
     });
   }
 
@@ -117,8 +119,8 @@ class VectorProduct {
     if (gates_ == 3 && rows <= kAllOfThree)
       return run_tile<T, 3, kAllOfThree>(rows, a, operand.width, panel, panel_size(), depth_, ahead, sums, kGateSums);
     for (int64_t gate = 0; gate < gates_; ++gate)
-      run_tile<T, 1, kRows>(rows, a, operand.width, panel + gate * panel_size(), panel_size(), depth_,
-                            ahead, sums + gate * kGateSums, kGateSums);
+      run_tile<T, 1, kRows>(rows, a, operand.width, panel + gate * panel_size(), panel_size(), depth_, ahead,
+                            sums + gate * kGateSums, kGateSums);
   }
 
   static Units<T> units(const T* sums, int64_t gate, int64_t row) {

@@ -44,8 +44,8 @@ struct Arena {
   }
 };
 
-// The weights of a phase: for each gate, the sums of `outputs` units are made from `runs` runs of `depth` columns of the
-// operand, which begin Product::padded(depth) apart. Element (gate, output, run, k) lies at gate * gate_stride +
+// The weights of a phase: for each gate, the sums of `outputs` units are made from `runs` runs of `depth` columns of
+// the operand, which begin Product::padded(depth) apart. Element (gate, output, run, k) lies at gate * gate_stride +
 // output * output_stride + (run * depth + k) * k_stride, where the operand's first run takes the weights' run
 // `first_run` (a GRU's backward has gate n before r and z).
 struct PhaseWeights {
@@ -182,8 +182,8 @@ class ForwardWalk {
     lay_out(memory);
     start();
     const int64_t phases = phases_per_step(), work = weights_[0].work() + weights_[1].work();
-    const Split split = split_work(args_.rows, phases, work, packed_bytes_,
-                                   ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
+    const Split split =
+        split_work(args_.rows, phases, work, packed_bytes_, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
     walk(split, args_.rows.n_steps * phases, work * args_.rows.batch / phases,
          [&](int64_t phase, const Share& rows, const Share& units) {
            const int64_t s = phase / phases;
@@ -358,8 +358,8 @@ class BackwardWalk {
     lay_out(memory);
     start();
     const int64_t phases = phases_per_step(), work = weights_[0].work() + weights_[1].work();
-    const Split split = split_work(args_.rows, phases, work, packed_bytes_,
-                                   ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
+    const Split split =
+        split_work(args_.rows, phases, work, packed_bytes_, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
     // After the last step its gradients still go back to the first state.
     walk(split, args_.rows.n_steps * phases + 1, work * args_.rows.batch / phases,
          [&](int64_t phase, const Share& rows, const Share& units) {
@@ -485,8 +485,7 @@ class BackwardWalk {
     Units<T> a[4];
     for (int64_t gate = 0; gate < 4; ++gate) a[gate] = load_units(saved + gate * hidden, n);
     gru_gradient(a, before, dh);
-    for (int64_t gate = 0; gate < 4; ++gate)
-      set_gate(gate < 3 ? &operand : nullptr, step, row, gate, unit, a[gate], n);
+    for (int64_t gate = 0; gate < 4; ++gate) set_gate(gate < 3 ? &operand : nullptr, step, row, gate, unit, a[gate], n);
   }
 
   static void clear(Units<T>& units) {

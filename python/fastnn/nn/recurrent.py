@@ -8,7 +8,6 @@ backward has no derivative of its own. With 16-bit parameters states stay float3
 rounded.
 """
 
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -100,12 +99,11 @@ class _Recurrent(Module):
     def flatten_parameters(self) -> None:
         """Does nothing: weights are packed by the kernels. For programs written for PyTorch."""
 
-    def _weights(self, k: int) -> tuple[Tensor | None, ...]:
+    def _weights(self, k: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """weight_ih, weight_hh, bias_ih, bias_hh, weight_hr of the k-th layer and direction."""
-        found = [getattr(self, name) for name in self._names[k]]
-        ih, hh, *rest = found
-        biases = rest[:2] if self.bias else (None, None)
-        return ih, hh, *biases, found[-1] if self.proj_size else None
+        found: list[Tensor] = [getattr(self, name) for name in self._names[k]]
+        biases = (found[2], found[3]) if self.bias else (None, None)
+        return found[0], found[1], *biases, found[-1] if self.proj_size else None
 
     def _masked(self, x: Tensor, batch_sizes: list[int]) -> Tensor:
         """The input with one dropout mask for all steps of a sequence. Gal and Ghahramani 2016."""
@@ -119,7 +117,9 @@ class _Recurrent(Module):
             return x * _C.index_select(mask, 0, _C.tensor(ids, dtype=_C.int64))
         return x * mask.unsqueeze(1 if self.batch_first else 0)
 
-    def _checked_state(self, name: str, state: Tensor | None, batch: int, width: int, order: Tensor | None) -> list[Any]:
+    def _checked_state(
+        self, name: str, state: Tensor | None, batch: int, width: int, order: Tensor | None
+    ) -> list[Any]:
         """One state for each layer and direction, checked and in the order of the rows."""
         n_states = len(self._names)
         if state is None:
@@ -142,8 +142,20 @@ class _Recurrent(Module):
             outputs = []
             for direction in range(n_directions):
                 k = layer * n_directions + direction
+                ih, hh, bias_ih, bias_hh, hr = self._weights(k)
                 y, *states = _C.recurrent(
-                    self._cell, x, *self._weights(k), h0[k], c0[k], self.batch_first, direction == 1, batch_sizes
+                    self._cell,
+                    x,
+                    ih,
+                    hh,
+                    bias_ih,
+                    bias_hh,
+                    hr,
+                    h0[k],
+                    c0[k],
+                    self.batch_first,
+                    direction == 1,
+                    batch_sizes,
                 )
                 outputs.append(y)
                 last.append(states)
@@ -167,7 +179,8 @@ class _Recurrent(Module):
             raise ValueError(f"{name}: a 2-D (unbatched) or 3-D input is expected, got shape {tuple(x.shape)}")
         if x.shape[-1] != self.input_size:
             raise ValueError(
-                f"{name}: input of shape {tuple(x.shape)} has {x.shape[-1]} features, but input_size is {self.input_size}"
+                f"{name}: input of shape {tuple(x.shape)} has {x.shape[-1]} features, but input_size is "
+                f"{self.input_size}"
             )
         if x.dim() == 2:
             if lengths is not None:
@@ -184,7 +197,9 @@ class _Recurrent(Module):
         if lengths is not None:
             packed = pack_padded_sequence(x, lengths, self.batch_first, enforce_sorted=False)
             y, states = self._packed(packed, hx)
-            return pad_packed_sequence(y, self.batch_first, total_length=x.shape[1 if self.batch_first else 0])[0], states
+            return pad_packed_sequence(y, self.batch_first, total_length=x.shape[1 if self.batch_first else 0])[
+                0
+            ], states
         h0, c0 = self._first_states(hx, x.shape[0 if self.batch_first else 1], None)
         return self._run(x, [], h0, c0)
 
@@ -412,8 +427,8 @@ class _Cell(Module):
         if x.dim() not in (1, 2):
             raise ValueError(f"{name}: an input (B, input_size) or (input_size,) is expected, got {tuple(x.shape)}")
         if x.dim() == 1:
-            states = [s if s is None else s.unsqueeze(0) for s in (h, c)]
-            return [s.squeeze(0) for s in self._step(x.unsqueeze(0), *states)]
+            batched = [s if s is None else s.unsqueeze(0) for s in (h, c)]
+            return [s.squeeze(0) for s in self._step(x.unsqueeze(0), *batched)]
         _, *states = _C.recurrent(
             self._cell, x.unsqueeze(0), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, None, h, c
         )

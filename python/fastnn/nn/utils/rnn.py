@@ -81,7 +81,7 @@ def pack_padded_sequence(
     descending = [known[i] for i in order]
     if enforce_sorted and known != descending:
         raise ValueError(
-            f"pack_padded_sequence: lengths must not increase, got {known}; pass enforce_sorted=False to have them sorted"
+            f"pack_padded_sequence: lengths must not increase, got {known}; enforce_sorted=False has them sorted"
         )
     sizes = _batch_sizes(descending)
     step_stride, sequence_stride = (1, n_steps) if batch_first else (batch, 1)
@@ -100,12 +100,12 @@ def pad_packed_sequence(
 
     T is the longest length, or ``total_length``, which must not be less (ValueError).
     """
-    sizes = sequence.batch_sizes.tolist()
+    sizes: list[int] = sequence.batch_sizes.tolist()
     batch, longest = sizes[0], len(sizes)
     n_steps = longest if total_length is None else total_length
     if n_steps < longest:
         raise ValueError(f"pad_packed_sequence: total_length {n_steps} is less than the longest sequence's {longest}")
-    places = list(range(batch)) if sequence.unsorted_indices is None else sequence.unsorted_indices.tolist()
+    places: list[int] = list(range(batch)) if sequence.unsorted_indices is None else sequence.unsorted_indices.tolist()
     begins = [0, *accumulate(sizes)]
     n_rows = begins[-1]  # also the row of padding
 
@@ -144,7 +144,9 @@ def pad_sequence(
     return _C.stack([padded(s) for s in sequences], 0 if batch_first else 1)
 
 
-def unpad_sequence(padded_sequences: Tensor, lengths: Tensor | Iterable[int], batch_first: bool = False) -> list[Tensor]:
+def unpad_sequence(
+    padded_sequences: Tensor, lengths: Tensor | Iterable[int], batch_first: bool = False
+) -> list[Tensor]:
     """The inverse of ``pad_sequence``: the first ``lengths[i]`` steps of each sequence."""
     sequences = padded_sequences if batch_first else padded_sequences.transpose(0, 1)
     known = [index(n) for n in (lengths.tolist() if isinstance(lengths, Tensor) else lengths)]
