@@ -30,7 +30,7 @@ inline Step step_at(const RecurrentRows& rows, int64_t s) {
 
 // The units of one row of a block.
 template <class T>
-struct alignas(64) Units {
+struct alignas(2 * kVectorBytes) Units {  // no padding: arrays of them are adjacent
   T v[kUnits<T>];
 
   T& operator[](int64_t i) { return v[i]; }
