@@ -10,7 +10,8 @@
 #include <immintrin.h>
 
 #include "gemm/pack_amx.h"
-#include "ops/recurrent/walk_cpu.h"
+#include "ops/recurrent/backward_walk_cpu.h"
+#include "ops/recurrent/forward_walk_cpu.h"
 
 namespace fastnn {
 namespace {

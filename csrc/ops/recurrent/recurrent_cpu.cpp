@@ -5,7 +5,8 @@
 // it lies, one broadcast an element. A tile of rows times a panel is 14 x 32 sums in registers (float32, AVX-512). Of
 // few rows, the panels of all gates are read side by side: a panel for itself would wait for its few sums.
 #include "gemm/pack_cpu.h"
-#include "ops/recurrent/walk_cpu.h"
+#include "ops/recurrent/backward_walk_cpu.h"
+#include "ops/recurrent/forward_walk_cpu.h"
 
 namespace fastnn {
 namespace {
