@@ -211,6 +211,44 @@ def decoding_step(build_model: Callable[[ModuleType], Any], vocabulary: int, pos
     return _sequence_network(build_model, make)
 
 
+def recurrent(kind: str, sizes: tuple[int, ...], dtype: str, training: bool) -> Prepare:
+    """Prepares a layer ``nn.<kind>`` over a sequence; ``sizes`` are (steps, batch, inputs, hidden, layers).
+
+    Without gradients it gives the output; in training forward and backward, and the gradients of input and weights.
+    """
+    n_steps, batch, inputs, hidden, layers = sizes
+
+    def prepare(contender: Contender, lib: ModuleType, threads: int) -> Prepared | None:
+        if not hasattr(lib, "nn") or contender.channels_last:
+            return None
+        rng = np.random.default_rng(0)
+
+        def tensor(values: np.ndarray) -> Any:
+            stored = lib.from_numpy(values.astype(np.float32)).to(getattr(lib, dtype))
+            return stored.double() if contender.float64 else stored
+
+        layer_dtype = lib.float64 if contender.float64 else getattr(lib, dtype)
+        layer = getattr(lib.nn, kind)(inputs, hidden, layers, dtype=layer_dtype)
+        with lib.no_grad():
+            for _, p in sorted(layer.named_parameters()):
+                p.copy_(tensor(rng.uniform(-1, 1, tuple(p.shape)) / np.sqrt(hidden)))
+        x = tensor(rng.standard_normal((n_steps, batch, inputs)))
+        dy = tensor(rng.standard_normal((n_steps, batch, hidden)))
+        # Every step's products add to the errors of the steps before.
+        terms = layers * n_steps * (inputs + hidden)
+        if training:
+            leaves = [x.requires_grad_(), *layer.parameters()]
+            return Prepared(lambda: lib.autograd.grad(layer(x)[0], leaves, dy), [terms * batch] * len(leaves))
+
+        def forward() -> Any:
+            with lib.no_grad():
+                return layer(x)[0]
+
+        return Prepared(forward, [terms])
+
+    return prepare
+
+
 def resnet50_shapes() -> list[tuple[int, ...]]:
     """Of ResNet-50's parameters: 25.6 million numbers in 161 tensors."""
     from fastnn import models

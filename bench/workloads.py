@@ -14,7 +14,7 @@ import networks
 import numpy as np
 import onnx_graphs
 from contenders import Contender, Prepared
-from models import inference, training_step
+from models import inference, recurrent, training_step
 
 from cases import CASES
 from cases.case import BenchRow, Case, rounded, to_tensor
@@ -120,6 +120,21 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
     )
 
 
+def _recurrent_workload(kind: str, sizes: tuple[int, ...], dtype: str, training: bool) -> Workload:
+    n_steps, batch, inputs, hidden, layers = sizes
+    products = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind] * hidden * (inputs + hidden + 2 * hidden * (layers - 1))
+    name = f"{kind} T{n_steps} B{batch} H{hidden}" + (f" x{layers}" if layers > 1 else "")
+    return Workload(
+        name + (" bfloat16" if dtype == "bfloat16" else "") + (" training" if training else ""),
+        "recurrent",
+        recurrent(kind, sizes, dtype, training),
+        dtype,
+        training,
+        flops=(6 if training else 2) * n_steps * batch * products,
+    )
+
+
+SEQUENCES = ((50, 32, 128, 128, 1), (128, 1, 256, 256, 1), (100, 64, 512, 512, 1), (35, 20, 650, 650, 2))
 QUICK = {
     "matmul 64",
     "matmul 256",
@@ -205,6 +220,13 @@ def _sequence_workloads() -> list[Workload]:
 WORKLOADS = [
     *(_case_workload(case, row) for case in CASES for row in case.bench),
     *(_step_workload(step, of) for of in LISTS for step in STEPS),
+    *(
+        _recurrent_workload(kind, sizes, dtype, training)
+        for kind in ("LSTM", "GRU", "RNN")
+        for sizes in SEQUENCES
+        for dtype in ("float32", "bfloat16")
+        for training in (False, True)
+    ),
     Workload("LeNet-5 inference B64", "inference", inference("LeNet5", DIGITS)),
     Workload("LeNet-5 training step B64", "training", training_step("LeNet5", DIGITS)),
     Workload("Keras CNN inference B64", "inference", inference("KerasCNN", (64, 3, 32, 32))),

@@ -58,7 +58,9 @@ def test_error_in_units_in_the_last_place(name):
 
 def test_subnormal_results_are_rounded_or_zero():
     x = np.linspace(-104, -87.5, 1001, dtype=np.float32)
-    np.testing.assert_allclose(fastnn.exp(fastnn.from_numpy(x)).numpy(), np.exp(x.astype(np.float64)), rtol=0, atol=2e-45)
+    np.testing.assert_allclose(
+        fastnn.exp(fastnn.from_numpy(x)).numpy(), np.exp(x.astype(np.float64)), rtol=0, atol=2e-45
+    )
     assert (fastnn.sigmoid(fastnn.from_numpy(x)).numpy() < 2.0**-126).all()
 
 

@@ -10,6 +10,7 @@
 #include "ops/optim/optim.h"
 #include "ops/pool/pool.h"
 #include "ops/random/random.h"
+#include "ops/recurrent/recurrent.h"
 #include "ops/reduce/reduce.h"
 #include "ops/reduce/scan.h"
 #include "ops/reduce/sort.h"
@@ -481,6 +482,23 @@ void bind_index(Binder& b) {
   b.method("index_put_", index_put_, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
 }
 
+void bind_recurrent(Binder& b) {
+  b.function(
+      "recurrent",
+      [](const std::string& cell, const Tensor& x, const Tensor& ih, const Tensor& hh, const MaybeTensor& bias_ih,
+         const MaybeTensor& bias_hh, const MaybeTensor& hr, const MaybeTensor& h0, const MaybeTensor& c0,
+         bool batch_first, bool reverse, const std::vector<int64_t>& batch_sizes) {
+        return recurrent(x, {ih, hh, bias_ih.tensor, bias_hh.tensor, hr.tensor}, h0.tensor, c0.tensor,
+                         {parse_cell(cell), batch_first, reverse, batch_sizes});
+      },
+      arg("cell"), arg("input"), arg("weight_ih"), arg("weight_hh"), arg("bias_ih") = py::none(),
+      arg("bias_hh") = py::none(), arg("weight_hr") = py::none(), arg("h0") = py::none(), arg("c0") = py::none(),
+      arg("batch_first") = false, arg("reverse") = false, arg("batch_sizes") = std::vector<int64_t>(),
+      "One layer and direction over a sequence: (T, B, I), (B, T, I) with batch_first, or packed rows (rows, I) with\n"
+      "the batch size of each step. `cell`: \"rnn_tanh\", \"rnn_relu\", \"lstm\", \"gru\" or \"gru_reset_before\".\n"
+      "Returns [output, h_n], and c_n of an LSTM. The nn.RNN, nn.LSTM and nn.GRU modules are made of it.");
+}
+
 void bind_random(Binder& b) {
   const auto generator = arg("generator") = py::none();
   b.both("bernoulli", bernoulli, arg("input"), py::kw_only(), generator);
@@ -521,6 +539,7 @@ void bind_ops(py::module_& module) {
   bind_norm(binder);
   bind_softmax_and_loss(binder);
   bind_index(binder);
+  bind_recurrent(binder);
   bind_random(binder);
   bind_optim(binder);
 }

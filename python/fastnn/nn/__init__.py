@@ -57,5 +57,6 @@ from fastnn.nn.pooling import (
     MinPool1d,
     MinPool2d,
 )
+from fastnn.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [name for name in dir() if not name.startswith("_")]
