@@ -17,10 +17,10 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kBlock = 4096;  // elements summed in the compute type
-constexpr int64_t kPart = 32768;  // elements of a chunk
+constexpr int64_t kPart = 16384;  // elements of a chunk
 constexpr int64_t kMaxParts = 64;
 constexpr int64_t kMaxRows = 64;  // rows summed in the compute type
-constexpr int64_t kGroup = 4;     // rows added to the sums of dw and db at once
+constexpr int64_t kGroup = 4;     // rows of a group
 constexpr int kAccumulators = 4;  // registers for each sum: additions take 4 cycles
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -104,33 +104,44 @@ void write_row(const Stored* x, Stored* y, const Compute<Stored>* weight, const 
   write(Constant<0>(), Constant<0>());
 }
 
+// The sums of d and of d^2.
+template <class Stored, bool kCentred>
+Sums moments(const Stored* x, int64_t n, Compute<Stored> centre) {
+  using T = Compute<Stored>;
+  return sum_row<T>(n, [&](int64_t i, int64_t count, Values<T>& sum, Values<T>& square) FASTNN_INLINED {
+    const Values<T> d = first_lanes_of<T>(load_values<Stored>(x + i, count) - broadcast<T>(centre), count);
+    if (kCentred) sum += d;
+    square += d * d;
+  });
+}
+
 template <class Stored, bool kCentred, bool kStreamed>
-void forward_rows(const LayerNormArgs& args, int64_t begin, int64_t end) {
+void forward_group(const LayerNormArgs& args, int64_t first, int64_t rows) {
   using T = Compute<Stored>;
   const int64_t n = args.n;
-  for (int64_t row = begin; row < end; ++row) {
-    const Stored* x = static_cast<const Stored*>(args.x) + row * n;
-    if (args.residual) {
-      Stored* sum = static_cast<Stored*>(args.sum) + row * n;
-      add_rows(x, static_cast<const Stored*>(args.residual) + row * n, sum, n);
-      x = sum;
-    }
-    const T centre = kCentred ? T(mean_of(x, smaller(n, kBlock))) : T(0);
-    const Sums sums = sum_row<T>(n, [&](int64_t i, int64_t count, Values<T>& sum, Values<T>& square) FASTNN_INLINED {
-      const Values<T> d = first_lanes_of<T>(load_values<Stored>(x + i, count) - broadcast<T>(centre), count);
-      if (kCentred) sum += d;
-      square += d * d;
-    });
-    const double shift = kCentred ? sums.first / double(n) : 0, var = sums.second / double(n) - shift * shift;
+  const Stored* x = static_cast<const Stored*>(args.x) + first * n;
+  if (args.residual) {
+    Stored* sum = static_cast<Stored*>(args.sum) + first * n;
+    add_rows(x, static_cast<const Stored*>(args.residual) + first * n, sum, rows * n);
+    x = sum;
+  }
+  T centres[kGroup] = {};
+  Sums sums[kGroup];
+  for (int64_t k = 0; kCentred && k < rows; ++k) centres[k] = T(mean_of(x + k * n, smaller(n, kBlock)));
+  for (int64_t k = 0; k < rows; ++k) sums[k] = moments<Stored, kCentred>(x + k * n, n, centres[k]);
+  for (int64_t k = 0; k < rows; ++k) {
+    const double shift = kCentred ? sums[k].first / double(n) : 0, var = sums[k].second / double(n) - shift * shift;
     const double rstd = 1 / sqrt_((var < 0 ? 0 : var) + args.eps);
-    if (args.stats) {
-      args.stats[2 * row] = double(centre) + shift;
-      args.stats[2 * row + 1] = rstd;
-    }
-    write_row<Stored, kStreamed>(x, static_cast<Stored*>(args.y) + row * n, static_cast<const T*>(args.weight),
-                                 static_cast<const T*>(args.bias), n, double(centre), rstd, -shift * rstd);
+    args.stats[2 * (first + k)] = double(centres[k]) + shift;
+    args.stats[2 * (first + k) + 1] = rstd;
+    write_row<Stored, kStreamed>(x + k * n, static_cast<Stored*>(args.y) + (first + k) * n,
+                                 static_cast<const T*>(args.weight), static_cast<const T*>(args.bias), n,
+                                 double(centres[k]), rstd, -shift * rstd);
   }
 }
+
+// Rows that go through each step together, so that one's sums are known while another's are added up.
+inline int64_t group_rows(int64_t n) { return n <= kBlock / kGroup ? kGroup : 1; }
 
 // May the rows of `to` be streamed: are they whole lines of full-width values, and too many for the caches?
 template <class Stored>
@@ -142,10 +153,14 @@ bool streams(const void* to, int64_t rows, int64_t n) {
 template <class Stored, bool kCentred>
 void forward_stored(const LayerNormArgs& args) {
   const bool streamed = streams<Stored>(args.y, args.rows, args.n);
+  const int64_t group = group_rows(args.n);
   parallel_for(args.rows, ceil_div(kPart, larger(args.n, 1)), [&](int64_t begin, int64_t end) {
-    if (!streamed) return forward_rows<Stored, kCentred, false>(args, begin, end);
-    forward_rows<Stored, kCentred, true>(args, begin, end);
-    finish_streaming();
+    for (int64_t row = begin; row < end; row += group) {
+      const int64_t rows = smaller(group, end - row);
+      streamed ? forward_group<Stored, kCentred, true>(args, row, rows)
+               : forward_group<Stored, kCentred, false>(args, row, rows);
+    }
+    if (streamed) finish_streaming();
   });
 }
 
@@ -249,10 +264,8 @@ void backward_part(const LayerNormBackwardArgs& args, int64_t begin, int64_t end
     for (int64_t row = first; row < last; row += kGroup) {
       const int64_t rows = smaller(kGroup, last - row);
       RowLine<T> lines[kGroup];
-      for (int64_t k = 0; k < rows; ++k) {
-        lines[k] = row_line<Stored, kCentred>(args, row + k);
-        if (args.dx) write_dx<Stored, kStreamed>(args, row + k, lines[k]);
-      }
+      for (int64_t k = 0; k < rows; ++k) lines[k] = row_line<Stored, kCentred>(args, row + k);
+      for (int64_t k = 0; args.dx && k < rows; ++k) write_dx<Stored, kStreamed>(args, row + k, lines[k]);
       if (sums) add_parameter_sums<Stored>(args, row, rows, lines, rows_sums, rows_sums + n);
     }
     for (int64_t i = 0; sums && i < 2 * n; ++i) sums[i] += double(rows_sums[i]);

@@ -97,7 +97,7 @@ struct LayerNormArgs {
   void* y;
   const void* weight;  // may be null
   const void* bias;    // may be null
-  double* stats;       // (rows, 2): mean and rstd; null: not wanted
+  double* stats;       // (rows, 2): mean and rstd, written
 };
 extern Kernel<LayerNormArgs> layer_norm_forward;
 
