@@ -360,6 +360,16 @@ def rms_norm(x, normalized_shape, weight=None, eps=None) -> Array:
     return y if weight is None else y * weight
 
 
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5) -> Array:
+    if x.size == 0:
+        return x
+    rows = x.reshape(x.shape[0], groups, -1)
+    y = ((rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + eps)).reshape(x.shape)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 
@@ -396,6 +406,12 @@ def cross_entropy(
     p = (1 - label_smoothing) * hot + smooth
     loss = -(p * weight.reshape(1, -1, *[1] * (x.ndim - 2)) * log_softmax(x, 1)).sum(1)
     return loss.sum() / total if reduction == "mean" else reduced(loss, reduction)
+
+
+def linear_cross_entropy(x, weight, target, bias=None, **options) -> Array:
+    logits = x @ weight.T + (0 if bias is None else bias)
+    loss = cross_entropy(logits.reshape(-1, len(weight)), target.reshape(-1), **options)
+    return loss.reshape(target.shape) if options.get("reduction") == "none" else loss
 
 
 def huber_loss(x: Array, y: Array, reduction="mean", delta: float = 1.0) -> Array:

@@ -12,6 +12,12 @@ namespace {
 // For lambdas that compilers would otherwise call: their constant arguments must reach the loops.
 #define FASTNN_INLINED __attribute__((always_inline))
 
+// A number that a generic lambda sees as a constant.
+template <int64_t number>
+struct Constant {
+  static constexpr int64_t value = number;
+};
+
 template <class T>
 using Values = typename Vec<T>::Raw;
 template <class T>
@@ -235,6 +241,14 @@ inline T sum_lanes(Values<T> values) {
 template <class T>
 inline Values<T> first_lanes_of(Values<T> values, int64_t n) {
   return n == kLanes<T> ? values : lane_numbers<T>() < broadcast_number<T>(n) ? values : Values<T>{};
+}
+
+// Whole registers of a row, then the rest: calls visit(i, count).
+template <class T, class Visit>
+inline FASTNN_INLINED void for_each_register(int64_t n, const Visit& visit) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) visit(i, int64_t(kLanes<T>));
+  if (i < n) visit(i, n - i);
 }
 
 // Covers [0, n) by whole registers, the last one overlapping its neighbour, or by one partial register:

@@ -22,6 +22,16 @@ FASTNN_HD inline float expm1_(float x) { return expm1f(x); }
 FASTNN_HD inline float tanh_(float x) { return tanhf(x); }
 FASTNN_HD inline float erf_(float x) { return erff(x); }
 #else
+// e^r for |r| <= ln 2 / 2; V is float, or a register of them.
+template <class V>
+inline V exp_polynomial(V r) {
+  V p = r * 1.3981999e-3f + 8.3333319e-3f;
+  p = p * r + 4.1665795e-2f;
+  p = p * r + 1.6666665e-1f;
+  p = p * r + 5.0e-1f;
+  return p * r * r + r + 1.0f;
+}
+
 inline float exp_(float x) {
   // Outside this range the result is 0 or infinity; NaN passes through both comparisons.
   float clamped = x > 89.0f ? 89.0f : x;
@@ -30,12 +40,7 @@ inline float exp_(float x) {
   const float shifted = clamped * 1.44269504f + 12582912.0f;
   const float n = shifted - 12582912.0f;
   const float r = (clamped - n * 0.693359375f) + n * 2.12194440e-4f;
-  float p = 1.3981999e-3f;
-  p = p * r + 8.3333319e-3f;
-  p = p * r + 4.1665795e-2f;
-  p = p * r + 1.6666665e-1f;
-  p = p * r + 5.0e-1f;
-  p = p * r * r + r + 1.0f;
+  const float p = exp_polynomial(r);
   const int32_t exponent = int32_t(float_to_bits(shifted)) - 0x4b400000;
   const int32_t half = exponent >> 1;
   const float scale_a = bits_to_float(uint32_t(half + 127) << 23);

@@ -116,4 +116,44 @@ struct LayerNormBackwardArgs {
 };
 extern Kernel<LayerNormBackwardArgs> layer_norm_backward;
 
+// Group normalization (Wu and He 2018): the channels of x (N, C, ...) in `groups` equal groups, each group of each
+// sample to mean 0 and variance 1, then every channel scaled and shifted by w and b (C): the formulas of layer
+// normalization with rows of a group. y has x's memory format. Saved: x, w, mean, rstd.
+Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps);
+
+// Instance normalization (Ulyanov et al. 2016): a group for every channel. Running statistics, which may be undefined,
+// are updated as in batch_norm with the mean over the samples of their means and variances.
+Tensor instance_norm(const Tensor& x, const Tensor& running_mean, const Tensor& running_var, const Tensor& weight,
+                     const Tensor& bias, double momentum, double eps);
+
+// A row-major tensor as (samples, groups, channels of a group, inner).
+struct GroupView {
+  int64_t samples, groups, channels, inner;
+  DType dtype;
+};
+
+// weight, bias and their gradients (C) are in the compute type of view.dtype; any may be null, as may dx.
+struct GroupNormArgs {
+  GroupView view;
+  double eps;
+  const void* x;
+  void* y;
+  const void* weight;
+  const void* bias;
+  double* stats;  // (samples groups, 2): mean and rstd, written
+};
+extern Kernel<GroupNormArgs> group_norm_forward;
+
+struct GroupNormBackwardArgs {
+  GroupView view;
+  const void* dy;
+  const void* x;
+  void* dx;
+  const void* weight;
+  const double* stats;
+  void* dweight;
+  void* dbias;
+};
+extern Kernel<GroupNormBackwardArgs> group_norm_backward;
+
 }  // namespace fastnn

@@ -1,4 +1,6 @@
-"""Normalization layers: batch (Ioffe and Szegedy 2015), layer (Ba et al. 2016), RMS (Zhang and Sennrich 2019)."""
+"""Normalization layers: batch (Ioffe and Szegedy 2015), instance (Ulyanov et al. 2016), group (Wu and He 2018), layer
+(Ba et al. 2016) and RMS (Zhang and Sennrich 2019).
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -176,3 +178,95 @@ class RMSNorm(Module):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+class GroupNorm(Module):
+    """(N, C, ...) -> the same shape, each of ``num_groups`` groups of channels of each sample normalized.
+
+    Weight and bias (C,) start at 1 and 0. ValueError where the channels do not divide into the groups.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        if num_groups < 1 or num_channels % num_groups != 0:
+            raise ValueError(f"GroupNorm: {num_channels} channels do not divide into {num_groups} groups")
+        self.num_groups = num_groups
+        self.num_channels = num_channels
+        self.eps = eps
+        self.affine = affine
+        shape = (num_channels,)
+        self.weight = Parameter(_C.empty(shape, device=device, dtype=dtype)) if affine else None
+        self.bias = Parameter(_C.empty(shape, device=device, dtype=dtype)) if affine else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None and self.bias is not None:
+            init.ones_(self.weight)
+            init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _C.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"
+
+
+class _InstanceNorm(_BatchNorm):
+    """What the dimensions share: by default no weight, bias or running statistics.
+
+    With ``track_running_stats`` the running statistics are updated in training and normalize in evaluation; as in
+    PyTorch batches are not counted, and ``momentum=None`` leaves them as they are. An input without the batch axis is
+    one sample.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
+
+    def forward(self, input: Tensor) -> Tensor:
+        single = input.dim() == self.dims[0] - 1
+        if input.dim() not in self.dims and not single:
+            expected = f"{self.dims[0] - 1}-D or {self.dims[0]}-D"
+            raise ValueError(f"{type(self).__name__}: expected a {expected} input, got shape {tuple(input.shape)}")
+        y = self._normalize(input.unsqueeze(0) if single else input)
+        return y.squeeze(0) if single else y
+
+    def _normalize(self, input: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        if mean is not None and not self.training:
+            return _C.batch_norm(input, self.weight, self.bias, mean, var, False, 0.0, self.eps)
+        return _C.instance_norm(input, mean, var, self.weight, self.bias, self.momentum or 0.0, self.eps)
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """(N, C, L) or (C, L) -> the same shape, every channel of every sample normalized."""
+
+    dims = (3,)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """(N, C, H, W) or (C, H, W) -> the same shape, every channel of every sample normalized."""
+
+    dims = (4,)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """(N, C, D, H, W) or (C, D, H, W) -> the same shape, every channel of every sample normalized."""
+
+    dims = (5,)
