@@ -347,6 +347,29 @@ def batch_norm_running(x, running_mean, running_var, momentum=0.1) -> tuple[Arra
     )
 
 
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> Array:
+    axes = tuple(range(-len(normalized_shape), 0))
+    y = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rms_norm(x, normalized_shape, weight=None, eps=None) -> Array:
+    axes = tuple(range(-len(normalized_shape), 0))
+    y = x / np.sqrt((x * x).mean(axes, keepdims=True) + eps)
+    return y if weight is None else y * weight
+
+
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5) -> Array:
+    if x.size == 0:
+        return x
+    rows = x.reshape(x.shape[0], groups, -1)
+    y = ((rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + eps)).reshape(x.shape)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 
@@ -383,6 +406,12 @@ def cross_entropy(
     p = (1 - label_smoothing) * hot + smooth
     loss = -(p * weight.reshape(1, -1, *[1] * (x.ndim - 2)) * log_softmax(x, 1)).sum(1)
     return loss.sum() / total if reduction == "mean" else reduced(loss, reduction)
+
+
+def linear_cross_entropy(x, weight, target, bias=None, **options) -> Array:
+    logits = x @ weight.T + (0 if bias is None else bias)
+    loss = cross_entropy(logits.reshape(-1, len(weight)), target.reshape(-1), **options)
+    return loss.reshape(target.shape) if options.get("reduction") == "none" else loss
 
 
 def huber_loss(x: Array, y: Array, reduction="mean", delta: float = 1.0) -> Array:
@@ -553,28 +582,10 @@ def optimizer_step(rule, p, g, states, coefficients, weight_decay=0.0, shrink=1.
     """The parameter and its states after one step."""
     p = shrink * p
     g = (-g if maximize else g) + weight_decay * p
-<<<<<<< HEAD
     return UPDATE_RULES[rule](p, g, *states, *coefficients)
-=======
-    if momentum:
-        momentum_buffer = g if step == 1 else momentum * momentum_buffer + (1 - dampening) * g
-        g = g + momentum * momentum_buffer if nesterov else momentum_buffer
-    return p - lr * g, momentum_buffer
 
 
-def adam_step(p, g, m, v, v_max, step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize):
-    g = -g if maximize else g
-    if decoupled:
-        p = p - lr * weight_decay * p
-    else:
-        g = g + weight_decay * p
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
-    if v_max is not None:
-        v_max = np.maximum(v_max, v)
-    largest = v if v_max is None else v_max
-    p = p - lr * (m / (1 - beta1**step)) / (np.sqrt(largest / (1 - beta2**step)) + eps)
-    return p, m, v, v_max
+# ---- recurrent layers -------------------------------------------------------------------------------
 
 
 def recurrent(
@@ -633,4 +644,3 @@ def _cell(cell: str, gx: Array, weight_hh: Array, bias_hh: Array, weight_hr, h: 
     else:
         n = np.tanh(gx[2 * n_units :] + weight_hh[2 * n_units :] @ (r * h) + bias_hh[2 * n_units :])
     return (1 - z) * n + z * h, c
->>>>>>> recurrent

@@ -401,6 +401,38 @@ void bind_norm(Binder& b) {
       },
       arg("input"), arg("weight"), arg("bias"), arg("running_mean"), arg("running_var"), arg("training"),
       arg("momentum"), arg("eps"));
+  b.function(
+      "layer_norm",
+      [](const Tensor& x, const Dims& shape, const MaybeTensor& weight, const MaybeTensor& bias, double eps) {
+        return layer_norm(x, shape, weight.tensor, bias.tensor, eps);
+      },
+      arg("input"), arg("normalized_shape"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "rms_norm",
+      [](const Tensor& x, const Dims& shape, const MaybeTensor& weight, std::optional<double> eps) {
+        return rms_norm(x, shape, weight.tensor, eps);
+      },
+      arg("input"), arg("normalized_shape"), arg("weight"), arg("eps"));
+  b.function(
+      "add_layer_norm",
+      [](const Tensor& x, const Tensor& residual, const Tensor& weight, const MaybeTensor& bias, double eps) {
+        return add_layer_norm(x, residual, weight, bias.tensor, eps);
+      },
+      arg("input"), arg("residual"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "group_norm",
+      [](const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps) {
+        return group_norm(x, groups, weight.tensor, bias.tensor, eps);
+      },
+      arg("input"), arg("num_groups"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "instance_norm",
+      [](const Tensor& x, const MaybeTensor& running_mean, const MaybeTensor& running_var, const MaybeTensor& weight,
+         const MaybeTensor& bias, double momentum, double eps) {
+        return instance_norm(x, running_mean.tensor, running_var.tensor, weight.tensor, bias.tensor, momentum, eps);
+      },
+      arg("input"), arg("running_mean"), arg("running_var"), arg("weight"), arg("bias"), arg("momentum"), arg("eps"));
+  b.function("add_rms_norm", add_rms_norm, arg("input"), arg("residual"), arg("weight"), arg("eps"));
 }
 
 void bind_softmax_and_loss(Binder& b) {
@@ -430,6 +462,14 @@ void bind_softmax_and_loss(Binder& b) {
   b.function("smooth_l1_loss", smooth_l1_loss, arg("input"), arg("target"), arg("reduction") = "mean",
              arg("beta") = 1.0);
   b.function("huber_loss", huber_loss, arg("input"), arg("target"), arg("reduction") = "mean", arg("delta") = 1.0);
+  b.function(
+      "linear_cross_entropy",
+      [](const Tensor& x, const Tensor& weight, const Tensor& target, const MaybeTensor& bias, int64_t ignore_index,
+         const std::string& reduction, double label_smoothing, int64_t chunk) {
+        return linear_cross_entropy(x, weight, target, bias.tensor, ignore_index, reduction, label_smoothing, chunk);
+      },
+      arg("input"), arg("weight"), arg("target"), arg("bias"), arg("ignore_index"), arg("reduction"),
+      arg("label_smoothing"), arg("chunk"));
   b.function(
       "binary_cross_entropy",
       [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, const std::string& reduction) {

@@ -63,10 +63,10 @@ struct ExpParts {
   }
 };
 
-// e^r - 1 on [-ln 2 / 2, ln 2 / 2].
-inline float expm1_small(float r) {
-  float p = 1.98459995e-4f;
-  p = p * r + 1.39406230e-3f;
+// e^r - 1 on [-ln 2 / 2, ln 2 / 2]; V is float, or a register of them.
+template <class V>
+inline V expm1_small(V r) {
+  V p = r * 1.98459995e-4f + 1.39406230e-3f;
   p = p * r + 8.33338872e-3f;
   p = p * r + 4.16663624e-2f;
   p = p * r + 1.66666657e-1f;
