@@ -76,3 +76,4 @@ class Prepared:
 
     call: Callable[[], Any]
     terms: list[float]
+    rounds_within: bool = False  # Case.rounds_within
