@@ -82,15 +82,6 @@ HeldPanels pack_held(const SkinnyProduct& product) {
   return held;
 }
 
-inline void transpose_block(float* sums) {
-  for (int64_t tile = 0; tile < 4; ++tile) transpose_tile(reinterpret_cast<char*>(sums + tile * 256));
-  for (int64_t i = 256; i < 512; ++i) {
-    const float upper = sums[i];
-    sums[i] = sums[i + 256];
-    sums[i + 256] = upper;
-  }
-}
-
 void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int64_t held) {
   const int64_t n_streamed = min(kBlock, product.n_streamed - streamed), n_held = min(kBlock, product.n_held - held);
   if (!product.transposed) return store_block(product.out, sums, streamed, held, n_streamed, n_held);
