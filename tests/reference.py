@@ -370,6 +370,19 @@ def batch_norm_running(x, running_mean, running_var, momentum=0.1) -> tuple[Arra
     )
 
 
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> Array:
+    axes = tuple(range(-len(normalized_shape), 0))
+    y = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rms_norm(x, normalized_shape, weight=None, eps=None) -> Array:
+    axes = tuple(range(-len(normalized_shape), 0))
+    y = x / np.sqrt((x * x).mean(axes, keepdims=True) + eps)
+    return y if weight is None else y * weight
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 

@@ -401,6 +401,25 @@ void bind_norm(Binder& b) {
       },
       arg("input"), arg("weight"), arg("bias"), arg("running_mean"), arg("running_var"), arg("training"),
       arg("momentum"), arg("eps"));
+  b.function(
+      "layer_norm",
+      [](const Tensor& x, const Dims& shape, const MaybeTensor& weight, const MaybeTensor& bias, double eps) {
+        return layer_norm(x, shape, weight.tensor, bias.tensor, eps);
+      },
+      arg("input"), arg("normalized_shape"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "rms_norm",
+      [](const Tensor& x, const Dims& shape, const MaybeTensor& weight, std::optional<double> eps) {
+        return rms_norm(x, shape, weight.tensor, eps);
+      },
+      arg("input"), arg("normalized_shape"), arg("weight"), arg("eps"));
+  b.function(
+      "add_layer_norm",
+      [](const Tensor& x, const Tensor& residual, const Tensor& weight, const MaybeTensor& bias, double eps) {
+        return add_layer_norm(x, residual, weight, bias.tensor, eps);
+      },
+      arg("input"), arg("residual"), arg("weight"), arg("bias"), arg("eps"));
+  b.function("add_rms_norm", add_rms_norm, arg("input"), arg("residual"), arg("weight"), arg("eps"));
 }
 
 void bind_softmax_and_loss(Binder& b) {

@@ -10,8 +10,9 @@
 // lanes take partial ones.
 #include "core/memory.h"
 #include "core/parallel.h"
-#include "ops/pool/stream_cpu.h"
+#include "ops/pool/lanes_cpu.h"
 #include "ops/pool/window.h"
+#include "simd/stream.h"
 
 namespace fastnn {
 namespace {

@@ -22,7 +22,6 @@ from fastnn.nn.activation import (
     Softsign,
     Tanh,
 )
-from fastnn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from fastnn.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
 from fastnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d
 from fastnn.nn.dropout import Dropout, Dropout1d, Dropout2d
@@ -41,6 +40,7 @@ from fastnn.nn.loss import (
     SmoothL1Loss,
 )
 from fastnn.nn.module import Module, Parameter
+from fastnn.nn.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, LayerNorm, RMSNorm
 from fastnn.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,

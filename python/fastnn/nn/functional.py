@@ -489,6 +489,30 @@ def batch_norm(
     return _C.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axes, of ``normalized_shape``. Ba et al. 2016.
+
+    ``weight`` and ``bias`` have that shape. Statistics are kept in float32 for 16-bit inputs.
+    """
+    return _C.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axes, of ``normalized_shape``. Zhang and Sennrich 2019.
+
+    Without ``eps``, the machine epsilon of the input's dtype.
+    """
+    return _C.rms_norm(input, normalized_shape, weight, eps)
+
+
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x / max(||x||_p, eps) along ``dim``."""
     return input / input.norm(p, dim, True).clamp(min=eps)

@@ -3,7 +3,7 @@
 // nothing stored shortly before is loaded again. Ordinary stores at levels below AVX2.
 #pragma once
 
-#include "ops/pool/lanes_cpu.h"
+#include "simd/lanes.h"
 
 namespace fastnn {
 namespace {

@@ -1,11 +1,16 @@
-"""Batch normalization layers. Ioffe and Szegedy 2015."""
+"""Normalization layers: batch (Ioffe and Szegedy 2015), layer (Ba et al. 2016), RMS (Zhang and Sennrich 2019)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.nn import init
 from fastnn.nn.module import Module, Parameter
+
+
+def _shape(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
+    return (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
 
 
 class _BatchNorm(Module):
@@ -100,3 +105,74 @@ class BatchNorm3d(_BatchNorm):
     """(N, C, D, H, W) -> the same shape, every channel normalized over the rest."""
 
     dims = (5,)
+
+
+class LayerNorm(Module):
+    """(..., normalized_shape) -> the same shape, every row of ``normalized_shape`` to mean 0 and variance 1.
+
+    Weight and bias of that shape start at 1 and 0; ``elementwise_affine=False`` leaves both out, ``bias=False`` one.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.normalized_shape = _shape(normalized_shape)
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        shape = self.normalized_shape
+        self.weight = Parameter(_C.empty(shape, device=device, dtype=dtype)) if elementwise_affine else None
+        self.bias = Parameter(_C.empty(shape, device=device, dtype=dtype)) if elementwise_affine and bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            init.ones_(self.weight)
+        if self.bias is not None:
+            init.zeros_(self.bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _C.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+class RMSNorm(Module):
+    """(..., normalized_shape) -> the same shape, every row of ``normalized_shape`` to mean square 1.
+
+    The weight of that shape starts at 1. ``eps=None`` is the machine epsilon of the input's dtype.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__()
+        self.normalized_shape = _shape(normalized_shape)
+        self.eps = eps
+        self.elementwise_affine = elementwise_affine
+        self.weight = (
+            Parameter(_C.empty(self.normalized_shape, device=device, dtype=dtype)) if elementwise_affine else None
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            init.ones_(self.weight)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return _C.rms_norm(input, self.normalized_shape, self.weight, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
