@@ -68,10 +68,10 @@ void store_any(void* dst, DType dtype, int64_t stride, const T* row, int64_t n) 
 namespace FASTNN_LEVEL {
 
 #define FASTNN_ROWS(T)                                                              \
-  void load_row(T* row, const void* src, DType dtype, int64_t stride, int64_t n) noexcept {  \
+  void load_row(T* row, const void* src, DType dtype, int64_t stride, int64_t n) {  \
     load_any(row, src, dtype, stride, n);                                           \
   }                                                                                 \
-  void store_row(void* dst, DType dtype, int64_t stride, const T* row, int64_t n) noexcept { \
+  void store_row(void* dst, DType dtype, int64_t stride, const T* row, int64_t n) { \
     store_any(dst, dtype, stride, row, n);                                          \
   }
 FASTNN_ROWS(float)

@@ -184,8 +184,9 @@ void forward_parts(const AttentionArgs& args) {
     memory = {static_cast<char*>(thread_scratch(Scratch::Operation, size_t(memory.bytes))), 0};
     work.carve(args, memory);
     work.table.fill(max(kKeyPanels, ceil_div(args.head_dim, kStepK)));
-    const TileScope tiles;
+    _tile_loadconfig(&kTileConfig);
     for (int64_t task = begin; task < end; ++task) exact[task] = run_task(args, partition, task, work);
+    _tile_release();
   });
   bool all_exact = true;
   for (int64_t task = 0; task < partition.tasks; ++task) all_exact = all_exact && exact[task];

@@ -304,7 +304,7 @@ bool backward_parts(const AttentionBackwardArgs& args) {
     memory = {scratch, 0};
     work.carve(forward, memory);
     work.table.fill(Workspace<P>::steps(forward));
-    const TileScope tiles;
+    _tile_loadconfig(&kTileConfig);
     for (int64_t task = begin; task < end; ++task) {
       char* own = shared ? all_sums + task * sums_bytes : scratch + work_bytes;
       Carver carver{own, 0};
@@ -314,6 +314,7 @@ bool backward_parts(const AttentionBackwardArgs& args) {
       exact[task] = run_task<P, T>(args, partition, task, work, sums);
       if (!shared) store_key_sums<T>(args, partition.pair(task), own, 1, 0, 0, forward.kv_len);
     }
+    _tile_release();
   });
   for (int64_t task = 0; task < partition.tasks; ++task)
     if (!exact[task]) return false;
