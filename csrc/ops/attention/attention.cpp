@@ -46,8 +46,7 @@ Tensor as_heads(const Tensor& x) {
   if (x.ndim() == 4) return x;
   Dims shape = x.shape();
   while (shape.size() < 4) shape.insert(0, 1);
-  if (shape.size() > 4)
-    shape = {-1, shape[shape.size() - 3], shape[shape.size() - 2], shape[shape.size() - 1]};
+  if (shape.size() > 4) shape = {-1, shape[shape.size() - 3], shape[shape.size() - 2], shape[shape.size() - 1]};
   return x.numel() || shape[0] != -1 ? reshape(x, shape) : reshape(x, {0, shape[1], shape[2], shape[3]});
 }
 

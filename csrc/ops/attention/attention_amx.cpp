@@ -2,7 +2,7 @@
 //
 //   for each task (rows_cpu.h)                                          parallel
 //     K and V of its key and value head, cut into P bfloat16 parts and packed as tiles
-//     for each block of 64 query rows
+//     for each block of 128 query rows
 //       for each block of 128 keys                                      blocks beyond the diagonal are left out
 //         S = Q K^T by tiles;  P = e^(S - max), cut into parts as it is made;  O = O e^(m - m') + P V by tiles
 //
@@ -17,7 +17,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kRowPanels = 2, kKeyPanels = 4;  // of a block of scores
+constexpr int64_t kRowPanels = 4, kKeyPanels = 4;  // of a block of scores
 constexpr int64_t kRows = kRowPanels * kBlock, kKeys = kKeyPanels * kBlock;
 
 template <int P>
@@ -35,7 +35,7 @@ struct Workspace {
     scores = memory.take<float>(kRowPanels * kKeyPanels * kSumsPerBlock);
     out = memory.take<float>(kRowPanels * value_panels(args) * kSumsPerBlock);
     highest = memory.take<float>(kRows);
-    totals = memory.take<float>(kRows);
+    totals = memory.take<float>(16 * kRows);
     row = memory.take<float>(kKeys);
   }
   static int64_t value_panels(const AttentionArgs& args) { return ceil_div(args.value_dim, kBlock); }
@@ -43,39 +43,46 @@ struct Workspace {
 };
 
 // One row of a block: the scores become probabilities in parts. `valid` keys of the `vectors` * 16 take part. Gives
-// the factor for what was summed before.
-template <int P, bool kWhole>
+// the factor for what was summed before; `totals` are 16 sums side by side. kPlain: all keys take part, and nothing is
+// added to their scores or dropped.
+template <int P, bool kPlain>
 inline __attribute__((always_inline)) float softmax_row(float* row, int64_t vectors, int64_t valid, float scale,
                                                         const float* bias, const float* keep, char* tiles,
-                                                        float& highest, float& total) {
+                                                        float& highest, float* totals) {
   const __m512 lowest = _mm512_set1_ps(-INFINITY), factor = _mm512_set1_ps(scale);
   __m512 most = lowest;
   for (int64_t i = 0; i < vectors; ++i) {
     float* lanes = lanes_of(row, i);
     __m512 x = _mm512_mul_ps(_mm512_load_ps(lanes), factor);
-    if (bias) x = _mm512_fmadd_ps(_mm512_load_ps(bias + 16 * i), _mm512_set1_ps(kLog2e), x);
-    if (!kWhole) x = _mm512_mask_mov_ps(lowest, lane_mask(valid - 16 * i), x);
-    if (!kWhole || bias) _mm512_store_ps(lanes, x);
+    if (!kPlain) {
+      if (bias) x = _mm512_fmadd_ps(_mm512_load_ps(bias + 16 * i), _mm512_set1_ps(kLog2e), x);
+      x = _mm512_mask_mov_ps(lowest, lane_mask(valid - 16 * i), x);
+      _mm512_store_ps(lanes, x);
+    }
     most = _mm512_max_ps(most, x);
   }
   const float before = highest, block = _mm512_reduce_max_ps(most);
   highest = block > before ? block : before;
   const __m512 shift = _mm512_set1_ps(highest == -INFINITY ? 0.0f : highest);
-  __m512 sum = _mm512_setzero_ps();
+  __m512 sum = _mm512_load_ps(totals);
+  float ratio = 1.0f;
+  if (before != highest) {
+    const __m512 lanes = exp2_lanes<P>(_mm512_sub_ps(_mm512_set1_ps(before), shift));
+    ratio = _mm512_cvtss_f32(lanes);
+    sum = _mm512_mul_ps(sum, lanes);
+  }
   for (int64_t i = 0; i < vectors; i += 2) {
     __m512 p[2];
 #pragma GCC unroll 2
     for (int64_t half = 0; half < 2; ++half) {
       const __m512 x = _mm512_load_ps(lanes_of(row, i + half));
-      p[half] = exp2_lanes<P>(kWhole && !bias ? _mm512_fmsub_ps(x, factor, shift) : _mm512_sub_ps(x, shift));
+      p[half] = exp2_lanes<P>(kPlain ? _mm512_fmsub_ps(x, factor, shift) : _mm512_sub_ps(x, shift));
       sum = _mm512_add_ps(sum, p[half]);
-      if (keep) p[half] = _mm512_mul_ps(p[half], _mm512_load_ps(keep + 16 * (i + half)));
+      if (!kPlain && keep) p[half] = _mm512_mul_ps(p[half], _mm512_load_ps(keep + 16 * (i + half)));
     }
     store_along<P>(p[0], p[1], tiles + i / 2 * kStepBytes<P>);
   }
-  const float ratio =
-      before == highest ? 1.0f : _mm512_cvtss_f32(exp2_lanes<P>(_mm512_sub_ps(_mm512_set1_ps(before), shift)));
-  total = total * ratio + _mm512_reduce_add_ps(sum);
+  _mm512_store_ps(totals, sum);
   return ratio;
 }
 
@@ -87,18 +94,17 @@ void softmax_block(const AttentionArgs& args, const QueryBlock& block, int64_t k
   alignas(64) float keep[kKeys] = {};
   for (int64_t r = 0; r < block.rows; ++r) {
     const int64_t valid = args.causal ? min(n, block.row + r + 1 - key) : n;
-    float* row = work.score_row(r);
+    float *row = work.score_row(r), *totals = work.totals + 16 * r;
     char* tiles = work.probabilities.data + r / kBlock * kKeyPanels * kStepBytes<P> + r % kBlock * 64;
-    if (args.mask) bias_row(args, block, r, key, n, work.row);
+    if (args.mask) bias_lanes(args, block, r, key, n, work.row);
     if (args.drop_threshold) keep_row(args, block, r, key, n, keep);
     const float* bias = args.mask ? work.row : nullptr;
     const float* kept = args.drop_threshold ? keep : nullptr;
-    const bool whole = valid == 16 * vectors;
     const float factor =
-        whole && !bias && !kept
-            ? softmax_row<P, true>(row, vectors, valid, scale, nullptr, nullptr, tiles, work.highest[r], work.totals[r])
-            : softmax_row<P, false>(row, vectors, valid, scale, bias, kept, tiles, work.highest[r], work.totals[r]);
-    if (factor == 1.0f) continue;
+        valid == 16 * vectors && !bias && !kept
+            ? softmax_row<P, true>(row, vectors, valid, scale, nullptr, nullptr, tiles, work.highest[r], totals)
+            : softmax_row<P, false>(row, vectors, valid, scale, bias, kept, tiles, work.highest[r], totals);
+    if (factor == 1.0f || key == 0) continue;
     const __m512 lanes = _mm512_set1_ps(factor);
     float* out = block_row(work.out + r / kBlock * value_panels * kSumsPerBlock, r % kBlock);
     for (int64_t v = 0; v < 2 * value_panels; ++v)
@@ -111,7 +117,7 @@ void store_rows(const AttentionArgs& args, const QueryBlock& block, const Worksp
   const int64_t value_panels = Workspace<P>::value_panels(args), at = block.at(args.out_strides);
   float* lse = static_cast<float*>(args.lse) + (block.batch * args.heads + block.head) * args.q_len + block.row;
   for (int64_t r = 0; r < block.rows; ++r) {
-    const float total = work.totals[r];
+    const float total = _mm512_reduce_add_ps(_mm512_load_ps(work.totals + 16 * r));
     const __m512 factor = _mm512_set1_ps(total == 0.0f ? 0.0f : 1.0f / total);
     float* row = block_row(work.out + r / kBlock * value_panels * kSumsPerBlock, r % kBlock);
     char* out = element<char>(args.out, args.dtype, at + r * args.out_strides.row);
@@ -125,26 +131,28 @@ void store_rows(const AttentionArgs& args, const QueryBlock& block, const Worksp
 template <int P>
 bool attend_block(const AttentionArgs& args, const QueryBlock& block, const PartRange& keys, Workspace<P>& work) {
   const int64_t value_panels = Workspace<P>::value_panels(args), row_panels = ceil_div(block.rows, kBlock);
-  const PartRange range = work.queries.pack(
-      head_source(args.q, args.dtype, block.at(args.q_strides), args.q_strides.row), block.rows, args.head_dim,
-      TileForm::Rows);
+  const PartRange range =
+      work.queries.pack(head_source(args.q, args.dtype, block.at(args.q_strides), args.q_strides.row), block.rows,
+                        args.head_dim, TileForm::Rows);
   if (P > 1 && !parts_are_exact(range, keys)) return false;
-  for (int64_t r = 0; r < block.rows; ++r) work.highest[r] = -INFINITY, work.totals[r] = 0;
-  memset(work.out, 0, size_t(row_panels * value_panels * kSumsPerBlock) * sizeof(float));
+  for (int64_t r = 0; r < block.rows; ++r) {
+    work.highest[r] = -INFINITY;
+    _mm512_store_ps(work.totals + 16 * r, _mm512_setzero_ps());
+  }
   const int64_t reached = reached_keys(args, block), dim_steps = work.queries.steps;
   for (int64_t key = 0; key < reached; key += kKeys) {
     const int64_t n = min(kKeys, reached - key), key_panels = ceil_div(n, kBlock), first = key / kBlock;
     for (int64_t j = 0; j < key_panels; ++j)
       for (int64_t i = 0; i < row_panels; ++i)
         tile_block<P>(work.table.stream(work.queries.at(i, 0)), work.table.stream(work.keys.at(first + j, 0)), 0,
-                      dim_steps, block.rows - i * kBlock > 16, true,
-                      work.scores + (i * kKeyPanels + j) * kSumsPerBlock, true);
+                      dim_steps, block.rows - i * kBlock > 16, true, work.scores + (i * kKeyPanels + j) * kSumsPerBlock,
+                      true);
     softmax_block(args, block, key, n, work);
     for (int64_t j = 0; j < value_panels; ++j)
       for (int64_t i = 0; i < row_panels; ++i)
         tile_block<P>(work.table.stream(work.probabilities.at(i, 0)), work.table.stream(work.values.at(j, first)), 0,
                       key_panels, block.rows - i * kBlock > 16, args.value_dim - j * kBlock > 16,
-                      work.out + (i * value_panels + j) * kSumsPerBlock, false);
+                      work.out + (i * value_panels + j) * kSumsPerBlock, key == 0);
   }
   if (args.dtype == DType::Float32) {
     store_rows<P, float>(args, block, work);
@@ -161,9 +169,8 @@ template <int P>
 bool run_task(const AttentionArgs& args, const Partition& partition, int64_t task, Workspace<P>& work) {
   const int64_t batch = partition.pair(task) / args.kv_heads, head = partition.pair(task) % args.kv_heads;
   const HeadStrides &ks = args.k_strides, &vs = args.v_strides;
-  const PartRange keys =
-      work.keys.pack(head_source(args.k, args.dtype, batch * ks.batch + head * ks.head, ks.row), args.kv_len,
-                     args.head_dim, TileForm::Pairs);
+  const PartRange keys = work.keys.pack(head_source(args.k, args.dtype, batch * ks.batch + head * ks.head, ks.row),
+                                        args.kv_len, args.head_dim, TileForm::Pairs);
   const PartRange values =
       work.values.pack(transposed(head_source(args.v, args.dtype, batch * vs.batch + head * vs.head, vs.row)),
                        args.value_dim, args.kv_len, TileForm::Pairs);

@@ -3,8 +3,8 @@
 //   for each task (rows_cpu.h)                                          parallel
 //     for each block of 128 query rows
 //       for each block of 128 keys
-//         for each panel of 32 keys:  S^T = K Q^T,  dP^T = V dO^T,  from them P^T and dS^T;  dV += P^T dO,  dK += dS^T Q
-//         dQ^T += K^T dS^T
+//         for each panel of 32 keys:  S^T = K Q^T,  dP^T = V dO^T,  from them P^T and dS^T;  dV += P^T dO,  dK += dS^T
+//         Q dQ^T += K^T dS^T
 //
 // Scores stand transposed, keys by queries: so P^T and dS^T are the left operands that dV and dK need as they are
 // made, and dS^T, two rows at a time, is the right operand of dQ^T. lse and delta are vectors then. All other operands
@@ -26,9 +26,9 @@ inline int64_t panels_of(int64_t n) { return ceil_div(n, kBlock); }
 template <int P>
 struct Workspace {
   StepTable<P> table;
-  TilePanels<P> keys, values, keys_t;                     // left: of the whole key and value head
-  TilePanels<P> queries, douts, queries_t, douts_t;       // right: of a block of rows
-  TilePanels<P> probabilities, dscores, dscores_right;    // of a block of scores
+  TilePanels<P> keys, values, keys_t;                   // left: of the whole key and value head
+  TilePanels<P> queries, douts, queries_t, douts_t;     // right: of a block of rows
+  TilePanels<P> probabilities, dscores, dscores_right;  // of a block of scores
   float *scores, *dprobabilities, *dq, *lse, *delta, *bias, *keep;
 
   static int64_t steps(const AttentionArgs& args) {
@@ -178,11 +178,9 @@ void key_panel(const AttentionArgs& args, const QueryBlock& block, int64_t key, 
   }
   const int64_t n = min(kBlock, args.kv_len - key);
   if (work.bias)
-    fill_transposed(block.rows, work.bias,
-                    [&](int64_t r, float* row) { bias_row(args, block, r, key, n, row); });
+    fill_transposed(block.rows, work.bias, [&](int64_t r, float* row) { bias_lanes(args, block, r, key, n, row); });
   if (work.keep)
-    fill_transposed(block.rows, work.keep,
-                    [&](int64_t r, float* row) { keep_row(args, block, r, key, n, row); });
+    fill_transposed(block.rows, work.keep, [&](int64_t r, float* row) { keep_row(args, block, r, key, n, row); });
   for (int64_t i = 0; i < row_panels; ++i) {
     const bool whole = n == kBlock && (!args.causal || key + kBlock <= block.row + i * kBlock + 1);
     if (whole && !work.bias && !work.keep) {
@@ -208,7 +206,8 @@ void store_dq(const AttentionBackwardArgs& args, const QueryBlock& block, float*
     for (int64_t i = 0; i < panels_of(block.rows); ++i) {
       float* sums = dq + (c * kRowPanels + i) * kSumsPerBlock;
       transpose_block(sums);
-      const __mmask16 low = lane_mask(forward.head_dim - c * kBlock), high = lane_mask(forward.head_dim - c * kBlock - 16);
+      const __mmask16 low = lane_mask(forward.head_dim - c * kBlock),
+                      high = lane_mask(forward.head_dim - c * kBlock - 16);
       for (int64_t r = i * kBlock; r < min(block.rows, (i + 1) * kBlock); ++r) {
         const float* lanes = block_row(sums, r % kBlock);
         char* row = target + (r * args.dq_strides.row + c * kBlock) * int64_t(sizeof(T));
@@ -230,9 +229,9 @@ bool backward_block(const AttentionBackwardArgs& args, const QueryBlock& block, 
     for (int64_t j = 0; j < key_panels; ++j) key_panel(forward, block, key + j * kBlock, j, work, sums);
     for (int64_t c = 0; c < dim_panels; ++c)
       for (int64_t i = 0; i < row_panels; ++i)
-        tile_block<P>(work.table.stream(work.keys_t.at(c, key / kBlock)), work.table.stream(work.dscores_right.at(i, 0)),
-                      0, key_panels, forward.head_dim - c * kBlock > 16, true,
-                      work.dq + (c * kRowPanels + i) * kSumsPerBlock, key == 0);
+        tile_block<P>(work.table.stream(work.keys_t.at(c, key / kBlock)),
+                      work.table.stream(work.dscores_right.at(i, 0)), 0, key_panels, forward.head_dim - c * kBlock > 16,
+                      true, work.dq + (c * kRowPanels + i) * kSumsPerBlock, key == 0);
   }
   store_dq<T>(args, block, work.dq);
   return true;
@@ -251,12 +250,12 @@ void store_key_sums(const AttentionBackwardArgs& args, int64_t pair, char* memor
     const __m512 scale = _mm512_set1_ps(factor);
     for (int64_t key = begin; key < end; ++key) {
       float* row = block_row(blocks + key / kBlock * panels_of(dim) * kSumsPerBlock, key % kBlock);
-      char* to = element<char>(target, forward.dtype,
-                               batch * strides.batch + head * strides.head + key * strides.row);
+      char* to = element<char>(target, forward.dtype, batch * strides.batch + head * strides.head + key * strides.row);
       for (int64_t v = 0; 16 * v < dim; ++v, to += 16 * sizeof(T)) {
         const char* lanes = reinterpret_cast<const char*>(lanes_of(row, v));
         __m512 sum = _mm512_load_ps(lanes);
-        for (int64_t split = 1; split < splits; ++split) sum = _mm512_add_ps(sum, _mm512_load_ps(lanes + split * stride));
+        for (int64_t split = 1; split < splits; ++split)
+          sum = _mm512_add_ps(sum, _mm512_load_ps(lanes + split * stride));
         store_lanes<T>(to, lane_mask(dim - 16 * v), _mm512_mul_ps(sum, scale));
       }
     }
@@ -291,8 +290,8 @@ bool backward_parts(const AttentionBackwardArgs& args) {
   const Partition partition(forward, kRows);
   const int64_t sums_bytes = key_sums_bytes(forward);
   const bool shared = partition.splits > 1;
-  char* all_sums = static_cast<char*>(thread_scratch(
-      Scratch::OperationShared, size_t((shared ? partition.tasks * sums_bytes : 0) + partition.tasks)));
+  char* all_sums = static_cast<char*>(
+      thread_scratch(Scratch::OperationShared, size_t((shared ? partition.tasks * sums_bytes : 0) + partition.tasks)));
   bool* exact = reinterpret_cast<bool*>(all_sums + (shared ? partition.tasks * sums_bytes : 0));
   parallel_for(partition.tasks, partition.grain, [&](int64_t begin, int64_t end) {
     Carver memory;

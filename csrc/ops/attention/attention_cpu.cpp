@@ -8,7 +8,8 @@
 //       out = O / l,  lse = m + log l
 //
 // arithmetic: 2 q_len kv_len (head_dim + value_dim) and an exponential for each score; S, P and O stay in the
-// first-level cache, the panels in the second. 16-bit floats are widened on the way.
+// first-level cache, the panels in the second. 16-bit floats are widened on the way. Few rows: decode_cpu.h.
+#include "ops/attention/decode_cpu.h"
 #include "ops/attention/panels_cpu.h"
 
 namespace fastnn {
@@ -59,8 +60,7 @@ void softmax_block(const AttentionArgs& args, const QueryBlock& block, int64_t k
   for (int64_t r = 0; r < block.rows; ++r) {
     T* s = work.scores + r * kKeys;
     if (biased) bias_row(args, block, r, key, n, work.row);
-    const T factor =
-        softmax_row(s, n, T(args.scale), biased ? work.row : nullptr, work.highest[r], work.totals[r]);
+    const T factor = softmax_row(s, n, T(args.scale), biased ? work.row : nullptr, work.highest[r], work.totals[r]);
     if (factor != T(1))
       for (int64_t c = 0; c < width; ++c) work.out[r * width + c] *= factor;
     if (args.drop_threshold == 0) continue;
@@ -125,6 +125,7 @@ void forward_typed(const AttentionArgs& args) {
 }
 
 void forward(const AttentionArgs& args) {
+  if (suits_decode(args)) return decode_any(args);
   args.dtype == DType::Float64 ? forward_typed<double>(args) : forward_typed<float>(args);
 }
 

@@ -58,8 +58,8 @@ int64_t key_sums_bytes(const AttentionArgs& args) {
 
 // P (kept ones, scaled, where there is dropout) and dS from the scores and dP of one row.
 template <class T>
-void softmax_gradient_row(const AttentionArgs& args, const QueryBlock& block, int64_t r, int64_t key, int64_t n,
-                          T lse, bool biased, const Workspace<T>& work) {
+void softmax_gradient_row(const AttentionArgs& args, const QueryBlock& block, int64_t r, int64_t key, int64_t n, T lse,
+                          bool biased, const Workspace<T>& work) {
   T *p = work.probabilities + r * kKeys, *ds = work.dscores + r * kKeys, *row = work.row;
   const T scale = T(args.scale), delta = work.delta[r];
   if (biased) {
@@ -160,7 +160,7 @@ void store_key_sums(const AttentionBackwardArgs& args, int64_t pair, char* memor
                     int64_t begin, int64_t end) {
   const AttentionArgs& forward = args.forward;
   const int64_t batch = pair / forward.kv_heads, head = pair % forward.kv_heads;
-  const auto store = [&](T* KeySums<T>::*part, void* target, const HeadStrides& strides, int64_t dim, T scale) {
+  const auto store = [&](T* KeySums<T>::* part, void* target, const HeadStrides& strides, int64_t dim, T scale) {
     const int64_t width = padded<T>(dim);
     const auto at = [&](int64_t split, int64_t row) {
       Carver carver{memory + split * stride, 0};
@@ -190,7 +190,8 @@ void backward_typed(const AttentionBackwardArgs& args) {
   const int64_t sums_bytes = key_sums_bytes<T>(forward);
   const bool shared = partition.splits > 1;
   char* all_sums =
-      shared ? static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(partition.tasks * sums_bytes))) : nullptr;
+      shared ? static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(partition.tasks * sums_bytes)))
+             : nullptr;
   parallel_for(partition.tasks, partition.grain, [&](int64_t begin, int64_t end) {
     Carver memory;
     Workspace<T> work{};

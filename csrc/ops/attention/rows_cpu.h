@@ -20,9 +20,9 @@ inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
-constexpr int64_t kTasks = 16;                      // wanted, at least
-constexpr int64_t kTaskWork = int64_t(1) << 21;     // multiply-adds that pay for a task
-constexpr int64_t kSplitWork = int64_t(1) << 23;    // that pay for packing keys and values once more
+constexpr int64_t kTasks = 16;                    // wanted, at least
+constexpr int64_t kTaskWork = int64_t(1) << 21;   // multiply-adds that pay for a task
+constexpr int64_t kSplitWork = int64_t(1) << 23;  // that pay for packing keys and values once more
 
 template <class T>
 inline T* element(const void* data, DType dtype, int64_t index) {
@@ -33,7 +33,9 @@ inline T* element(const void* data, DType dtype, int64_t index) {
 struct QueryBlock {
   int64_t batch, head, kv_head, row, rows;
 
-  int64_t at(const HeadStrides& strides) const { return batch * strides.batch + head * strides.head + row * strides.row; }
+  int64_t at(const HeadStrides& strides) const {
+    return batch * strides.batch + head * strides.head + row * strides.row;
+  }
 };
 
 struct Partition {

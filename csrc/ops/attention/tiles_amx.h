@@ -15,29 +15,27 @@ constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 template <int P>
 constexpr int64_t kStepBytes = P * kBlockBytes;
 
-// 2^x: the nearest integer apart, a polynomial of the rest. As exact as what becomes of it: bfloat16 for P = 1.
+// 2^x: the integer below x apart, a polynomial of the rest. As exact as what becomes of it: bfloat16 for P = 1.
 template <int P>
 inline __attribute__((always_inline)) __m512 exp2_lanes(__m512 x) {
-  x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x);  // NaN stays
-  const __m512 n = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  const __m512 f = _mm512_sub_ps(x, n);
+  const __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);  // x - floor(x); 0 for -inf
   const auto step = [&](__m512 p, float coefficient) { return _mm512_fmadd_ps(p, f, _mm512_set1_ps(coefficient)); };
   __m512 p;
   if constexpr (P == 1) {
-    p = _mm512_set1_ps(0.055838283f);
-    p = step(p, 0.24263948f);
-    p = step(p, 0.69313675f);
-    p = step(p, 0.99992454f);
+    p = _mm512_set1_ps(0.07896726f);
+    p = step(p, 0.22469315f);
+    p = step(p, 0.69632477f);
+    p = step(p, 0.99990028f);
   } else {
-    p = _mm512_set1_ps(0.000154614449f);
-    p = step(p, 0.0013400428f);
-    p = step(p, 0.00961805694f);
-    p = step(p, 0.0555032715f);
-    p = step(p, 0.240226507f);
-    p = step(p, 0.693147182f);
+    p = _mm512_set1_ps(0.00021865785f);
+    p = step(p, 0.0012391332f);
+    p = step(p, 0.0096841864f);
+    p = step(p, 0.055480629f);
+    p = step(p, 0.24023046f);
+    p = step(p, 0.69314694f);
     p = step(p, 1.0f);
   }
-  return _mm512_scalef_ps(p, n);
+  return _mm512_scalef_ps(p, x);  // times 2^floor(x)
 }
 
 // 32 adjacent elements of one row, as the parts of one row of a tile of A.
@@ -82,6 +80,20 @@ struct TilePanels {
     return pack_panels<P>(source, 0, outer, 0, depth, {data, steps * kStepBytes<P>, form});
   }
 };
+
+// bias_row, for a boolean mask in vectors; up to 15 more numbers are written.
+inline void bias_lanes(const AttentionArgs& args, const QueryBlock& block, int64_t r, int64_t key, int64_t n,
+                       float* bias) {
+  const int64_t* strides = args.mask_strides;
+  if (!args.mask || args.mask_dtype != DType::Bool || strides[3] != 1) return bias_row(args, block, r, key, n, bias);
+  const bool* mask = static_cast<const bool*>(args.mask) + block.batch * strides[0] + block.head * strides[1] +
+                     (block.row + r) * strides[2] + key;
+  for (int64_t j = 0; j < n; j += 16) {
+    const __m128i bytes = _mm_maskz_loadu_epi8(lane_mask(n - j), mask + j);
+    _mm512_store_ps(
+        bias + j, _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), _mm_test_epi8_mask(bytes, bytes), _mm512_setzero_ps()));
+  }
+}
 
 // Lanes of a row that runs through blocks: 16 * i and up. `row` comes from block_row of the first block.
 inline float* lanes_of(float* row, int64_t i) { return row + i / 2 * kSumsPerBlock + i % 2 * 256; }

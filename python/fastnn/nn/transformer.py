@@ -34,6 +34,8 @@ class _Layer(Module):
     A sublayer f gives norm(x + f(x)), or x + f(norm(x)) with ``norm_first``.
     """
 
+    _cross: bool  # whether it attends to a memory too
+
     def __init__(
         self,
         d_model: int,
@@ -47,8 +49,6 @@ class _Layer(Module):
         bias: bool = True,
         device: Any = None,
         dtype: Any = None,
-        *,
-        cross: bool,
     ) -> None:
         super().__init__()
 
@@ -61,7 +61,7 @@ class _Layer(Module):
             return LayerNorm(d_model, layer_norm_eps, bias=bias, device=device, dtype=dtype)
 
         self.self_attn = attention()
-        if cross:
+        if self._cross:
             self.multihead_attn = attention()
         self.linear1 = Linear(d_model, dim_feedforward, bias, device, dtype)
         self.dropout = Dropout(dropout)
@@ -69,11 +69,11 @@ class _Layer(Module):
         self.norm_first = norm_first
         self.norm1 = norm()
         self.norm2 = norm()
-        if cross:
+        if self._cross:
             self.norm3 = norm()
         self.dropout1 = Dropout(dropout)
         self.dropout2 = Dropout(dropout)
-        if cross:
+        if self._cross:
             self.dropout3 = Dropout(dropout)
         self.activation = _activation(activation)
 
@@ -82,8 +82,8 @@ class _Layer(Module):
         return y
 
     def _self_attention(self, x: Tensor, mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> Tensor:
-        y: Tensor = self.self_attn(x, x, x, padding, False, mask, is_causal=is_causal)[0]
-        return self.dropout1(y)
+        y: Tensor = self.dropout1(self.self_attn(x, x, x, padding, False, mask, is_causal=is_causal)[0])
+        return y
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.linear2(self.dropout(self.activation(self.linear1(x))))
@@ -97,34 +97,7 @@ class TransformerEncoderLayer(_Layer):
     ``MultiheadAttention``: True takes a key out. ``activation`` is "relu", "gelu" or a function.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = "relu",
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            d_model,
-            nhead,
-            dim_feedforward,
-            dropout,
-            activation,
-            layer_norm_eps,
-            batch_first,
-            norm_first,
-            bias,
-            device,
-            dtype,
-            cross=False,
-        )
+    _cross = False
 
     def forward(
         self,
@@ -145,34 +118,7 @@ class TransformerDecoderLayer(_Layer):
     tgt (T, N, d_model), memory (S, N, d_model) -> (T, N, d_model); batch first or absent as in the encoder layer.
     """
 
-    def __init__(
-        self,
-        d_model: int,
-        nhead: int,
-        dim_feedforward: int = 2048,
-        dropout: float = 0.1,
-        activation: Activation = "relu",
-        layer_norm_eps: float = 1e-5,
-        batch_first: bool = False,
-        norm_first: bool = False,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(
-            d_model,
-            nhead,
-            dim_feedforward,
-            dropout,
-            activation,
-            layer_norm_eps,
-            batch_first,
-            norm_first,
-            bias,
-            device,
-            dtype,
-            cross=True,
-        )
+    _cross = True
 
     def forward(
         self,
@@ -186,10 +132,11 @@ class TransformerDecoderLayer(_Layer):
         memory_is_causal: bool = False,
     ) -> Tensor:
         def cross_attention(x: Tensor) -> Tensor:
-            y: Tensor = self.multihead_attn(
+            y = self.multihead_attn(
                 x, memory, memory, memory_key_padding_mask, False, memory_mask, is_causal=memory_is_causal
             )[0]
-            return self.dropout2(y)
+            dropped: Tensor = self.dropout2(y)
+            return dropped
 
         x = self._sublayer(
             tgt, self.norm1, lambda x: self._self_attention(x, tgt_mask, tgt_key_padding_mask, tgt_is_causal)
@@ -356,4 +303,5 @@ class SinusoidalPositionalEncoding(Module):
                 f"shape {tuple(input.shape)} at offset {offset}"
             )
         rows = self.pe.narrow(0, offset, length).to(input.dtype)
-        return self.dropout(input + (rows if self.batch_first else rows.unsqueeze(1)))
+        y: Tensor = self.dropout(input + (rows if self.batch_first else rows.unsqueeze(1)))
+        return y
