@@ -42,7 +42,7 @@ def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str
     """The largest error against the reference as a share of what rounding may do: wrong above 1.
 
     A sum of n terms in random order is off by about sqrt(n) roundings of the largest result, and is rounded
-    once more to its storage type; as is the largest one, where intermediate results are rounded to that.
+    once more to its storage type, as are intermediate results of the size of the largest.
     """
     from cases.case import COMPUTE_ROUNDOFF, STORAGE_ROUNDOFF
 
@@ -53,7 +53,7 @@ def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str
             raise ValueError(f"a result has shape {y.shape}, expected {expected.shape}")
         largest = np.abs(expected).max(initial=0)
         allowed = ULPS * np.sqrt(max(n, 1)) * COMPUTE_ROUNDOFF[dtype] * largest
-        allowed += STORAGE_ROUNDOFF[dtype] * (largest if prepared.rounds_within else np.abs(expected))
+        allowed += STORAGE_ROUNDOFF[dtype] * (np.abs(expected) + prepared.rounds_within * largest)
         worst = max(worst, float(np.max(np.abs(y - expected) / (allowed + 1e-300))))
     return worst
 

@@ -76,4 +76,4 @@ class Prepared:
 
     call: Callable[[], Any]
     terms: list[float]
-    rounds_within: bool = False  # Case.rounds_within
+    rounds_within: int = 0  # Case.rounds_within

@@ -33,88 +33,98 @@ struct Workspace {
     queries.data = memory.take<char>(TilePanels<P>::bytes(kRows, args.head_dim));
     probabilities = {memory.take<char>(TilePanels<P>::bytes(kRows, kKeys)), kKeyPanels};
     scores = memory.take<float>(kRowPanels * kKeyPanels * kSumsPerBlock);
-    out = memory.take<float>(kRowPanels * value_panels(args) * kSumsPerBlock);
+    out = memory.take<float>(kRowPanels * panels_of(args.value_dim) * kSumsPerBlock);
     highest = memory.take<float>(kRows);
     totals = memory.take<float>(16 * kRows);
     row = memory.take<float>(kKeys);
+    if (row) memset(row, 0, size_t(kKeys) * sizeof(float));  // what no key writes is multiplied by 0
   }
-  static int64_t value_panels(const AttentionArgs& args) { return ceil_div(args.value_dim, kBlock); }
   float* score_row(int64_t r) const { return block_row(scores + r / kBlock * kKeyPanels * kSumsPerBlock, r % kBlock); }
 };
 
-// One row of a block: the scores become probabilities in parts. `valid` keys of the `vectors` * 16 take part. Gives
-// the factor for what was summed before; `totals` are 16 sums side by side. kPlain: all keys take part, and nothing is
-// added to their scores or dropped.
-template <int P, bool kPlain>
-inline __attribute__((always_inline)) float softmax_row(float* row, int64_t vectors, int64_t valid, float scale,
-                                                        const float* bias, const float* keep, char* tiles,
-                                                        float& highest, float* totals) {
-  const __m512 lowest = _mm512_set1_ps(-INFINITY), factor = _mm512_set1_ps(scale);
-  __m512 most = lowest;
-  for (int64_t i = 0; i < vectors; ++i) {
-    float* lanes = lanes_of(row, i);
-    __m512 x = _mm512_mul_ps(_mm512_load_ps(lanes), factor);
-    if (!kPlain) {
-      if (bias) x = _mm512_fmadd_ps(_mm512_load_ps(bias + 16 * i), _mm512_set1_ps(kLog2e), x);
-      x = _mm512_mask_mov_ps(lowest, lane_mask(valid - 16 * i), x);
-      _mm512_store_ps(lanes, x);
-    }
-    most = _mm512_max_ps(most, x);
+// The maxima of rows, as numbers that are subtracted, and what sums over earlier keys are multiplied by.
+struct Shifts {
+  alignas(64) float shifts[kBlock], ratios[kBlock];
+  bool changed;
+};
+
+// New maxima of 32 rows. No row waits for another, and none branches: maxima change too irregularly to be predicted.
+inline Shifts update_maxima(const float* maxima, float* highest) {
+  Shifts result;
+  __mmask16 changed = 0;
+  for (int64_t r = 0; r < kBlock; r += 16) {
+    const __m512 lowest = _mm512_set1_ps(-INFINITY), before = _mm512_load_ps(highest + r);
+    const __m512 after = _mm512_max_ps(before, _mm512_load_ps(maxima + r));  // NaN stays
+    const __m512 shift = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(after, lowest, _CMP_NEQ_UQ), after);
+    _mm512_store_ps(highest + r, after);
+    _mm512_store_ps(result.shifts + r, shift);
+    _mm512_store_ps(result.ratios + r, exp2_lanes<3>(_mm512_sub_ps(before, shift)));
+    changed |= _mm512_cmp_ps_mask(before, after, _CMP_NEQ_UQ);
   }
-  const float before = highest, block = _mm512_reduce_max_ps(most);
-  highest = block > before ? block : before;
-  const __m512 shift = _mm512_set1_ps(highest == -INFINITY ? 0.0f : highest);
-  __m512 sum = _mm512_load_ps(totals);
-  float ratio = 1.0f;
-  if (before != highest) {
-    const __m512 lanes = exp2_lanes<P>(_mm512_sub_ps(_mm512_set1_ps(before), shift));
-    ratio = _mm512_cvtss_f32(lanes);
-    sum = _mm512_mul_ps(sum, lanes);
-  }
-  for (int64_t i = 0; i < vectors; i += 2) {
-    __m512 p[2];
-#pragma GCC unroll 2
-    for (int64_t half = 0; half < 2; ++half) {
-      const __m512 x = _mm512_load_ps(lanes_of(row, i + half));
-      p[half] = exp2_lanes<P>(kPlain ? _mm512_fmsub_ps(x, factor, shift) : _mm512_sub_ps(x, shift));
-      sum = _mm512_add_ps(sum, p[half]);
-      if (!kPlain && keep) p[half] = _mm512_mul_ps(p[half], _mm512_load_ps(keep + 16 * (i + half)));
-    }
-    store_along<P>(p[0], p[1], tiles + i / 2 * kStepBytes<P>);
-  }
-  _mm512_store_ps(totals, sum);
-  return ratio;
+  result.changed = changed != 0;
+  return result;
 }
 
-template <int P>
-void softmax_block(const AttentionArgs& args, const QueryBlock& block, int64_t key, int64_t n,
+// The scores of 32 rows become probabilities in parts. kPlain: all keys take part, nothing is added to their scores or
+// dropped, and the scale is positive.
+template <int P, bool kPlain>
+void softmax_panel(const AttentionArgs& args, const QueryBlock& block, int64_t panel, int64_t key, int64_t n,
                    const Workspace<P>& work) {
-  const int64_t vectors = 2 * ceil_div(n, kBlock), value_panels = Workspace<P>::value_panels(args);
-  const float scale = float(args.scale) * kLog2e;
-  alignas(64) float keep[kKeys] = {};
-  for (int64_t r = 0; r < block.rows; ++r) {
-    const int64_t valid = args.causal ? min(n, block.row + r + 1 - key) : n;
-    float *row = work.score_row(r), *totals = work.totals + 16 * r;
-    char* tiles = work.probabilities.data + r / kBlock * kKeyPanels * kStepBytes<P> + r % kBlock * 64;
-    if (args.mask) bias_lanes(args, block, r, key, n, work.row);
-    if (args.drop_threshold) keep_row(args, block, r, key, n, keep);
-    const float* bias = args.mask ? work.row : nullptr;
-    const float* kept = args.drop_threshold ? keep : nullptr;
-    const float factor =
-        valid == 16 * vectors && !bias && !kept
-            ? softmax_row<P, true>(row, vectors, valid, scale, nullptr, nullptr, tiles, work.highest[r], totals)
-            : softmax_row<P, false>(row, vectors, valid, scale, bias, kept, tiles, work.highest[r], totals);
-    if (factor == 1.0f || key == 0) continue;
-    const __m512 lanes = _mm512_set1_ps(factor);
-    float* out = block_row(work.out + r / kBlock * value_panels * kSumsPerBlock, r % kBlock);
+  const int64_t vectors = 2 * panels_of(n), value_panels = panels_of(args.value_dim);
+  const int64_t first = panel * kBlock, rows = min(kBlock, block.rows - first);
+  const __m512 lowest = _mm512_set1_ps(-INFINITY), scale = _mm512_set1_ps(float(args.scale) * kLog2e);
+  alignas(64) float maxima[kBlock];
+  for (int64_t r = rows; r < kBlock; ++r) maxima[r] = -INFINITY;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* row = work.score_row(first + r);
+    __m512 most = lowest;
+    if (!kPlain && args.mask) bias_lanes(args, block, first + r, key, n, work.row);
+    const int64_t valid = args.causal ? min(n, block.row + first + r + 1 - key) : n;
+    for (int64_t i = 0; i < vectors; ++i) {
+      __m512 x = _mm512_load_ps(lanes_of(row, i));
+      if (!kPlain) {
+        x = _mm512_mul_ps(x, scale);
+        if (args.mask) x = _mm512_fmadd_ps(_mm512_load_ps(work.row + 16 * i), _mm512_set1_ps(kLog2e), x);
+        x = _mm512_mask_mov_ps(lowest, lane_mask(valid - 16 * i), x);
+        _mm512_store_ps(lanes_of(row, i), x);
+      }
+      most = _mm512_max_ps(most, x);
+    }
+    maxima[r] = _mm512_reduce_max_ps(kPlain ? _mm512_mul_ps(most, scale) : most);
+  }
+  const Shifts shifts = update_maxima(maxima, work.highest + first);
+  for (int64_t r = 0; r < rows; ++r) {
+    float *row = work.score_row(first + r), *totals = work.totals + 16 * (first + r);
+    char* tiles = work.probabilities.data + panel * kKeyPanels * kStepBytes<P> + r * 64;
+    if (!kPlain && args.drop_threshold) keep_row(args, block, first + r, key, n, work.row);
+    const __m512 shift = _mm512_set1_ps(shifts.shifts[r]);
+    __m512 sum = _mm512_mul_ps(_mm512_load_ps(totals), _mm512_set1_ps(shifts.ratios[r]));
+    for (int64_t i = 0; i < vectors; i += 2) {
+      __m512 p[2];
+#pragma GCC unroll 2
+      for (int64_t half = 0; half < 2; ++half) {
+        const __m512 x = _mm512_load_ps(lanes_of(row, i + half));
+        p[half] = exp2_lanes<P>(kPlain ? _mm512_fmsub_ps(x, scale, shift) : _mm512_sub_ps(x, shift));
+        sum = _mm512_add_ps(sum, p[half]);
+        if (!kPlain && args.drop_threshold)
+          p[half] = _mm512_mul_ps(p[half], _mm512_load_ps(work.row + 16 * (i + half)));
+      }
+      store_along<P>(p[0], p[1], tiles + i / 2 * kStepBytes<P>);
+    }
+    _mm512_store_ps(totals, sum);
+  }
+  if (key == 0 || !shifts.changed) return;
+  for (int64_t r = 0; r < rows; ++r) {
+    float* out = block_row(work.out + panel * value_panels * kSumsPerBlock, r);
+    const __m512 ratio = _mm512_set1_ps(shifts.ratios[r]);
     for (int64_t v = 0; v < 2 * value_panels; ++v)
-      _mm512_store_ps(lanes_of(out, v), _mm512_mul_ps(_mm512_load_ps(lanes_of(out, v)), lanes));
+      _mm512_store_ps(lanes_of(out, v), _mm512_mul_ps(_mm512_load_ps(lanes_of(out, v)), ratio));
   }
 }
 
 template <int P, class T>
 void store_rows(const AttentionArgs& args, const QueryBlock& block, const Workspace<P>& work) {
-  const int64_t value_panels = Workspace<P>::value_panels(args), at = block.at(args.out_strides);
+  const int64_t value_panels = panels_of(args.value_dim), at = block.at(args.out_strides);
   float* lse = static_cast<float*>(args.lse) + (block.batch * args.heads + block.head) * args.q_len + block.row;
   for (int64_t r = 0; r < block.rows; ++r) {
     const float total = _mm512_reduce_add_ps(_mm512_load_ps(work.totals + 16 * r));
@@ -130,24 +140,31 @@ void store_rows(const AttentionArgs& args, const QueryBlock& block, const Worksp
 
 template <int P>
 bool attend_block(const AttentionArgs& args, const QueryBlock& block, const PartRange& keys, Workspace<P>& work) {
-  const int64_t value_panels = Workspace<P>::value_panels(args), row_panels = ceil_div(block.rows, kBlock);
+  const int64_t value_panels = panels_of(args.value_dim), row_panels = panels_of(block.rows);
   const PartRange range =
       work.queries.pack(head_source(args.q, args.dtype, block.at(args.q_strides), args.q_strides.row), block.rows,
                         args.head_dim, TileForm::Rows);
   if (P > 1 && !parts_are_exact(range, keys)) return false;
-  for (int64_t r = 0; r < block.rows; ++r) {
+  for (int64_t r = 0; r < kRows; ++r) {
     work.highest[r] = -INFINITY;
     _mm512_store_ps(work.totals + 16 * r, _mm512_setzero_ps());
   }
   const int64_t reached = reached_keys(args, block), dim_steps = work.queries.steps;
   for (int64_t key = 0; key < reached; key += kKeys) {
-    const int64_t n = min(kKeys, reached - key), key_panels = ceil_div(n, kBlock), first = key / kBlock;
+    const int64_t n = min(kKeys, reached - key), key_panels = panels_of(n), first = key / kBlock;
     for (int64_t j = 0; j < key_panels; ++j)
       for (int64_t i = 0; i < row_panels; ++i)
         tile_block<P>(work.table.stream(work.queries.at(i, 0)), work.table.stream(work.keys.at(first + j, 0)), 0,
                       dim_steps, block.rows - i * kBlock > 16, true, work.scores + (i * kKeyPanels + j) * kSumsPerBlock,
                       true);
-    softmax_block(args, block, key, n, work);
+    for (int64_t i = 0; i < row_panels; ++i) {
+      const bool reached_by_all = !args.causal || key + n <= block.row + i * kBlock + 1;
+      if (n % kBlock == 0 && reached_by_all && !args.mask && !args.drop_threshold && args.scale > 0) {
+        softmax_panel<P, true>(args, block, i, key, n, work);
+      } else {
+        softmax_panel<P, false>(args, block, i, key, n, work);
+      }
+    }
     for (int64_t j = 0; j < value_panels; ++j)
       for (int64_t i = 0; i < row_panels; ++i)
         tile_block<P>(work.table.stream(work.probabilities.at(i, 0)), work.table.stream(work.values.at(j, first)), 0,

@@ -21,8 +21,6 @@ namespace {
 constexpr int64_t kRowPanels = 4, kKeyPanels = 4;  // of a block of scores
 constexpr int64_t kRows = kRowPanels * kBlock, kKeys = kKeyPanels * kBlock;
 
-inline int64_t panels_of(int64_t n) { return ceil_div(n, kBlock); }
-
 template <int P>
 struct Workspace {
   StepTable<P> table;

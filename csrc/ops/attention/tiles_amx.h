@@ -12,6 +12,8 @@ namespace {
 
 constexpr float kLog2e = 1.44269504f, kLn2 = 0.693147181f;
 
+inline int64_t panels_of(int64_t n) { return ceil_div(n, kBlock); }
+
 template <int P>
 constexpr int64_t kStepBytes = P * kBlockBytes;
 
