@@ -96,7 +96,7 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
         images = has_layouts and (contender.channels_last or (lib.__name__ == "fastnn" and row.channels_last))
         args = _tensors(contender, lib, row, arrays, images)
         if not row.backward:
-            return Prepared(lambda: case.run(lib, *args, **row.kwargs), [terms])
+            return Prepared(lambda: case.run(lib, *args, **row.kwargs), [terms], case.rounds_within)
         positions = range(len(args)) if row.gradients is None else row.gradients
         leaves = [
             args[i].requires_grad_() for i in positions if hasattr(args[i], "grad") and args[i].is_floating_point()
@@ -106,7 +106,7 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
         (weight,) = _tensors(contender, lib, replace(row, transposed=()), [dy], images)
         # Every product of the forward is one product of each gradient, spread over the numbers of that gradient.
         shares = [terms * y.numel() / max(1, x.numel()) for x in leaves]
-        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares)
+        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares, case.rounds_within)
 
     name = " ".join([case.name, row.label, *(["bfloat16"] if row.dtype == "bfloat16" else [])])
     return Workload(

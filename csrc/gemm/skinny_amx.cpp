@@ -83,15 +83,6 @@ HeldPanels pack_held(const SkinnyProduct& product) {
   return held;
 }
 
-inline void transpose_block(float* sums) {
-  for (int64_t tile = 0; tile < 4; ++tile) transpose_tile(reinterpret_cast<char*>(sums + tile * 256));
-  for (int64_t i = 256; i < 512; ++i) {
-    const float upper = sums[i];
-    sums[i] = sums[i + 256];
-    sums[i + 256] = upper;
-  }
-}
-
 // The sums of the held panels from `first` on, `count` of them.
 void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int64_t first, int64_t count) {
   const int64_t n_streamed = min(kBlock, product.n_streamed - streamed);

@@ -109,5 +109,15 @@ inline void store_blocks(const TileOutput& out, float* sums, int64_t row, int64_
   store_blocks_of<float16>(out, sums, row, column, rows, columns);
 }
 
+// The block's transpose, in place.
+inline void transpose_block(float* sums) {
+  for (int64_t tile = 0; tile < 4; ++tile) transpose_tile(reinterpret_cast<char*>(sums + tile * 256));
+  for (int64_t i = 256; i < 512; ++i) {
+    const float upper = sums[i];
+    sums[i] = sums[i + 256];
+    sums[i + 256] = upper;
+  }
+}
+
 }  // namespace
 }  // namespace fastnn

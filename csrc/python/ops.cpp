@@ -1,4 +1,5 @@
 // One line per operation: its Python name, the C++ function, its arguments. No logic.
+#include "ops/attention/attention.h"
 #include "ops/conv/conv.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
@@ -487,6 +488,17 @@ void bind_softmax_and_loss(Binder& b) {
   b.function("kl_div", kl_div, arg("input"), arg("target"), arg("reduction") = "mean", arg("log_target") = false);
 }
 
+void bind_attention(Binder& b) {
+  b.function(
+      "scaled_dot_product_attention",
+      [](const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& mask, double dropout_p, bool is_causal,
+         std::optional<double> scale, bool enable_gqa) {
+        return scaled_dot_product_attention(q, k, v, mask.tensor, dropout_p, is_causal, scale, enable_gqa);
+      },
+      arg("query"), arg("key"), arg("value"), arg("attn_mask") = py::none(), arg("dropout_p") = 0.0,
+      arg("is_causal") = false, arg("scale") = py::none(), arg("enable_gqa") = false);
+}
+
 void bind_index(Binder& b) {
   b.function(
       "embedding",
@@ -578,6 +590,7 @@ void bind_ops(py::module_& module) {
   bind_pool(binder);
   bind_norm(binder);
   bind_softmax_and_loss(binder);
+  bind_attention(binder);
   bind_index(binder);
   bind_recurrent(binder);
   bind_random(binder);

@@ -22,6 +22,7 @@ from fastnn.nn.activation import (
     Softsign,
     Tanh,
 )
+from fastnn.nn.attention import KVCache, MultiheadAttention, RotaryEmbedding
 from fastnn.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
 from fastnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d
 from fastnn.nn.dropout import Dropout, Dropout1d, Dropout2d
@@ -68,5 +69,13 @@ from fastnn.nn.pooling import (
     MinPool2d,
 )
 from fastnn.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastnn.nn.transformer import (
+    SinusoidalPositionalEncoding,
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -123,6 +123,33 @@ def conv_transpose2d(
     )
 
 
+# ---- attention ------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(scale Q K^T + mask) V, fused: the (L, S) matrix is never stored. Vaswani et al. 2017.
+
+    query (..., heads, L, E), key (..., heads, S, E), value (..., heads, S, Ev) -> (..., heads, L, Ev). ``attn_mask``
+    broadcasts to (..., heads, L, S): where a boolean one is False the key takes no part, a floating one is added to
+    the scores and may require a gradient. ``is_causal``: query i sees the keys up to i. ``scale`` is 1/sqrt(E) unless
+    given. ``enable_gqa``: every head of key and value serves several of query. ``dropout_p`` applies as given: pass 0
+    in evaluation. A query that sees no key gives 0.
+
+    The result is stored as (..., L, heads, Ev), so that ``transpose(1, 2).flatten(2)`` moves nothing. ValueError for
+    shapes that do not fit, and for both ``attn_mask`` and ``is_causal``; TypeError for dtypes that differ.
+    """
+    return _C.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
 # ---- pooling --------------------------------------------------------------------------------------
 
 
