@@ -21,6 +21,7 @@
 #include "core/memory.h"
 #include "core/parallel.h"
 #include "gemm/store_amx.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
@@ -40,11 +41,6 @@ constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 constexpr int64_t kPackPanels = 8;                // packed together: rows are read 256 columns at a time
 template <int P>
 constexpr int64_t kChunkSteps = P == 1 ? 8 : 16;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t even_piece(int64_t n, int64_t limit) { return ceil_div(n, ceil_div(n, limit)); }
 
 struct Problem {
   int64_t m, n, k;

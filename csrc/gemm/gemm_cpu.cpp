@@ -19,6 +19,7 @@
 #include "gemm/micro_cpu.h"
 #include "gemm/pack_cpu.h"
 #include "gemm/prefetch.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
@@ -45,14 +46,6 @@ constexpr int64_t kPackedPanels = 4;  // of B in a packing task, at least: a row
 
 constexpr int64_t kSplitOutputs = 16384, kSplitDepth = 4096, kSplitChunks = 256;  // when k is split, and how
 constexpr int64_t kCastRun = 512;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-// The length of equal pieces of n, none above `limit`, in multiples of `unit`.
-inline int64_t even_piece(int64_t n, int64_t limit, int64_t unit) {
-  return ceil_div(ceil_div(n, ceil_div(n, limit)), unit) * unit;
-}
 
 // An operand: element (i, p) of A lies at i * outer + p * depth, element (p, j) of B at p * depth + j * outer.
 struct Operand {

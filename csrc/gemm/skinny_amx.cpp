@@ -19,6 +19,7 @@
 #include "core/parallel.h"
 #include "gemm/gemm_amx.h"
 #include "gemm/store_amx.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
@@ -37,10 +38,6 @@ constexpr int64_t kTableSteps = 64;               // of a chunk, at most
 constexpr int64_t kStoredPanels = 4;              // of sums that go to C together
 template <int P>
 constexpr int64_t kPackedSteps = P == 1 ? 16 : 12 / P;  // of a chunk that several panels use: 24 to 32 KiB
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct SkinnyProduct {
   PackSource streamed, held;

@@ -4,6 +4,7 @@
 
 #include "core/dtype.h"
 #include "simd/element.h"
+#include "simd/integer.h"
 #include "simd/transpose.h"
 
 namespace fastnn {
@@ -43,9 +44,6 @@ struct ComputeOf<double> {
 };
 template <class Stored>
 using Compute = typename ComputeOf<Stored>::Type;
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 template <class T>
 inline Values<T> broadcast(T value) {
@@ -258,7 +256,7 @@ template <class T, class Block>
 inline __attribute__((always_inline)) void for_each_block(int64_t n, const Block& block) {
   constexpr int64_t lanes = kLanes<T>;
   if (n >= lanes) {
-    for (int64_t i = 0; i < n; i += lanes) block(smaller(i, n - lanes), lanes);
+    for (int64_t i = 0; i < n; i += lanes) block(min(i, n - lanes), lanes);
   } else if (n > 0) {
     block(int64_t(0), n);
   }

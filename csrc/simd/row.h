@@ -4,6 +4,7 @@
 // float32 are carried over to float64 after every kRowBlock elements.
 #pragma once
 
+#include "simd/integer.h"
 #include "simd/lanes_math.h"
 
 namespace fastnn {
@@ -11,8 +12,6 @@ namespace {
 
 constexpr int64_t kRowBlock = 4096;  // elements summed in the compute type
 constexpr int kAccumulators = 4;     // registers for each running result: additions take 4 cycles
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Whole registers of [begin, end), then the rest: calls visit(i, count, k) for accumulator k.
 template <class T, class Visit>
@@ -36,7 +35,7 @@ inline FASTNN_INLINED Sums fold_row(int64_t n, const Add& add) {
   Sums total;
   for (int64_t begin = 0; begin < n; begin += kRowBlock) {
     Values<T> first[kAccumulators] = {}, second[kAccumulators] = {};
-    for_each_accumulated<T>(begin, smaller(n, begin + kRowBlock), [&](int64_t i, int64_t count, int k) FASTNN_INLINED {
+    for_each_accumulated<T>(begin, min(n, begin + kRowBlock), [&](int64_t i, int64_t count, int k) FASTNN_INLINED {
       add(i, count, first[k], second[k]);
     });
     total.first += double(sum_lanes<T>((first[0] + first[1]) + (first[2] + first[3])));
@@ -51,6 +50,12 @@ inline FASTNN_INLINED double row_sum(int64_t n, const Term& term) {
   return fold_row<T>(n, [&](int64_t i, int64_t count, Values<T>& sum, Values<T>&)
                             FASTNN_INLINED { sum += first_lanes_of<T>(term(i, count), count); })
       .first;
+}
+
+template <class T>
+inline double row_dot(const T* a, const T* b, int64_t n) {
+  return row_sum<T>(n, [&](int64_t i, int64_t count)
+                           FASTNN_INLINED { return load_values<T>(a + i, count) * load_values<T>(b + i, count); });
 }
 
 // The maximum, or -inf for an empty row; NaN is passed over.

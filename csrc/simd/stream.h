@@ -37,7 +37,7 @@ inline FASTNN_INLINED void write_row(Stored* to, int64_t n, const Put& put) {
   using T = Compute<Stored>;
   int64_t i = 0;
   if constexpr (kStreamed && sizeof(Stored) == sizeof(T)) {
-    i = smaller(int64_t(-reinterpret_cast<uintptr_t>(to) % kVectorBytes / sizeof(T)), n);
+    i = min(int64_t(-reinterpret_cast<uintptr_t>(to) % kVectorBytes / sizeof(T)), n);
     if (i) store_values<Stored>(to, put(int64_t(0), i), i);
     for (; i + kLanes<T> <= n; i += kLanes<T>) stream_values<T>(to + i, put(i, int64_t(kLanes<T>)));
   } else {
@@ -65,7 +65,7 @@ inline FASTNN_INLINED void with_streaming(bool streamed, const Run& run) {
 inline void stream_copy(void* to, const void* from, int64_t bytes) {
   char* target = static_cast<char*>(to);
   const char* source = static_cast<const char*>(from);
-  const int64_t head = smaller(int64_t(-reinterpret_cast<uintptr_t>(target) % 64), bytes);
+  const int64_t head = min(int64_t(-reinterpret_cast<uintptr_t>(target) % 64), bytes);
   memcpy(target, source, size_t(head));
   int64_t i = head;
   for (; i + 64 <= bytes; i += 64)
@@ -85,7 +85,7 @@ inline void fill(Stored* to, Compute<Stored> value, int64_t n) {
 template <class Stored>
 inline void stream_fill(Stored* to, Compute<Stored> value, int64_t n) {
   constexpr int64_t per_line = 64 / int64_t(sizeof(Stored));
-  const int64_t head = smaller(int64_t(-reinterpret_cast<uintptr_t>(to) % 64) / int64_t(sizeof(Stored)), n);
+  const int64_t head = min(int64_t(-reinterpret_cast<uintptr_t>(to) % 64) / int64_t(sizeof(Stored)), n);
   alignas(64) Stored line[per_line];
   fill<Stored>(line, value, per_line);
   fill<Stored>(to, value, head);

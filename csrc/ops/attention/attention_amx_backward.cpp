@@ -154,7 +154,7 @@ bool pack_rows(const AttentionBackwardArgs& args, const QueryBlock& block, const
       FASTNN_LEVEL::load_row(y, element<void>(forward.out, dtype, out_at + r * forward.out_strides.row + c), dtype, 1,
                              n);
       FASTNN_LEVEL::load_row(dy, dout.at(r, c), dtype, 1, n);
-      work.delta[r] += float(row_sum<float>(n, [&](int64_t e) { return y[e] * dy[e]; }));
+      work.delta[r] += float(row_dot(y, dy, n));
     }
   }
   return true;

@@ -48,7 +48,8 @@ T softmax_row(T* s, int64_t n, T scale, const T* bias, T& highest, T& total) {
   const T shift = highest == -static_cast<T>(INFINITY) ? T(0) : highest;
   for (int64_t j = 0; j < n; ++j) s[j] = exp_(s[j] - shift);
   const T factor = before == highest ? T(1) : exp_(before - shift);
-  total = total * factor + T(row_sum<T>(n, [&](int64_t j) { return s[j]; }));
+  total = total * factor +
+          T(row_sum<T>(n, [&](int64_t j, int64_t count) FASTNN_INLINED { return load_values<T>(s + j, count); }));
   return factor;
 }
 

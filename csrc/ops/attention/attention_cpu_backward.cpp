@@ -101,7 +101,7 @@ void dot_rows(const AttentionArgs& args, const QueryBlock& block, const Left<T>&
     FASTNN_LEVEL::load_row(work.row, element<void>(args.out, args.dtype, at + r * args.out_strides.row), args.dtype, 1,
                            args.value_dim);
     const T* dy = dout.data + r * dout.row;
-    work.delta[r] = T(row_sum<T>(args.value_dim, [&](int64_t c) { return dy[c] * work.row[c]; }));
+    work.delta[r] = T(row_dot(dy, work.row, args.value_dim));
   }
 }
 

@@ -113,7 +113,8 @@ void decode_row(const AttentionArgs& args, const QueryBlock& block, int64_t r, i
   const T highest = row_max(scores, n), shift = highest == -static_cast<T>(INFINITY) ? T(0) : highest;
   for (int64_t j = 0; j < n; ++j) scores[j] = exp_(scores[j] - shift);
   partial[0] = highest;
-  partial[1] = T(row_sum<T>(n, [&](int64_t j) { return scores[j]; }));
+  partial[1] =
+      T(row_sum<T>(n, [&](int64_t j, int64_t count) FASTNN_INLINED { return load_values<T>(scores + j, count); }));
   if (args.drop_threshold) {
     keep_row(args, block, r, key, n, factors);
     for (int64_t j = 0; j < n; ++j) scores[j] *= factors[j];

@@ -9,16 +9,12 @@
 #include "ops/attention/attention.h"
 #include "simd/convert.h"
 #include "simd/element.h"
+#include "simd/integer.h"
 #include "simd/philox.h"
 #include "simd/row.h"
 
 namespace fastnn {
 namespace {
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t n, int64_t unit) { return ceil_div(n, unit) * unit; }
 
 constexpr int64_t kTasks = 16;                    // wanted, at least
 constexpr int64_t kTaskWork = int64_t(1) << 21;   // multiply-adds that pay for a task

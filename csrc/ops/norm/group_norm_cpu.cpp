@@ -16,7 +16,7 @@ constexpr int64_t kPart = 16384;  // elements of a chunk
 
 template <class View>
 int64_t grain_of(const View& view) {
-  return larger(1, kPart / larger(1, view.channels * view.inner));
+  return max(1, kPart / max(1, view.channels * view.inner));
 }
 
 template <class T>
@@ -114,7 +114,7 @@ void backward_of(const GroupNormBackwardArgs& args) {
         backward_group<Stored, streamed.value>(args, index, planes + index * view.channels);
     });
   });
-  parallel_for(channels, larger(1, kPart / larger(1, view.samples)), [&](int64_t begin, int64_t end) {
+  parallel_for(channels, max(1, kPart / max(1, view.samples)), [&](int64_t begin, int64_t end) {
     for (int64_t channel = begin; channel < end; ++channel) {
       Sums total;
       for (int64_t sample = 0; sample < view.samples; ++sample) {

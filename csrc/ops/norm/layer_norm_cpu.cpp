@@ -80,10 +80,10 @@ inline int64_t group_rows(int64_t n) { return n <= kRowBlock / kGroup ? kGroup :
 template <class Stored, bool kCentred>
 void forward_stored(const LayerNormArgs& args) {
   const int64_t group = group_rows(args.n);
-  parallel_for(args.rows, ceil_div(kPart, larger(args.n, 1)), [&](int64_t begin, int64_t end) {
+  parallel_for(args.rows, ceil_div(kPart, max(args.n, 1)), [&](int64_t begin, int64_t end) {
     with_streaming(streams_rows<Stored>(args.rows, args.n), [&](auto streamed) {
       for (int64_t row = begin; row < end; row += group)
-        forward_group<Stored, kCentred, streamed.value>(args, row, smaller(group, end - row));
+        forward_group<Stored, kCentred, streamed.value>(args, row, min(group, end - row));
     });
   });
 }
@@ -180,10 +180,10 @@ void backward_part(const LayerNormBackwardArgs& args, int64_t begin, int64_t end
   T* rows_sums = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(2 * n) * sizeof(T)));
   for (int64_t i = 0; sums && i < 2 * n; ++i) sums[i] = 0;
   for (int64_t first = begin; first < end; first += kMaxRows) {
-    const int64_t last = smaller(end, first + kMaxRows);
+    const int64_t last = min(end, first + kMaxRows);
     for (int64_t i = 0; sums && i < 2 * n; ++i) rows_sums[i] = T(0);
     for (int64_t row = first; row < last; row += kGroup) {
-      const int64_t rows = smaller(kGroup, last - row);
+      const int64_t rows = min(kGroup, last - row);
       RowLine<T> lines[kGroup];
       for (int64_t k = 0; k < rows; ++k) lines[k] = row_line<Stored, kCentred>(args, row + k);
       for (int64_t k = 0; args.dx && k < rows; ++k) write_dx<Stored, kStreamed>(args, row + k, lines[k]);
@@ -198,7 +198,7 @@ void backward_stored(const LayerNormBackwardArgs& args) {
   using T = Compute<Stored>;
   const int64_t n = args.n, rows = args.rows;
   const bool wants_sums = args.dweight || args.dbias;
-  const int64_t part_rows = larger(larger(ceil_div(kPart, larger(n, 1)), 16), ceil_div(rows, kMaxParts));
+  const int64_t part_rows = max(max(ceil_div(kPart, max(n, 1)), 16), ceil_div(rows, kMaxParts));
   const int64_t parts = ceil_div(rows, part_rows);
   double* sums = nullptr;
   if (wants_sums)
@@ -210,7 +210,7 @@ void backward_stored(const LayerNormBackwardArgs& args) {
     });
   });
   if (!wants_sums) return;
-  parallel_for(n, larger(1024, ceil_div(kPart, larger(parts, 1))), [&](int64_t begin, int64_t end) {
+  parallel_for(n, max(1024, ceil_div(kPart, max(parts, 1))), [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       double dweight = 0, dbias = 0;
       for (int64_t part = 0; part < parts; ++part) {

@@ -10,7 +10,7 @@ namespace {
 template <class Stored>
 Compute<Stored> centre_of(const Stored* x, int64_t n) {
   using T = Compute<Stored>;
-  const int64_t first = smaller(n, kRowBlock);
+  const int64_t first = min(n, kRowBlock);
   return T(
       row_sum<T>(first, [&](int64_t i, int64_t count) FASTNN_INLINED { return load_values<Stored>(x + i, count); }) /
       double(first));

@@ -5,6 +5,7 @@
 #include "gemm/tile.h"
 #include "ops/recurrent/recurrent.h"
 #include "simd/convert.h"
+#include "simd/integer.h"
 #include "simd/math.h"
 
 namespace fastnn {
@@ -12,10 +13,6 @@ namespace {
 
 template <class T>
 constexpr int64_t kUnits = Tile<T>::kColumns;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The s-th step in the order of processing; none outside of the sequence.
 struct Step {

@@ -103,7 +103,7 @@ class TileProduct {
     const TileScope tiles;
     for (int64_t gate = 0; gate < gates_; ++gate, panel += panel_bytes())
       tile_block<P>(state, {panel, panel_steps_, 64, kTileBytes, kBlockBytes}, 0, n_steps_, rows > 16, wide,
-                    sums + gate * kSumsPerBlock, true, TileAhead{nullptr, panel + gates_ * panel_bytes(), 0, lines});
+                    sums + gate * kSumsPerBlock, true, TileAhead{panel + gates_ * panel_bytes(), lines});
   }
 
   static Units<float> units(float* sums, int64_t gate, int64_t row) {

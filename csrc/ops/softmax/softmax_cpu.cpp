@@ -17,7 +17,7 @@ constexpr int64_t kGrain = 16384;  // elements of a chunk, at least one group of
 constexpr int64_t kGroup = 4;      // short rows that take each pass together
 constexpr int64_t kRegisters = 4;  // of a row of a column block
 
-inline int64_t grain_of(int64_t elements) { return larger(1, kGrain / elements); }
+inline int64_t grain_of(int64_t elements) { return max(1, kGrain / elements); }
 inline int64_t group_of(int64_t n) { return n <= kRowBlock / kGroup ? kGroup : 1; }
 
 // ---------------------------------------------------------------------------------- along the last axis
@@ -61,7 +61,7 @@ void forward_rows(const SoftmaxArgs& args) {
     T* buffer = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(group * n) * sizeof(T)));
     with_streaming(streams_rows<Stored>(args.outer, n), [&](auto streamed) {
       for (int64_t row = begin; row < end; row += group)
-        forward_group<Stored, streamed.value>(args, row, smaller(group, end - row), buffer);
+        forward_group<Stored, streamed.value>(args, row, min(group, end - row), buffer);
     });
   });
 }
@@ -102,7 +102,7 @@ void backward_rows(const SoftmaxBackwardArgs& args) {
   parallel_for(args.outer, grain_of(n), [&](int64_t begin, int64_t end) {
     with_streaming(streams_rows<Stored>(args.outer, n), [&](auto streamed) {
       for (int64_t row = begin; row < end; row += group)
-        backward_group<Stored, streamed.value>(args, row, smaller(group, end - row));
+        backward_group<Stored, streamed.value>(args, row, min(group, end - row));
     });
   });
 }
@@ -115,15 +115,15 @@ template <class T, class Run>
 void for_each_column_block(int64_t outer, int64_t n, int64_t inner, const Run& run) {
   constexpr int64_t wide = kRegisters * kLanes<T>;
   const int64_t blocks = ceil_div(inner, wide);
-  parallel_for(outer * blocks, grain_of(n * smaller(inner, wide)), [&](int64_t begin, int64_t end) {
+  parallel_for(outer * blocks, grain_of(n * min(inner, wide)), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block % blocks * wide, last = smaller(inner, first + wide);
+      const int64_t first = block % blocks * wide, last = min(inner, first + wide);
       const int64_t start = block / blocks * n * inner;
       if (last - first == wide) {
         run(start + first, int64_t(kLanes<T>), Constant<kRegisters>());
       } else {
         for (int64_t column = first; column < last; column += kLanes<T>)
-          run(start + column, smaller(last - column, kLanes<T>), Constant<1>());
+          run(start + column, min(last - column, kLanes<T>), Constant<1>());
       }
     }
   });
