@@ -20,6 +20,9 @@
 namespace fastnn {
 namespace {
 
+// Up to here |x - n pi/2| is exact enough in double for every float, also next to the zeros of sine and cosine.
+constexpr float kTrigonometricLimit = 1048576.0f;
+
 #ifdef __CUDACC__
 FASTNN_HD inline float exp_(float x) { return expf(x); }
 FASTNN_HD inline float log_(float x) { return logf(x); }
@@ -97,7 +100,8 @@ inline float expm1_(float x) {
   const ExpParts parts(clamp_(x, -20.0f, 89.0f));
   const PowerOfTwo scale(parts.n);
   const float half = 1.0f / scale.b;  // (2^n - 1) / b: 2^n itself may overflow where the result does not
-  return (expm1_small(parts.r) * scale.a + (scale.a - half)) * scale.b;
+  const float result = (expm1_small(parts.r) * scale.a + (scale.a - half)) * scale.b;
+  return x == 0.0f ? x : result;  // keeps the sign of 0
 }
 
 inline float exp2_(float x) {
@@ -192,10 +196,6 @@ inline float erf_(float x) {                      // 1 - exp(-a (9/8 + p(a))), a
   return copysignf(-expm1_normal(-(a * p) - a * 1.125f), x);
 }
 
-// Sine and cosine of the rest of x modulo pi/2, and the number of the quadrant. In double x - n pi/2 is
-// exact enough for every float up to kTrigonometricLimit, also next to the zeros.
-constexpr float kTrigonometricLimit = 1048576.0f;
-
 inline float sin_small(float r) {  // |r| <= pi/4
   const float z = r * r;
   return ((-1.95152010e-4f * z + 8.33216030e-3f) * z - 1.66666552e-1f) * (z * r) + r;
@@ -205,6 +205,7 @@ inline float cos_small(float r) {
   return ((2.44330568e-5f * z - 1.38873153e-3f) * z + 4.16666456e-2f) * (z * z) + (1.0f - 0.5f * z);
 }
 
+// Sine and cosine of the rest of x modulo pi/2, and the number of the quadrant.
 struct Quadrant {
   float sine, cosine;
   int32_t number;
@@ -214,7 +215,7 @@ struct Quadrant {
     // pi/2 in a part of 33 bits, whose products with n are exact, and the rest.
     const float r = float((wide - n * 1.57079632673412561417) - n * 6.07710050650619224932e-11);
     number = int32_t(n);
-    sine = sin_small(r);
+    sine = x == 0.0f ? x : sin_small(r);  // keeps the sign of 0
     cosine = cos_small(r);
   }
 };
