@@ -31,6 +31,7 @@ constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of
 constexpr int64_t kTasks = 8;                              // wanted of a packed product, at least
 
 constexpr int64_t kDotRows = 8, kDotColumns = 4;    // few rows or columns: the other operand is read once
+constexpr int64_t kLeastDot = 16;                   // of k: below, most of a sum's lanes idle, and packing is faster
 constexpr int64_t kShortDepth = 32;                 // up to here neither
 constexpr int64_t kDirectDepth = 256;               // depth block of operands in place
 constexpr int64_t kCachedBytes = int64_t(1) << 20;  // of B; beyond, it is prefetched into the second-level cache
@@ -260,7 +261,8 @@ void multiply_whole(const Product<T>& product) {
   const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows || product.k <= kShortDepth;
   const bool along_k = product.a.depth == 1 && product.b.depth == 1 && product.k > 1;
   const bool whole_rows = product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
-  if (along_k && (product.m <= kDotRows || product.n <= kDotColumns)) return dot(product);
+  const bool few = product.m <= kDotRows || product.n <= kDotColumns;
+  if (along_k && few && (product.k >= kLeastDot || product.m == 1 || product.n == 1)) return dot(product);
   if (in_place && whole_rows && small) return direct(product);
   packed(product);
 }
