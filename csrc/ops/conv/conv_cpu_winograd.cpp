@@ -39,10 +39,12 @@ constexpr int kOutputs = 4, kInputs = 6, kPositions = kInputs * kInputs, kTaps =
 constexpr int64_t kRun = kLanes - 1;  // tiles transformed at once: the last one's neighbour is needed too
 constexpr int64_t kBlockTiles = 32;
 constexpr int64_t kDepth = 64;
+constexpr int64_t kPitchPadding = 32;  // between positions, lest 36 of them fall into one set of a cache
 constexpr int64_t kFewestChannels = 16, kMostChannels = 1024, kFewestTiles = 16;
 constexpr int64_t kFewBlocks = 4, kSplitBlocks = 8;
-constexpr int64_t kBlockBytes = 5 << 18;          // of a block's inputs, in the second-level cache
-constexpr int64_t kTaskWork = int64_t(1) << 18;  // elements transformed that pay for a task
+constexpr int64_t kBlockBytes = 5 << 18;                   // of a block's inputs, in the second-level cache
+constexpr int64_t kChannelsAhead = 2, kLineElements = 16;  // prefetched
+constexpr int64_t kTaskWork = int64_t(1) << 18;            // elements transformed that pay for a task
 
 // The convolution, or the one that its input gradient is: out channels from in channels of source.
 struct Filtering {
@@ -64,12 +66,16 @@ struct Filtering {
   int64_t tiles() const { return images * tile_rows() * tile_columns(); }
   int64_t block_tiles() const { return even_piece(tiles(), kBlockTiles, 1); }
   int64_t blocks() const { return ceil_div(tiles(), block_tiles()); }
-  int64_t input_elements() const { return kPositions * in_channels * kBlockTiles; }
+  int64_t input_pitch(int64_t tiles) const {
+    return ceil_div(tiles, kColumns) * in_channels * kColumns + kPitchPadding;
+  }
+  int64_t input_elements() const { return kPositions * input_pitch(kBlockTiles); }
   bool split() const { return blocks() < kFewBlocks || input_elements() * int64_t(sizeof(float)) > kBlockBytes; }
 
   int64_t panel_filters() const { return even_piece(out_channels, kRows, 1); }
   int64_t panels() const { return ceil_div(out_channels, panel_filters()); }
-  int64_t panel_elements() const { return kPositions * in_channels * kRows; }
+  int64_t filter_pitch() const { return in_channels * kRows + kPitchPadding; }
+  int64_t panel_elements() const { return kPositions * filter_pitch(); }
 };
 
 constexpr int64_t kSumElements = kPositions * kBlockTiles * kRows;
@@ -200,7 +206,7 @@ void transform_panel(const Filtering& f, int64_t panel, float* target) {
         transform_filter(half[i], u);
 #pragma GCC unroll 6
         for (int j = 0; j < kInputs; ++j) {
-          float* const place = target + (i * kInputs + j) * f.in_channels * kRows + lane;
+          float* const place = target + (i * kInputs + j) * f.filter_pitch() + lane;
           if (kRows - lane >= kLanes) {
             u[j].store(place);
           } else {
@@ -258,10 +264,13 @@ inline __attribute__((always_inline)) Lanes next_lanes(Lanes x) {
 void transform_run(const Filtering& f, const TileRun& run, int64_t channel, int64_t channel_end, float* target,
                    int64_t position_pitch) {
   const RowLoad load(run.column * kOutputs - f.column_pad, f.source_width);
-  const int64_t top = run.row * kOutputs - f.row_pad;
+  const int64_t top = run.row * kOutputs - f.row_pad, plane_size = f.source_height * f.source_width;
+  const int64_t begin = max(0, top) * f.source_width + max(0, run.column * kOutputs - f.column_pad);
+  const int64_t end = min(plane_size, begin + (kInputs - 1) * f.source_width + (run.count * kOutputs + 2));
   for (int64_t c = channel; c < channel_end; ++c) {
-    const float* plane = f.source + (run.image * f.in_channels + c) * f.source_height * f.source_width;
+    const float* plane = f.source + (run.image * f.in_channels + c) * plane_size;
     Lanes half[kInputs][kInputs];
+    for (int64_t i = begin; i < end; i += kLineElements) __builtin_prefetch(plane + kChannelsAhead * plane_size + i);
     for (int i = 0; i < kInputs; ++i) {
       const int64_t row = top + i;
       Lanes d[kInputs];
@@ -288,17 +297,12 @@ void transform_run(const Filtering& f, const TileRun& run, int64_t channel, int6
   }
 }
 
-// Elements between positions of a block's inputs.
-inline int64_t position_pitch(const Filtering& f, int64_t tiles) {
-  return ceil_div(tiles, kColumns) * f.in_channels * kColumns;
-}
-
 inline int64_t tiles_of_block(const Filtering& f, int64_t block) {
   return min(f.block_tiles(), f.tiles() - block * f.block_tiles());
 }
 
 void transform_inputs(const Filtering& f, int64_t block, int64_t channel, int64_t channel_end, float* inputs) {
-  const int64_t first = block * f.block_tiles(), tiles = tiles_of_block(f, block), pitch = position_pitch(f, tiles);
+  const int64_t first = block * f.block_tiles(), tiles = tiles_of_block(f, block), pitch = f.input_pitch(tiles);
   for (int64_t tile = 0; tile < tiles;) {
     const int64_t column = tile % kColumns;
     const TileRun run = run_at(f, first + tile, min(kRun, min(kColumns - column, tiles - tile)));
@@ -316,13 +320,14 @@ void multiply(const Filtering& f, const float* inputs, int64_t tiles, const floa
   int64_t offsets[kDepth];
   for (int64_t p = 0; p < depth; ++p) offsets[p] = p * kColumns;
   alignas(64) float block[kRows * kColumns];
-  for (int64_t position = 0; position < kPositions; ++position)
-    for (int64_t panel = 0; panel < tile_panels; ++panel, sums += kRows * kColumns, inputs += f.in_channels * kColumns)
+  for (int64_t position = 0; position < kPositions;
+       ++position, inputs += f.input_pitch(tiles), filters += f.filter_pitch())
+    for (int64_t panel = 0; panel < tile_panels; ++panel, sums += kRows * kColumns)
       for (int64_t c = 0; c < f.in_channels; c += depth) {
         const int64_t columns = min(kColumns, tiles - panel * kColumns);
         float* const result = c == 0 ? sums : block;
         FASTNN_LEVEL::gemm_outer_tile(
-            OuterTile<float>{filters + (position * f.in_channels + c) * kRows, 1, kRows, inputs + c * kColumns, offsets,
+            OuterTile<float>{filters + c * kRows, 1, kRows, inputs + (panel * f.in_channels + c) * kColumns, offsets,
                              min(depth, f.in_channels - c), int(n_filters),
                              int(kMaskedLoads ? columns : ceil_div(columns, kLanes) * kLanes)},
             result);
