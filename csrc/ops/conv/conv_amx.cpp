@@ -340,7 +340,6 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
 // The vector units' direct convolution: of what tiles do not suit, and of what they could not do exactly.
 void convolve_directly(const Kernel<ConvArgs>& kernel, ConvArgs args) {
   args.winograd = false;
-  args.packed = nullptr;
   call_level(kernel, CpuLevel::Avx512, args);
 }
 

@@ -40,11 +40,11 @@ constexpr int64_t kRun = kLanes - 1;  // tiles transformed at once: the last one
 constexpr int64_t kBlockTiles = 32;
 constexpr int64_t kDepth = 64;
 constexpr int64_t kPitchPadding = 32;  // between positions, lest 36 of them fall into one set of a cache
-constexpr int64_t kFewestChannels = 16, kMostChannels = 1024, kFewestTiles = 16;
-constexpr int64_t kFewBlocks = 4, kSplitBlocks = 8;
+constexpr int64_t kFewestChannels = 16, kMostChannels = 1024, kFewestTiles = 12;
+constexpr int64_t kFewBlocks = 5, kSplitBlocks = 8;
 constexpr int64_t kBlockBytes = 5 << 18;                   // of a block's inputs, in the second-level cache
 constexpr int64_t kChannelsAhead = 2, kLineElements = 16;  // prefetched
-constexpr int64_t kTaskWork = int64_t(1) << 18;            // elements transformed that pay for a task
+constexpr int64_t kTaskWork = int64_t(1) << 16;            // elements transformed that pay for a task
 
 // The convolution, or the one that its input gradient is: out channels from in channels of source.
 struct Filtering {
@@ -87,9 +87,9 @@ bool suits(const ConvArgs& args) {
          max(args.in_channels, args.out_channels) <= kMostChannels;
 }
 
-// Enough tiles, and most of their outputs are.
+// Enough tiles for each filter, and no less than a third of their outputs are in the image.
 bool worthwhile(const Filtering& f) {
-  return f.tiles() >= kFewestTiles && 5 * f.images * f.out_height * f.out_width >= 2 * 16 * f.tiles();
+  return f.tiles() >= kFewestTiles && 3 * f.images * f.out_height * f.out_width >= kOutputs * kOutputs * f.tiles();
 }
 
 Filtering forward_filtering(const ConvArgs& args) {
@@ -264,9 +264,10 @@ inline __attribute__((always_inline)) Lanes next_lanes(Lanes x) {
 void transform_run(const Filtering& f, const TileRun& run, int64_t channel, int64_t channel_end, float* target,
                    int64_t position_pitch) {
   const RowLoad load(run.column * kOutputs - f.column_pad, f.source_width);
-  const int64_t top = run.row * kOutputs - f.row_pad, plane_size = f.source_height * f.source_width;
-  const int64_t begin = max(0, top) * f.source_width + max(0, run.column * kOutputs - f.column_pad);
-  const int64_t end = min(plane_size, begin + (kInputs - 1) * f.source_width + (run.count * kOutputs + 2));
+  const int64_t height = f.source_height, width = f.source_width, count = run.count;
+  const int64_t top = run.row * kOutputs - f.row_pad, plane_size = height * width;
+  const int64_t begin = max(0, top) * width + max(0, run.column * kOutputs - f.column_pad);
+  const int64_t end = min(plane_size, begin + (kInputs - 1) * width + (count * kOutputs + 2));
   for (int64_t c = channel; c < channel_end; ++c) {
     const float* plane = f.source + (run.image * f.in_channels + c) * plane_size;
     Lanes half[kInputs][kInputs];
@@ -276,7 +277,7 @@ void transform_run(const Filtering& f, const TileRun& run, int64_t channel, int6
       Lanes d[kInputs];
 #pragma GCC unroll 4
       for (int j = 0; j < kOutputs; ++j)
-        d[j] = row >= 0 && row < f.source_height ? load.load(plane + row * f.source_width, j) : Lanes::zero();
+        d[j] = row >= 0 && row < height ? load.load(plane + row * width, j) : Lanes::zero();
       deinterleave(d[0], d[1]);
       deinterleave(d[2], d[3]);
       deinterleave(d[0], d[2]);
@@ -291,8 +292,7 @@ void transform_run(const Filtering& f, const TileRun& run, int64_t channel, int6
       for (int i = 0; i < kInputs; ++i) d[i] = half[i][j];
       transform_input(d, v);
 #pragma GCC unroll 6
-      for (int i = 0; i < kInputs; ++i)
-        v[i].store(target + (i * kInputs + j) * position_pitch + c * kColumns, run.count);
+      for (int i = 0; i < kInputs; ++i) v[i].store(target + (i * kInputs + j) * position_pitch + c * kColumns, count);
     }
   }
 }
@@ -422,7 +422,7 @@ bool filter_panel(const Filtering& f, int64_t block, int64_t panel, const float*
   return write_outputs(f, block, sums, first, n_filters);
 }
 
-void transform_all_filters(const Filtering& f, float* filters) {
+void transform_filters(const Filtering& f, float* filters) {
   parallel_for(f.panels(), ceil_div(kTaskWork, f.panel_elements()), [&](int64_t begin, int64_t end) {
     for (int64_t panel = begin; panel < end; ++panel) transform_panel(f, panel, filters + panel * f.panel_elements());
   });
@@ -466,8 +466,8 @@ float* shared_elements(int64_t count) {
   return static_cast<float*>(thread_scratch(Scratch::OperationShared, size_t(count) * sizeof(float)));
 }
 
-// `packed`: where the filters are kept, or null; `ready`: they are there.
-bool filter(const Filtering& f, float* packed, bool* ready) {
+bool filter(const Filtering& f) {
+  if (!worthwhile(f)) return false;
   bool finite = true;
   if (f.split()) {
     const int64_t at_once = min(f.blocks(), kSplitBlocks);
@@ -475,38 +475,21 @@ bool filter(const Filtering& f, float* packed, bool* ready) {
     for (int64_t block = 0; block < f.blocks(); block += at_once)
       filter_panels(f, block, min(at_once, f.blocks() - block), inputs, &finite);
   } else {
-    float* const filters = packed ? packed : shared_elements(f.panels() * f.panel_elements());
-    if (!packed || !*ready) transform_all_filters(f, filters);
-    if (packed) *ready = true;
+    float* const filters = shared_elements(f.panels() * f.panel_elements());
+    transform_filters(f, filters);
     filter_blocks(f, filters, &finite);
   }
   return finite;
-}
-
-void packing(const ConvPacking& request) {
-  const Filtering f = forward_filtering(*request.conv);
-  const bool packs = suits(*request.conv) && worthwhile(f) && !f.split();
-  *request.bytes = packs ? f.panels() * f.panel_elements() * int64_t(sizeof(float)) : 0;
 }
 
 }  // namespace
 
 namespace FASTNN_LEVEL {
 
-bool winograd_forward(const ConvArgs& args) {
-  if (!suits(args)) return false;
-  const Filtering f = forward_filtering(args);
-  return worthwhile(f) && filter(f, static_cast<float*>(args.packed), args.packed_ready);
-}
+bool winograd_forward(const ConvArgs& args) { return suits(args) && filter(forward_filtering(args)); }
 
-bool winograd_input_grad(const ConvArgs& args) {
-  if (!suits(args)) return false;
-  const Filtering f = input_grad_filtering(args);
-  return worthwhile(f) && filter(f, nullptr, nullptr);
-}
+bool winograd_input_grad(const ConvArgs& args) { return suits(args) && filter(input_grad_filtering(args)); }
 
 }  // namespace FASTNN_LEVEL
-
-FASTNN_CPU_KERNEL(conv_packing, packing)
 
 }  // namespace fastnn
