@@ -64,7 +64,7 @@ build/aarch64/%.o: csrc/%.cpp
 # Python is not built with them, so they come first into the process; its own leaks at exit are not reported.
 # SANITIZE_TESTS picks others: make sanitize SANITIZE_TESTS='tests/test_ops.py tests/test_autograd.py'
 SANITIZE = build/sanitize
-SANITIZE_TESTS ?= tests/test_ops.py tests/test_conv.py tests/test_matmul.py tests/test_fused.py -k 'conv or pool or matmul or linear or fused or norm'
+SANITIZE_TESTS ?= tests/test_ops.py tests/test_conv.py tests/test_matmul.py tests/test_fused.py -k 'conv or pool or matmul or linear or fused or norm or attention or recurrent'
 BEST_LEVELS = $(or $(shell grep -qw amx_bf16 /proc/cpuinfo && echo 'avx512;amx'),$(shell grep -qw avx512vl \
   /proc/cpuinfo && echo avx512),$(shell grep -qw avx2 /proc/cpuinfo && echo avx2),baseline)
 

@@ -42,7 +42,7 @@ def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str
     """The largest error against the reference as a share of what rounding may do: wrong above 1.
 
     A sum of n terms in random order is off by about sqrt(n) roundings of the largest result, and is rounded
-    once more to its storage type.
+    once more to its storage type, as are intermediate results of the size of the largest.
     """
     from cases.case import COMPUTE_ROUNDOFF, STORAGE_ROUNDOFF
 
@@ -51,9 +51,10 @@ def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str
         expected = np.load(folder / f"{i}.npy")
         if y.shape != expected.shape:
             raise ValueError(f"a result has shape {y.shape}, expected {expected.shape}")
-        allowed = ULPS * np.sqrt(max(n, 1)) * COMPUTE_ROUNDOFF[dtype] * np.abs(expected).max(initial=0)
-        difference = np.abs(y - expected)
-        worst = max(worst, float(np.max(difference / (allowed + STORAGE_ROUNDOFF[dtype] * np.abs(expected) + 1e-300))))
+        largest = np.abs(expected).max(initial=0)
+        allowed = ULPS * np.sqrt(max(n, 1)) * COMPUTE_ROUNDOFF[dtype] * largest
+        allowed += STORAGE_ROUNDOFF[dtype] * (np.abs(expected) + prepared.rounds_within * largest)
+        worst = max(worst, float(np.max(np.abs(y.astype(np.float64) - expected) / (allowed + 1e-300))))
     return worst
 
 

@@ -29,6 +29,7 @@ class Contender:
 
 CONTENDERS = [
     Contender("fastnn", "fastnn"),
+    Contender("fastnn channels_last", "fastnn", channels_last=True),
     Contender("torch", "torch"),
     Contender("torch channels_last", "torch", channels_last=True),
     Contender("tuned torch", "torch", environment=TUNED_MALLOC),
@@ -36,6 +37,7 @@ CONTENDERS = [
     Contender("onnxruntime", "onnxruntime"),
     Contender("numpy", "numpy"),
 ]
+FASTNN = ("fastnn", "fastnn channels_last")
 # The contenders that a ratio is against: the faster of them counts.
 RIVALS = {
     "torch": ("torch", "torch channels_last"),
@@ -76,3 +78,4 @@ class Prepared:
 
     call: Callable[[], Any]
     terms: list[float]
+    rounds_within: int = 0  # Case.rounds_within

@@ -24,12 +24,14 @@ import numpy as np
 ROUNDS, SECONDS = 15, 0.01
 DEPTH = 100  # operations of the graph whose backward is timed
 
-# Expressions in x, y (8 floats), m (1 x 1), b (1 x 1 x 4 x 4) and F; "grad" ones with x recording.
+# Expressions in x, y (8 floats), m (8 x 8), b (1 x 1 x 4 x 4), F, and a layer and an optimizer of that size.
 FORWARD = {
     "x + y": "x + y",
     "x * 2": "x * 2",
     "x.view(2, 4)": "x.view(2, 4)",
+    "m.transpose(0, 1)": "m.transpose(0, 1)",
     "x[2]": "x[2]",
+    "x * y": "x * y",
     "relu(x)": "lib.relu(x)",
     "x.sum()": "x.sum()",
     "m @ m": "m @ m",
@@ -37,30 +39,44 @@ FORWARD = {
     "max_pool2d(b, 2)": "F.max_pool2d(b, 2)",
     "softmax(x, 0)": "F.softmax(x, 0)",
     "x.add_(y)": "z.add_(y)",
+    "Linear(8, 8)(m)": "layer(m)",
+    "Adam step, 4 tensors": "adam.step()",
 }
 NUMPY = {
     "x + y": "x + y",
     "x * 2": "x * 2",
     "x.view(2, 4)": "x.reshape(2, 4)",
+    "m.transpose(0, 1)": "m.transpose(0, 1)",
     "x[2]": "x[2]",
+    "x * y": "x * y",
     "x.sum()": "x.sum()",
     "m @ m": "m @ m",
     "relu(x)": "lib.maximum(x, 0)",
     "x.add_(y)": "lib.add(z, y, z)",
 }
-RECORDED = ["x + y", "x * 2", "x.view(2, 4)", "relu(x)", "m @ m", "linear(m, m)"]
+RECORDED = ["x + y", "x * 2", "x.view(2, 4)", "relu(x)", "m @ m", "linear(m, m)", "Linear(8, 8)(m)"]
 
 
 def names_of(lib: Any, requires_grad: bool) -> dict[str, Any]:
     """The variables of the expressions."""
     make = (lambda *s: np.ones(s, np.float32)) if lib is np else lib.ones
-    variables = {"lib": lib, "x": make(8), "y": make(8), "z": make(8), "m": make(1, 1), "b": make(1, 1, 4, 4)}
+    variables = {"lib": lib, "x": make(8), "y": make(8), "z": make(8), "m": make(8, 8), "b": make(1, 1, 4, 4)}
     if lib is not np:
         variables["F"] = lib.nn.functional
+        variables["layer"] = lib.nn.Linear(8, 8)
+        variables["adam"] = adam(lib)
     if requires_grad:
         for name in ("x", "m"):
             variables[name].requires_grad_()
     return variables
+
+
+def adam(lib: Any) -> Any:
+    """An optimizer of four tensors that have gradients."""
+    tensors = [lib.ones(8, 8).requires_grad_() for _ in range(4)]
+    for p in tensors:
+        p.grad = lib.ones(8, 8)
+    return lib.optim.Adam(tensors, lr=1e-3)
 
 
 def loop(expression: str, variables: dict[str, Any]) -> Callable[[int], float]:
@@ -85,6 +101,22 @@ def backward_loop(lib: Any) -> Callable[[int], float]:
             y.backward(one)
             spent += time.perf_counter() - start
         return spent
+
+    return run
+
+
+def chain_loop(lib: Any) -> Callable[[int], float]:
+    """Seconds of n chains of ten operations, forward and backward."""
+    x, y, one = lib.ones(8).requires_grad_(), lib.ones(8), lib.ones(8)
+
+    def run(n: int) -> float:
+        start = time.perf_counter()
+        for _ in range(n):
+            z = x
+            for _ in range(5):
+                z = z * 2 + y
+            z.backward(one)
+        return time.perf_counter() - start
 
     return run
 
@@ -115,6 +147,7 @@ def measure() -> dict[str, dict[str, float]]:
     for label in RECORDED:
         loops = {name: loop(FORWARD[label], names_of(lib, True)) for name, lib in frameworks.items()}
         rows[f"{label}, recorded"] = {name: ns - empty for name, ns in race(loops).items()}
+    rows["10 operations and backward"] = race({name: chain_loop(lib) for name, lib in frameworks.items()})
     rows["backward, per node"] = race({name: backward_loop(lib) for name, lib in frameworks.items()}, DEPTH)
     return rows
 

@@ -3,10 +3,10 @@
     python bench/run.py [--quick] [--threads N] [--family FAMILY] [--only PATTERN] [--dtype DTYPE]
                         [--contenders NAME,...] [--json PATH] [--table PATH] [--plot PATH]
 
-Contenders: torch as its users run it, torch on channels_last images, both again with a tuned malloc, ONNX
-Runtime, numpy. Each runs in a process of its own. Rounds alternate between them; medians are printed, and a
-ratio is the rival's time over fastnn's: above 1 fastnn is faster. All rows are shown, whichever way they
-fall. In the same run every result, gradients too, is checked against torch in float64; a wrong one of
+Contenders: fastnn and torch as their users run them, on NCHW and on channels_last images, torch again with a
+tuned malloc, ONNX Runtime, numpy. Each runs in a process of its own. Rounds alternate between them; medians are
+printed, and a ratio is the rival's time over fastnn's: above 1 fastnn is faster. All rows are shown, whichever
+way they fall. In the same run every result, gradients too, is checked against torch in float64; a wrong one of
 fastnn's ends the run with an error.
 """
 

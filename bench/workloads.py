@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
+import models
+import networks
 import numpy as np
 import onnx_graphs
 from contenders import Contender, Prepared
-from models import inference, optimizer_step, training_step
+from models import inference, recurrent, training_step
 
 from cases import CASES
 from cases.case import BenchRow, Case, rounded, to_tensor
@@ -87,12 +89,14 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
             call = _numpy_call(case, row, arrays, contender.float64)
             return None if call is None else Prepared(call, [terms])
         has_layouts = case.family in IMAGE_FAMILIES and arrays[0].ndim == 4
-        if (contender.channels_last and not has_layouts) or (lib.__name__ == "torch" and case.torch is False):
+        if contender.channels_last and (not has_layouts or (lib.__name__ == "fastnn" and row.channels_last)):
+            return None
+        if lib.__name__ == "torch" and case.torch is False:
             return None
         images = has_layouts and (contender.channels_last or (lib.__name__ == "fastnn" and row.channels_last))
         args = _tensors(contender, lib, row, arrays, images)
         if not row.backward:
-            return Prepared(lambda: case.run(lib, *args, **row.kwargs), [terms])
+            return Prepared(lambda: case.run(lib, *args, **row.kwargs), [terms], case.rounds_within)
         positions = range(len(args)) if row.gradients is None else row.gradients
         leaves = [
             args[i].requires_grad_() for i in positions if hasattr(args[i], "grad") and args[i].is_floating_point()
@@ -102,7 +106,7 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
         (weight,) = _tensors(contender, lib, replace(row, transposed=()), [dy], images)
         # Every product of the forward is one product of each gradient, spread over the numbers of that gradient.
         shares = [terms * y.numel() / max(1, x.numel()) for x in leaves]
-        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares)
+        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares, case.rounds_within)
 
     name = " ".join([case.name, row.label, *(["bfloat16"] if row.dtype == "bfloat16" else [])])
     return Workload(
@@ -116,6 +120,21 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
     )
 
 
+def _recurrent_workload(kind: str, sizes: tuple[int, ...], dtype: str, training: bool) -> Workload:
+    n_steps, batch, inputs, hidden, layers = sizes
+    products = {"RNN": 1, "GRU": 3, "LSTM": 4}[kind] * hidden * (inputs + hidden + 2 * hidden * (layers - 1))
+    name = f"{kind} T{n_steps} B{batch} H{hidden}" + (f" x{layers}" if layers > 1 else "")
+    return Workload(
+        name + (" bfloat16" if dtype == "bfloat16" else "") + (" training" if training else ""),
+        "recurrent",
+        recurrent(kind, sizes, dtype, training),
+        dtype,
+        training,
+        flops=(6 if training else 2) * n_steps * batch * products,
+    )
+
+
+SEQUENCES = ((50, 32, 128, 128, 1), (128, 1, 256, 256, 1), (100, 64, 512, 512, 1), (35, 20, 650, 650, 2))
 QUICK = {
     "matmul 64",
     "matmul 256",
@@ -140,20 +159,81 @@ QUICK = {
     "LeNet-5 inference B64",
     "LeNet-5 training step B64",
 }
-N_PARAMETERS = 61_706  # of LeNet-5
 DIGITS = (64, 1, 28, 28)
+# The bytes that an optimizer moves for each number in float32.
+STEPS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "SGD plain": ("SGD", {}, 12),
+    "SGD": ("SGD", {"momentum": 0.9}, 20),
+    "Adam": ("Adam", {}, 28),
+    "Adam fused": ("Adam", {"fused": True}, 28),
+    "AdamW": ("AdamW", {}, 28),
+    "AdamW fused": ("AdamW", {"fused": True}, 28),
+}
+LISTS: dict[str, tuple[Callable[[], list[tuple[int, ...]]], int]] = {
+    "LeNet-5": (models.lenet_shapes, 61_706),
+    "ResNet-50": (models.resnet50_shapes, 25_557_032),
+    "GPT-2": (models.gpt2_shapes, 124_439_808),
+}
+
+
+def _step_workload(step: str, of: str) -> Workload:
+    (name, options, bytes_each), (shapes, numbers) = STEPS[step], LISTS[of]
+    prepare = models.optimizer_step(shapes, name, lr=1e-3, **options)
+    return Workload(f"{step} step {of}", "optim", prepare, bytes=bytes_each * numbers)
+
+
+def _sequence_workloads() -> list[Workload]:
+    train, classify = models.sequence_training_step, {"tokens": 10_000}
+    gpt = {"tokens": models.GPT["vocabulary"], "classes": models.GPT["vocabulary"]}
+    rows = [
+        (
+            "MLP 1000-500-250-100-1 training step B64",
+            train(models.regression_mlp, (64, 1000), (64, 1), "Adam"),
+        ),
+        ("MLP 784-128-10 training step B1", train(models.digits_mlp, (1, 784), (1,), "SGD", classes=10, lr=0.01)),
+        ("MLP 784-128-10 training step B64", train(models.digits_mlp, (64, 784), (64,), "SGD", classes=10, lr=0.01)),
+        ("GRU classifier training step B32", train(networks.gru_classifier, (32, 100), (32, 1), "Adam", **classify)),
+        (
+            "LSTM language model training step B20",
+            train(networks.lstm_language_model, (35, 20), (700,), "SGD", classes=10_000, lr=0.1, **classify),
+        ),
+        ("GPT training step B8", train(models.small_gpt, (8, 256), (2048,), "AdamW", **gpt)),
+        (
+            "GPT training step B8 bfloat16",
+            train(models.small_gpt, (8, 256), (2048,), "AdamW", dtype="bfloat16", **gpt),
+        ),
+        ("BERT-base inference B1", models.sequence_inference(networks.encoder, (1, 128, 768))),
+        ("BERT-base inference B8", models.sequence_inference(networks.encoder, (8, 128, 768))),
+        ("GPT-2 decode at 256", models.decoding_step(models.gpt2, models.GPT2["vocabulary"], 256)),
+    ]
+    return [
+        Workload(
+            name,
+            "training" if "training" in name else "inference",
+            prepare,
+            "bfloat16" if "bfloat16" in name else "float32",
+        )
+        for name, prepare in rows
+    ]
+
+
 WORKLOADS = [
     *(_case_workload(case, row) for case in CASES for row in case.bench),
-    Workload(
-        "SGD step LeNet-5", "optim", optimizer_step("LeNet5", "SGD", lr=1e-3, momentum=0.9), bytes=20 * N_PARAMETERS
+    *(_step_workload(step, of) for of in LISTS for step in STEPS),
+    *(
+        _recurrent_workload(kind, sizes, dtype, training)
+        for kind in ("LSTM", "GRU", "RNN")
+        for sizes in SEQUENCES
+        for dtype in ("float32", "bfloat16")
+        for training in (False, True)
     ),
-    Workload("Adam step LeNet-5", "optim", optimizer_step("LeNet5", "Adam", lr=1e-3), bytes=28 * N_PARAMETERS),
     Workload("LeNet-5 inference B64", "inference", inference("LeNet5", DIGITS)),
     Workload("LeNet-5 training step B64", "training", training_step("LeNet5", DIGITS)),
     Workload("Keras CNN inference B64", "inference", inference("KerasCNN", (64, 3, 32, 32))),
     Workload("Keras CNN training step B64", "training", training_step("KerasCNN", (64, 3, 32, 32))),
     Workload("ResNet-18 training step B8 64x64", "training", training_step("resnet18", (8, 3, 64, 64))),
     Workload("ResNet-50 inference B1 224x224", "inference", inference("resnet50", (1, 3, 224, 224))),
+    *_sequence_workloads(),
 ]
 assert len({w.name for w in WORKLOADS}) == len(WORKLOADS), "two rows share a name"
 if unknown := QUICK - {w.name for w in WORKLOADS}:

@@ -86,6 +86,29 @@ def softmax(x: Array, axis: int) -> Array:
     return e / np.sum(e, axis, keepdims=True)
 
 
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Array:
+    """softmax(scale Q K^T + mask) V; a row without keys is 0."""
+    if enable_gqa:
+        k, v = (np.repeat(x, q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+    scores = q @ k.swapaxes(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if is_causal:
+        mask = np.tri(q.shape[-2], k.shape[-2], dtype=bool)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
+    highest = np.max(scores, -1, keepdims=True, initial=-np.inf)
+    weights = np.exp(scores - np.where(np.isfinite(highest), highest, 0))
+    total = np.sum(weights, -1, keepdims=True)
+    return weights / np.where(total == 0, 1, total) @ v
+
+
 def log_softmax(x: Array, axis: int) -> Array:
     return x - logsumexp(x, axis, keepdims=True)
 
@@ -347,6 +370,29 @@ def batch_norm_running(x, running_mean, running_var, momentum=0.1) -> tuple[Arra
     )
 
 
+def layer_norm(x, normalized_shape, weight=None, bias=None, eps=1e-5) -> Array:
+    axes = tuple(range(-len(normalized_shape), 0))
+    y = (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + eps)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def rms_norm(x, normalized_shape, weight=None, eps=None) -> Array:
+    axes = tuple(range(-len(normalized_shape), 0))
+    y = x / np.sqrt((x * x).mean(axes, keepdims=True) + eps)
+    return y if weight is None else y * weight
+
+
+def group_norm(x, groups, weight=None, bias=None, eps=1e-5) -> Array:
+    if x.size == 0:
+        return x
+    rows = x.reshape(x.shape[0], groups, -1)
+    y = ((rows - rows.mean(2, keepdims=True)) / np.sqrt(rows.var(2, keepdims=True) + eps)).reshape(x.shape)
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.reshape(shape)
+    return y if bias is None else y + bias.reshape(shape)
+
+
 # ---- losses ---------------------------------------------------------------------------------------
 
 
@@ -383,6 +429,12 @@ def cross_entropy(
     p = (1 - label_smoothing) * hot + smooth
     loss = -(p * weight.reshape(1, -1, *[1] * (x.ndim - 2)) * log_softmax(x, 1)).sum(1)
     return loss.sum() / total if reduction == "mean" else reduced(loss, reduction)
+
+
+def linear_cross_entropy(x, weight, target, bias=None, **options) -> Array:
+    logits = x @ weight.T + (0 if bias is None else bias)
+    loss = cross_entropy(logits.reshape(-1, len(weight)), target.reshape(-1), **options)
+    return loss.reshape(target.shape) if options.get("reduction") == "none" else loss
 
 
 def huber_loss(x: Array, y: Array, reduction="mean", delta: float = 1.0) -> Array:
@@ -446,24 +498,172 @@ def gather(x: Array, axis: int, index: Array) -> Array:
 # ---- optimizers: one parameter, one step ------------------------------------------------------------
 
 
-def sgd_step(p, g, momentum_buffer, step, lr, momentum, dampening, weight_decay, nesterov, maximize):
+def _moments(g, m, v, beta1, beta2):
+    return beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+
+
+def _adam(p, g, m, v, beta1, beta2, step_size, correction, eps):
+    m, v = _moments(g, m, v, beta1, beta2)
+    return p - step_size * m / (np.sqrt(v) / correction + eps), m, v
+
+
+def _amsgrad(p, g, m, v, v_max, beta1, beta2, step_size, correction, eps):
+    m, v = _moments(g, m, v, beta1, beta2)
+    v_max = np.maximum(v_max, v)
+    return p - step_size * m / (np.sqrt(v_max) / correction + eps), m, v, v_max
+
+
+def _nadam(p, g, m, v, beta1, beta2, of_g, of_m, correction, eps):
+    m, v = _moments(g, m, v, beta1, beta2)
+    return p - (of_g * g + of_m * m) / (np.sqrt(v) / correction + eps), m, v
+
+
+def _radam(p, g, m, v, beta1, beta2, step_size, eps):
+    m, v = _moments(g, m, v, beta1, beta2)
+    return p - step_size * m / (np.sqrt(v) + eps), m, v
+
+
+def _radam_start(p, g, m, v, beta1, beta2, step_size):
+    m, v = _moments(g, m, v, beta1, beta2)
+    return p - step_size * m, m, v
+
+
+def _adamax(p, g, m, u, beta1, beta2, step_size, eps):
+    m, u = beta1 * m + (1 - beta1) * g, np.maximum(beta2 * u, np.abs(g) + eps)
+    return p - step_size * m / u, m, u
+
+
+def _momentum(p, g, buffer, lr, momentum, kept, fresh):
+    buffer = kept * buffer + fresh * g
+    return p - lr * buffer, buffer
+
+
+def _nesterov(p, g, buffer, lr, momentum, kept, fresh):
+    buffer = kept * buffer + fresh * g
+    return p - lr * (g + momentum * buffer), buffer
+
+
+def _rmsprop(p, g, v, alpha, lr, eps, momentum):
+    v = alpha * v + (1 - alpha) * g * g
+    return p - lr * g / (np.sqrt(v) + eps), v
+
+
+def _rmsprop_momentum(p, g, v, buffer, alpha, lr, eps, momentum):
+    v = alpha * v + (1 - alpha) * g * g
+    buffer = momentum * buffer + g / (np.sqrt(v) + eps)
+    return p - lr * buffer, v, buffer
+
+
+def _rmsprop_centered(p, g, v, mean, alpha, lr, eps, momentum):
+    v, mean = alpha * v + (1 - alpha) * g * g, alpha * mean + (1 - alpha) * g
+    return p - lr * g / (np.sqrt(v - mean**2) + eps), v, mean
+
+
+def _rmsprop_centered_momentum(p, g, v, mean, buffer, alpha, lr, eps, momentum):
+    v, mean = alpha * v + (1 - alpha) * g * g, alpha * mean + (1 - alpha) * g
+    buffer = momentum * buffer + g / (np.sqrt(v - mean**2) + eps)
+    return p - lr * buffer, v, mean, buffer
+
+
+def _adagrad(p, g, total, lr, eps):
+    total = total + g * g
+    return p - lr * g / (np.sqrt(total) + eps), total
+
+
+def _adadelta(p, g, v, deltas, rho, lr, eps):
+    v = rho * v + (1 - rho) * g * g
+    delta = np.sqrt(deltas + eps) / np.sqrt(v + eps) * g
+    return p - lr * delta, v, rho * deltas + (1 - rho) * delta**2
+
+
+def _lion(p, g, m, beta1, beta2, lr):
+    return p - lr * np.sign(beta1 * m + (1 - beta1) * g), beta2 * m + (1 - beta2) * g
+
+
+UPDATE_RULES = {
+    "descent": lambda p, g, lr: (p - lr * g,),
+    "average": lambda p, g, share: ((1 - share) * p + share * g,),
+    "momentum": _momentum,
+    "nesterov": _nesterov,
+    "adam": _adam,
+    "amsgrad": _amsgrad,
+    "nadam": _nadam,
+    "radam": _radam,
+    "radam_start": _radam_start,
+    "adamax": _adamax,
+    "rmsprop": _rmsprop,
+    "rmsprop_momentum": _rmsprop_momentum,
+    "rmsprop_centered": _rmsprop_centered,
+    "rmsprop_centered_momentum": _rmsprop_centered_momentum,
+    "adagrad": _adagrad,
+    "adadelta": _adadelta,
+    "lion": _lion,
+}
+
+
+def optimizer_step(rule, p, g, states, coefficients, weight_decay=0.0, shrink=1.0, maximize=False):
+    """The parameter and its states after one step."""
+    p = shrink * p
     g = (-g if maximize else g) + weight_decay * p
-    if momentum:
-        momentum_buffer = g if step == 1 else momentum * momentum_buffer + (1 - dampening) * g
-        g = g + momentum * momentum_buffer if nesterov else momentum_buffer
-    return p - lr * g, momentum_buffer
+    return UPDATE_RULES[rule](p, g, *states, *coefficients)
 
 
-def adam_step(p, g, m, v, v_max, step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize):
-    g = -g if maximize else g
-    if decoupled:
-        p = p - lr * weight_decay * p
+# ---- recurrent layers -------------------------------------------------------------------------------
+
+
+def recurrent(
+    cell: str,
+    x: Array,
+    weight_ih: Array,
+    weight_hh: Array,
+    bias_ih=None,
+    bias_hh=None,
+    weight_hr=None,
+    h0=None,
+    c0=None,
+    batch_first: bool = False,
+    reverse: bool = False,
+    batch_sizes=(),
+) -> list[Array]:
+    """One layer and direction, a row and a step at a time: [output, h_n], and c_n of an LSTM."""
+    gates = {"lstm": 4, "gru": 3, "gru_reset_before": 3}.get(cell, 1)
+    hidden, outputs = weight_hh.shape[0] // gates, weight_hh.shape[1]
+    bias_ih = np.zeros(gates * hidden) if bias_ih is None else bias_ih
+    bias_hh = np.zeros(gates * hidden) if bias_hh is None else bias_hh
+    if batch_sizes:
+        begins = np.cumsum([0, *batch_sizes])
+        places = [[(begins[t] + b,) for t, n in enumerate(batch_sizes) if b < n] for b in range(batch_sizes[0])]
     else:
-        g = g + weight_decay * p
-    m = beta1 * m + (1 - beta1) * g
-    v = beta2 * v + (1 - beta2) * g * g
-    if v_max is not None:
-        v_max = np.maximum(v_max, v)
-    largest = v if v_max is None else v_max
-    p = p - lr * (m / (1 - beta1**step)) / (np.sqrt(largest / (1 - beta2**step)) + eps)
-    return p, m, v, v_max
+        n_steps, batch = (x.shape[1], x.shape[0]) if batch_first else x.shape[:2]
+        places = [[(b, t) if batch_first else (t, b) for t in range(n_steps)] for b in range(batch)]
+    y = np.zeros((*x.shape[:-1], outputs))
+    h_n, c_n = np.zeros((len(places), outputs)), np.zeros((len(places), hidden))
+    for b, steps in enumerate(places):
+        h = np.zeros(outputs) if h0 is None else h0[b]
+        c = np.zeros(hidden) if c0 is None else c0[b]
+        for place in reversed(steps) if reverse else steps:
+            h, c = _cell(cell, weight_ih @ x[place] + bias_ih, weight_hh, bias_hh, weight_hr, h, c)
+            y[place] = h
+        h_n[b], c_n[b] = h, c
+    return [y, h_n, c_n] if cell == "lstm" else [y, h_n]
+
+
+def _cell(cell: str, gx: Array, weight_hh: Array, bias_hh: Array, weight_hr, h: Array, c: Array) -> tuple[Array, Array]:
+    def sigmoid(v: Array) -> Array:
+        return 1 / (1 + np.exp(-v))
+
+    gh = weight_hh @ h + bias_hh
+    if cell == "lstm":
+        i, f, g, o = np.split(gx + gh, 4)
+        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+        h = sigmoid(o) * np.tanh(c)
+        return (h if weight_hr is None else weight_hr @ h), c
+    if cell.startswith("rnn"):
+        return (np.tanh(gx + gh) if cell == "rnn_tanh" else np.maximum(gx + gh, 0)), c
+    n_units = len(h)
+    r, z = np.split(sigmoid((gx + gh)[: 2 * n_units]), 2)
+    if cell == "gru":
+        n = np.tanh(gx[2 * n_units :] + r * gh[2 * n_units :])
+    else:
+        n = np.tanh(gx[2 * n_units :] + weight_hh[2 * n_units :] @ (r * h) + bias_hh[2 * n_units :])
+    return (1 - z) * n + z * h, c

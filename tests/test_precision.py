@@ -173,6 +173,17 @@ def test_infinities_and_nans_stay_in_their_rows_and_columns() -> None:
 # ---- convolution is float32 whatever the word ----------------------------------------------------------
 
 
+def test_rows_after_infinities_are_exact() -> None:
+    """One block of rows leaves the tiles for the vector engine; those after it, thousands of rows on, do not suffer."""
+    a, b = normal(4500, 96), normal(96, 80)
+    a[3, 5] = np.inf
+    actual = (fastnn.from_numpy(np.asfortranarray(a)) @ fastnn.from_numpy(b)).numpy()
+    assert np.isinf(actual[3]).all()
+    rest = np.arange(4500) != 3
+    error = np.abs(actual[rest] - a[rest].astype(np.float64) @ b)
+    assert (error <= bound_of("highest", 96) * (np.abs(a[rest]).astype(np.float64) @ np.abs(b))).all()
+
+
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e18])
 def test_convolution_is_always_accurate(word: str, scale: float) -> None:

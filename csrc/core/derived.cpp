@@ -1,5 +1,7 @@
 #include "core/derived.h"
 
+#include <pthread.h>
+
 #include <mutex>
 
 namespace fastnn {
@@ -7,6 +9,10 @@ namespace fastnn {
 namespace {
 constexpr int kEntries = 4;  // of a storage: forward and backward forms of one or two operations
 std::mutex derived_mutex;
+
+// A fork waits until no thread is inside, so that the child's copy of the mutex is free.
+[[maybe_unused]] const int at_fork =
+    pthread_atfork([] { derived_mutex.lock(); }, [] { derived_mutex.unlock(); }, [] { derived_mutex.unlock(); });
 }  // namespace
 
 struct DerivedEntries {

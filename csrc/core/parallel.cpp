@@ -11,11 +11,13 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <vector>
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include "core/check.h"
+#include "core/steps.h"
 #include "core/thread_pool.h"
 
 namespace fastnn {
@@ -217,7 +219,63 @@ class Region {
   std::mutex error_mutex_;
 };
 
+constexpr int kWaitsAwake = 2000;  // then the core is offered to others after each look
+
+// The steps of parallel_steps. Whoever claims a piece has found the step before complete, so that only pieces that
+// run are waited for: any number of threads, down to the calling one alone, finishes.
+class Steps {
+ public:
+  Steps(int64_t n_steps, int64_t n_pieces, StepBody body, void* context)
+      : n_steps_(n_steps), n_pieces_(n_pieces), body_(body), context_(context), claimed_(size_t(n_pieces)) {}
+
+  void take_part(int64_t own) {
+    try {
+      for (int64_t step = done_.load(std::memory_order_acquire) / n_pieces_; step < n_steps_ && wait_for(step); ++step)
+        for (int64_t i = 0; i < n_pieces_; ++i) run_piece(step, (own + i) % n_pieces_);
+    } catch (...) {
+      failed_ = true;
+      throw;
+    }
+  }
+
+ private:
+  struct alignas(64) Claimed {
+    std::atomic<int64_t> steps{0};  // of one piece
+  };
+
+  void run_piece(int64_t step, int64_t piece) {
+    int64_t expected = step;
+    std::atomic<int64_t>& claimed = claimed_[size_t(piece)].steps;
+    if (claimed.load(std::memory_order_relaxed) != step || !claimed.compare_exchange_strong(expected, step + 1)) return;
+    body_(context_, step, piece);
+    done_.fetch_add(1, std::memory_order_acq_rel);
+  }
+
+  // False when a piece has failed.
+  bool wait_for(int64_t step) {
+    for (int64_t looks = 0; done_.load(std::memory_order_acquire) < step * n_pieces_; ++looks) {
+      if (failed_.load(std::memory_order_relaxed)) return false;
+      looks < kWaitsAwake ? pause_core() : void(sched_yield());
+    }
+    return true;
+  }
+
+  const int64_t n_steps_, n_pieces_;
+  const StepBody body_;
+  void* const context_;
+  std::vector<Claimed> claimed_;
+  alignas(64) std::atomic<int64_t> done_{0};  // pieces, of all steps
+  std::atomic<bool> failed_{false};
+};
+
 }  // namespace
+
+void steps_run(int64_t n_steps, int64_t n_pieces, StepBody body, void* context) {
+  Steps steps(n_steps, n_pieces, body, context);
+  parallel_for(n_pieces, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t own = begin; own < end; ++own) steps.take_part(own);
+  });
+}
 
 void parallel_run(int64_t n, int64_t grain, ParallelBody body, void* context) {
   static const int at_fork = pthread_atfork(nullptr, nullptr, [] {

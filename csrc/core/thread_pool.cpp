@@ -9,10 +9,6 @@
 #include <atomic>
 #include <chrono>
 #include <cstdint>
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
 #include "core/check.h"
 
 namespace fastnn {
@@ -26,14 +22,6 @@ constexpr auto kSpinTime = std::chrono::milliseconds(1);
 constexpr auto kLostTime = std::chrono::microseconds(200);
 constexpr auto kBusyTime = std::chrono::milliseconds(50);
 constexpr int kPausesPerClockRead = 16;
-
-void pause() {
-#if defined(__x86_64__)
-  _mm_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
 
 // Where one thread waits until ready(), which some other thread makes true and then calls wake().
 // All accesses here and those of ready() are sequentially consistent: either the sleeper sees what
@@ -56,7 +44,7 @@ class alignas(64) Parking {
     auto now = Clock::now();
     if (now < busy_until_) return false;
     for (const auto end = now + kSpinTime; now < end;) {
-      for (int i = 0; i < kPausesPerClockRead; ++i, pause())
+      for (int i = 0; i < kPausesPerClockRead; ++i, pause_core())
         if (ready()) return true;
       const auto before = now;
       now = Clock::now();

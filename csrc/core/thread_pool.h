@@ -9,7 +9,20 @@
 // a job they spin for a moment, then sleep. The process may exit over them at any time.
 #pragma once
 
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
 namespace fastnn {
+
+// In a loop that waits awake: leaves the core's resources to its other thread.
+inline void pause_core() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
 
 constexpr int kMaxThreads = 1024;
 

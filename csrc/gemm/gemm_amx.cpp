@@ -1,39 +1,46 @@
 // The matrix engine on AMX tiles (tile_amx.h).
 //
-// A slab of k (kSlabSteps steps) of A and of B is packed by all threads, then blocks of C are the parallel tasks:
+// A slab of B (kSlabPanels panels of columns, kSlabSteps steps of k) is packed by all threads, or by each of two where
+// the product is small. Then blocks of A's rows times strips of the slab are the parallel tasks:
 //
-//   for each block of up to 512 x 256 of C                       parallel; its sums stay in the second-level cache
-//     for each chunk of k (kChunkSteps)                          chunks of A and B come from the third, fetched ahead
+//   pack the block's rows of A                       they stay in the second-level cache
+//   for each panel of 32 columns of B                read once, from the third-level cache, fetched ahead
+//     for each chunk of k (kChunkSteps)              B's chunk stays in the first-level cache
 //       for each panel of 32 rows of A
-//         for each panel of 32 columns of B
-//           32 x 32 sums in tile registers
+//         32 x 32 sums in tile registers
 //
-// Per step and pair of panels that is 24 products of 16 cycles per 14 tile loads for float32. Per unit of k a block
-// reads (512 + 256) * 6 bytes for 512 * 256 multiply-adds: 9 GB/s at 500 GFLOP/s, a third of what the third level
-// gives. The block sizes are kBlockPanels (columns; rows take twice as many), the chunk kChunkSteps.
+// A step of bfloat16 is 4 products (64 cycles) and 4 tile loads; while B's half of them hit the first-level cache, and
+// the chunk of 16 KiB leaves room for A's, the second gives 32 bytes a cycle for A. An element of B is used for as
+// many rows as a block has: at 256 of them, 2 bytes of B feed 512 operations, so that 1.5 TFLOP/s read 6 GB/s of the
+// 28 that a core gets from the third level. Float32 makes 24 products per 14 loads.
 //
-// Float32 operands whose parts would not be exact (pack_amx.h) take the vector engine, slab by slab.
+// Where a 16-bit C keeps k whole and it is too long for a block, the block takes it piece by piece, and the sums of a
+// strip wait in memory. Regions whose float32 parts would not be exact (pack_amx.h) take the vector engine.
 #include "gemm/gemm_amx.h"
 
 #include "core/memory.h"
 #include "core/parallel.h"
 #include "gemm/store_amx.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
 
 constexpr int64_t kSlabSteps = 32;                // 1024 of k
-constexpr int64_t kSlabPanels = 128;              // 4096 rows or columns: 24 MiB of float32 parts
-constexpr int64_t kBlockPanels = 8;               // 256 rows or columns
+constexpr int64_t kSlabPanels = 128;              // 4096 columns: 24 MiB of float32 parts
+constexpr int64_t kNearBytes = int64_t(1) << 20;  // of B, packed: stays in the second-level cache too
+constexpr int64_t kRowsBytes = int64_t(5) << 18;  // of A, packed: five eighths of the second-level cache
+constexpr int64_t kBlockPanels = 8;               // of A in a block, at most; with 12 a panel of B has too little room
+constexpr int64_t kLeastPanels = 4;               // of A in a block, or its k is cut
+constexpr int64_t kFarBlocks = 4;                 // of A, wanted where B is read from the third-level cache
+constexpr int64_t kStripPanels = 48;              // of B that pay for packing A
 constexpr int64_t kTasks = 8;                     // wanted, at least
 constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
+constexpr int64_t kStretchTasks = 1024;           // then those whose parts were not exact
 constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 constexpr int64_t kPackPanels = 8;                // packed together: rows are read 256 columns at a time
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t even_piece(int64_t n, int64_t limit) { return ceil_div(n, ceil_div(n, limit)); }
+template <int P>
+constexpr int64_t kChunkSteps = P == 1 ? 8 : 16;
 
 struct Problem {
   int64_t m, n, k;
@@ -88,71 +95,94 @@ PackedSlab view_slab(int64_t outer, int64_t count, int64_t depth, char* memory) 
   return slab;
 }
 
-struct Panels {
-  int64_t begin, end;
+// A part of C: rows of A times columns of B.
+struct Region {
+  int64_t row, rows, column, columns;
 };
 
-// All of k of a slab for one block of C: the sums of panels rows x columns, [row panel][column panel].
+// How a slab's part of C is cut into tasks: blocks of row panels times strips of column panels.
+struct Tiling {
+  int64_t block_panels, blocks, strip_panels, strips;
+  int64_t grain;        // tasks of one thread at a time
+  bool twofold;         // of which there are two
+  int64_t piece_steps;  // of k whose rows of A are packed at a time
+};
+
 template <int P>
-void multiply_block(const PackedSlab& a, const PackedSlab& b, Panels rows, Panels columns, float* sums) {
-  constexpr int64_t kChunk = kChunkSteps;
+Tiling make_tiling(int64_t row_panels, int64_t column_panels, int64_t steps) {
+  constexpr int64_t kStepBytes = P * kBlockBytes;
+  const int64_t work = tile_work(row_panels, column_panels, steps, P);
+  const bool serial = work < kSerialWork, twofold = work < kTwofoldWork;
+  const int64_t tasks = serial ? 1 : twofold ? 2 : min(kTasks, work / kTaskProducts);
+  const int64_t whole = kRowsBytes / (steps * kStepBytes);  // panels of which all of k is held
+  const bool near = column_panels * steps * kStepBytes <= kNearBytes;
+  Tiling tiling;
+  const int64_t limit = whole >= kLeastPanels ? min(whole, kBlockPanels) : kBlockPanels;
+  tiling.block_panels =
+      even_piece(row_panels, min(limit, max(near ? 1 : kLeastPanels, ceil_div(row_panels, near ? tasks : kFarBlocks))));
+  tiling.blocks = ceil_div(row_panels, tiling.block_panels);
+  const int64_t strips = max(1, min(ceil_div(tasks, tiling.blocks), column_panels / kStripPanels));
+  tiling.strip_panels = even_piece(column_panels, ceil_div(column_panels, strips));
+  tiling.strips = ceil_div(column_panels, tiling.strip_panels);
+  const int64_t all = tiling.blocks * tiling.strips;
+  tiling.grain = twofold ? ceil_div(all, tasks) : max(1, kTaskProducts * all / work);
+  tiling.twofold = twofold;
+  tiling.piece_steps = even_piece(steps, max(1, kRowsBytes / (tiling.block_panels * kStepBytes)));
+  return tiling;
+}
+
+// A's rows of one region, a piece of k at a time, times the slab of B. False, and nothing stored, where the parts are
+// not exact.
+template <int P>
+bool multiply_region(const Problem& problem, const PackedSlab& b, int64_t k, int64_t depth, const Region& region,
+                     int64_t piece_steps, const TileOutput& out) {
+  constexpr int64_t kStepBytes = P * kBlockBytes, kChunk = kChunkSteps<P>;
+  const int64_t row_panels = ceil_div(region.rows, kBlock), column_panels = ceil_div(region.columns, kBlock);
+  const int64_t pieces = ceil_div(b.steps, piece_steps), held_panels = pieces == 1 ? 1 : column_panels;
+  const int64_t a_bytes = row_panels * piece_steps * kStepBytes;
+  char* memory = static_cast<char*>(thread_scratch(
+      Scratch::GemmA, size_t(a_bytes + row_panels * held_panels * kSumsPerBlock * int64_t(sizeof(float)))));
+  float* sums = reinterpret_cast<float*>(memory + a_bytes);
   int64_t steps[kChunk];
-  for (int64_t s = 0; s < kChunk; ++s) steps[s] = s * P * kBlockBytes;
-  const TileScope tiles;
-  for (int64_t s = 0; s < a.steps; s += kChunk) {
-    const int64_t offset = s * P * kBlockBytes, n_steps = min(kChunk, a.steps - s);
-    // Meanwhile the next chunk comes from the third-level cache: of A's panel i the part that is j's, and of B's
-    // panel j the part that is i's.
-    const int64_t lines = s + kChunk < a.steps ? min(kChunk, a.steps - s - kChunk) * P * kBlockBytes / 64 : 0;
-    const int64_t next = offset + kChunk * P * kBlockBytes;
-    const int64_t a_lines = ceil_div(lines, columns.end - columns.begin),
-                  b_lines = ceil_div(lines, rows.end - rows.begin);
-    float* block = sums;
-    for (int64_t i = rows.begin; i < rows.end; ++i)
-      for (int64_t j = columns.begin; j < columns.end; ++j, block += kSumsPerBlock) {
-        const TileAhead ahead{a.data + i * a.panel_bytes + next + (j - columns.begin) * a_lines * 64,
-                              b.data + j * b.panel_bytes + next + (i - rows.begin) * b_lines * 64, a_lines, b_lines};
-        tile_block<P>({a.data + i * a.panel_bytes + offset, steps, 64, kTileBytes, kBlockBytes},
-                      {b.data + j * b.panel_bytes + offset, steps, 64, kTileBytes, kBlockBytes}, 0, n_steps,
-                      a.count - i * kBlock > 16, b.count - j * kBlock > 16, block, s == 0, ahead);
+  for (int64_t s = 0; s < kChunk; ++s) steps[s] = s * kStepBytes;
+  PartRange range;
+  for (int64_t piece = 0; piece < b.steps; piece += piece_steps) {
+    const int64_t n_steps = min(piece_steps, b.steps - piece), panel_bytes = n_steps * kStepBytes;
+    const bool last_piece = piece + n_steps == b.steps;
+    range.add(pack_panels<P>(problem.a, region.row, region.rows, k + piece * kStepK,
+                             min(n_steps * kStepK, depth - piece * kStepK), {memory, panel_bytes, TileForm::Rows}));
+    if (P > 1 && last_piece && !parts_are_exact(range, b.range)) return false;
+    const TileScope tiles;
+    for (int64_t j = 0; j < column_panels; ++j) {
+      const int64_t column = region.column + j * kBlock;
+      const char* panel = b.data + (column - b.outer) / kBlock * b.panel_bytes + piece * kStepBytes;
+      float* panel_sums = sums + (pieces == 1 ? 0 : j * row_panels * kSumsPerBlock);
+      for (int64_t s = 0; s < n_steps; s += kChunk) {
+        const int64_t chunk = min(kChunk, n_steps - s);
+        // Meanwhile the next chunk, or the next panel's first one, comes from the third-level cache.
+        const bool panel_ends = s + chunk == n_steps, last = last_piece && panel_ends;
+        const char* next = panel_ends ? panel + b.panel_bytes : panel + (s + chunk) * kStepBytes;
+        const int64_t lines = panel_ends && j + 1 == column_panels ? 0 : chunk * kStepBytes / 64,
+                      share = ceil_div(lines, row_panels);
+        for (int64_t i = 0; i < row_panels; ++i) {
+          float* block = panel_sums + i * kSumsPerBlock;
+          const int64_t rows = min(kBlock, region.rows - i * kBlock),
+                        columns = min(kBlock, region.columns - j * kBlock);
+          tile_block<P>({memory + i * panel_bytes + s * kStepBytes, steps, 64, kTileBytes, kBlockBytes},
+                        {panel + s * kStepBytes, steps, 64, kTileBytes, kBlockBytes}, 0, chunk, rows > 16, columns > 16,
+                        block, piece + s == 0, TileAhead{next + i * share * 64, max(0, min(share, lines - i * share))});
+          if (last) store_blocks(out, block, region.row + i * kBlock, column, rows, columns);
+        }
       }
-  }
-}
-
-void store_blocks(const TileOutput& out, const PackedSlab& a, const PackedSlab& b, Panels rows, Panels columns,
-                  float* sums) {
-  for (int64_t i = rows.begin; i < rows.end; ++i)
-    for (int64_t j = columns.begin; j < columns.end; ++j, sums += kSumsPerBlock)
-      store_block(out, sums, a.outer + i * kBlock, b.outer + j * kBlock, min(kBlock, a.count - i * kBlock),
-                  min(kBlock, b.count - j * kBlock));
-}
-
-template <int P>
-void multiply_slabs(const PackedSlab& a, const PackedSlab& b, const TileOutput& out) {
-  const int64_t products = a.panels() * b.panels() * a.steps * (P * (P + 1) / 2);
-  const int64_t wanted = products < kSerialProducts ? 1 : min(kTasks, products / kTaskProducts);
-  int64_t row_panels = even_piece(a.panels(), 2 * kBlockPanels), column_panels = even_piece(b.panels(), kBlockPanels);
-  const auto tasks = [&] { return ceil_div(a.panels(), row_panels) * ceil_div(b.panels(), column_panels); };
-  while (tasks() < wanted && row_panels * column_panels > 1)
-    (row_panels > column_panels ? row_panels : column_panels) = ceil_div(max(row_panels, column_panels), 2);
-  const int64_t column_blocks = ceil_div(b.panels(), column_panels);
-  parallel_for(tasks(), 1, [&](int64_t begin, int64_t end) {
-    float* sums = static_cast<float*>(
-        thread_scratch(Scratch::GemmA, size_t(row_panels * column_panels * kSumsPerBlock) * sizeof(float)));
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t i = task / column_blocks * row_panels, j = task % column_blocks * column_panels;
-      const Panels rows{i, min(i + row_panels, a.panels())}, columns{j, min(j + column_panels, b.panels())};
-      multiply_block<P>(a, b, rows, columns, sums);
-      store_blocks(out, a, b, rows, columns, sums);
     }
-  });
+  }
+  return true;
 }
 
 // The same part of the product on the vector engine.
-void multiply_vectors(const Problem& problem, const PackedSlab& a, const PackedSlab& b, int64_t k, int64_t depth,
-                      const TileOutput& out) {
+void multiply_vectors(const Problem& problem, const Region& region, int64_t k, int64_t depth, const TileOutput& out) {
   GemmArgs args{};
-  args.m = a.count, args.n = b.count, args.k = depth;
+  args.m = region.rows, args.n = region.columns, args.k = depth;
   args.a_row = problem.a.outer_stride, args.a_column = problem.a.depth_stride;
   args.b_row = problem.b.depth_stride, args.b_column = problem.b.outer_stride;
   args.c_row = out.c_row;
@@ -161,12 +191,12 @@ void multiply_vectors(const Problem& problem, const PackedSlab& a, const PackedS
   args.accumulate = out.accumulate;
   args.activation = out.activation;
   args.bias_kind = out.row_bias ? GemmBias::PerRow : out.column_bias ? GemmBias::PerColumn : GemmBias::None;
-  const int64_t size = out.size(), first = (a.outer * out.c_row + b.outer) * size;
-  if (out.row_bias) args.bias = out.row_bias + a.outer * size;
-  if (out.column_bias) args.bias = out.column_bias + b.outer * size;
+  const int64_t size = out.size(), first = (region.row * out.c_row + region.column) * size;
+  if (out.row_bias) args.bias = out.row_bias + region.row * size;
+  if (out.column_bias) args.bias = out.column_bias + region.column * size;
   if (out.residual) args.residual = out.residual + first;
   args.c = out.c + first;
-  avx512::gemm_vectors(args, {problem.a.at(a.outer, k), problem.b.at(b.outer, k), out.c + first});
+  avx512::gemm_vectors(args, {problem.a.at(region.row, k), problem.b.at(region.column, k), out.c + first});
 }
 
 // What C held comes in with the first slab of k, what follows the product with the last.
@@ -213,27 +243,44 @@ void pack_b(const Problem& problem) {
   });
 }
 
+// One slab of B times all of A, in stretches of rows. The vector engine uses the memory that B is packed in, so it
+// takes its regions after a stretch, and B is packed anew for the next.
+template <int P>
+void multiply_slab(const Problem& problem, char* packed, int64_t column, int64_t count, int64_t k, int64_t depth) {
+  const TileOutput out = slab_output(problem, k, depth);
+  const Tiling tiling = make_tiling<P>(ceil_div(problem.m, kBlock), ceil_div(count, kBlock), ceil_div(depth, kStepK));
+  const int64_t block = tiling.block_panels * kBlock, strip = tiling.strip_panels * kBlock;
+  const int64_t stretch = max(1, kStretchTasks / tiling.strips);
+  for (int64_t first = 0; first < tiling.blocks; first += stretch) {
+    const auto pack = [&] {
+      return pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs,
+                          static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(slab_bytes<P>(count, depth)))));
+    };
+    const bool twofold = tiling.twofold && !packed;
+    const PackedSlab shared = packed ? view_slab<P>(column, count, depth, packed) : twofold ? PackedSlab{} : pack();
+    PackedTwofold<PackedSlab> own;
+    const auto region = [&](int64_t task) {
+      const int64_t row = (first + task / tiling.strips) * block, offset = task % tiling.strips * strip;
+      return Region{row, min(block, problem.m - row), column + offset, min(strip, count - offset)};
+    };
+    const int64_t tasks = min(stretch, tiling.blocks - first) * tiling.strips;
+    bool exact[kStretchTasks];
+    parallel_for(tasks, tiling.grain, [&](int64_t begin, int64_t end) {
+      const PackedSlab b = twofold ? own.get(begin / tiling.grain, pack) : shared;
+      for (int64_t task = begin; task < end; ++task)
+        exact[task] = multiply_region<P>(problem, b, k, depth, region(task), tiling.piece_steps, out);
+    });
+    for (int64_t task = 0; task < tasks; ++task)
+      if (!exact[task]) multiply_vectors(problem, region(task), k, depth, out);
+  }
+}
+
 template <int P>
 void multiply(const Problem& problem) {
-  const int64_t depth_limit = min(problem.k, slab_depth(problem));
-  const int64_t a_bytes = slab_bytes<P>(min(problem.m, kSlabOuter), depth_limit);
-  const int64_t b_bytes = problem.packed_b ? 0 : slab_bytes<P>(min(problem.n, kSlabOuter), depth_limit);
-  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(a_bytes + b_bytes)));
   char* packed = problem.packed_b;
   for_each_slab(problem, [&](int64_t column, int64_t count, int64_t k, int64_t depth) {
-    const PackedSlab b = packed ? view_slab<P>(column, count, depth, packed)
-                                : pack_slab<P>(problem.b, column, count, k, depth, TileForm::Pairs, memory + a_bytes);
+    multiply_slab<P>(problem, packed, column, count, k, depth);
     if (packed) packed += slab_bytes<P>(count, depth);
-    const TileOutput out = slab_output(problem, k, depth);
-    for (int64_t row = 0; row < problem.m; row += kSlabOuter) {
-      const PackedSlab a =
-          pack_slab<P>(problem.a, row, min(kSlabOuter, problem.m - row), k, depth, TileForm::Rows, memory);
-      if (P == 1 || parts_are_exact(a.range, b.range)) {
-        multiply_slabs<P>(a, b, out);
-      } else {
-        multiply_vectors(problem, a, b, k, depth, out);
-      }
-    }
   });
 }
 
@@ -243,6 +290,7 @@ namespace amx {
 
 bool gemm_suits(const GemmArgs& args) {
   if (args.dtype == DType::Float64 || args.k < 16 || args.m < 16 || args.n < 16) return false;
+  if (outer_product_suits(args)) return false;
   const int64_t work = args.m * args.n * args.k;
   return args.dtype == DType::BFloat16 || work >= int64_t(96) * 96 * 96;
 }

@@ -18,6 +18,8 @@
 #include "gemm/gemm_amx.h"
 #include "gemm/micro_cpu.h"
 #include "gemm/pack_cpu.h"
+#include "gemm/prefetch.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
@@ -29,6 +31,8 @@ constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of
 constexpr int64_t kTasks = 8;                              // wanted of a packed product, at least
 
 constexpr int64_t kDotRows = 8, kDotColumns = 4;    // few rows or columns: the other operand is read once
+constexpr int64_t kLeastDot = 16;                   // of k: below, most of a sum's lanes idle, and packing is faster
+constexpr int64_t kShortDepth = 32;                 // up to here neither
 constexpr int64_t kDirectDepth = 256;               // depth block of operands in place
 constexpr int64_t kCachedBytes = int64_t(1) << 20;  // of B; beyond, it is prefetched into the second-level cache
 
@@ -43,14 +47,6 @@ constexpr int64_t kPackedPanels = 4;  // of B in a packing task, at least: a row
 
 constexpr int64_t kSplitOutputs = 16384, kSplitDepth = 4096, kSplitChunks = 256;  // when k is split, and how
 constexpr int64_t kCastRun = 512;
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-// The length of equal pieces of n, none above `limit`, in multiples of `unit`.
-inline int64_t even_piece(int64_t n, int64_t limit, int64_t unit) {
-  return ceil_div(ceil_div(n, ceil_div(n, limit)), unit) * unit;
-}
 
 // An operand: element (i, p) of A lies at i * outer + p * depth, element (p, j) of B at p * depth + j * outer.
 struct Operand {
@@ -201,7 +197,7 @@ Slab<T> pack_slab(const Product<T>& product, int64_t column, int64_t column_end,
 }
 
 inline void prefetch_lines(const char* memory, int64_t lines) {
-  for (int64_t line = 0; line < lines; ++line) __builtin_prefetch(memory + line * 64, 0, 2);
+  for (int64_t line = 0; line < lines; ++line) prefetch_near(memory + line * 64);
 }
 
 // C[row .. row_end, panels begin .. end of the slab].
@@ -262,10 +258,11 @@ void packed(const Product<T>& product) {
 template <class T>
 void multiply_whole(const Product<T>& product) {
   const bool in_place = product.a.dtype == dtype_of<T>();
-  const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows;
+  const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows || product.k <= kShortDepth;
   const bool along_k = product.a.depth == 1 && product.b.depth == 1 && product.k > 1;
   const bool whole_rows = product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
-  if (along_k && (product.m <= kDotRows || product.n <= kDotColumns)) return dot(product);
+  const bool few = product.m <= kDotRows || product.n <= kDotColumns;
+  if (along_k && few && (product.k >= kLeastDot || product.m == 1 || product.n == 1)) return dot(product);
   if (in_place && whole_rows && small) return direct(product);
   packed(product);
 }

@@ -6,7 +6,7 @@
 
 #include "gemm/epilogue.h"
 #include "gemm/tile.h"
-#include "simd/transpose.h"
+#include "simd/widen.h"
 
 namespace fastnn {
 namespace {
@@ -156,55 +156,6 @@ __attribute__((noinline)) void packed_tile(const T* a, const T* b, int64_t k, in
   }
   out.put(block, rows, columns);
 }
-
-// A vector of elements of S as vectors of T, in an order that is the same for all operands.
-template <class T, class S>
-struct DotElements {  // S is T
-  static constexpr int kVectors = 1;
-  static void load(const S* p, Vec<T>* out) { out[0] = Vec<T>::load(p); }
-  static void load(const S* p, int64_t n, Vec<T>* out) { out[0] = Vec<T>::load(p, n); }
-};
-
-// 16-bit elements: two vectors of float32 for one of them.
-template <class S>
-struct WidenedElements {
-  static constexpr int kVectors = 2, kLanes = Vec<float>::size;
-  static void load(const S* p, Vec<float>* out) {
-    if constexpr (dtype_of<S>() == DType::BFloat16) {
-      // The elements of even index, then those of odd index.
-      typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
-      Words words;
-      memcpy(&words, p, sizeof words);
-      out[0] = Vec<float>(Vec<float>::Raw(words << 16));
-      out[1] = Vec<float>(Vec<float>::Raw(words & 0xffff0000u));
-    } else {
-#if defined(__AVX512F__)
-      // With a mask, since GCC 12 warns of the plain conversion's own code (bug 105593).
-      const __m256i* halves = reinterpret_cast<const __m256i*>(p);
-      out[0] = Vec<float>(Vec<float>::Raw(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(halves))));
-      out[1] = Vec<float>(Vec<float>::Raw(_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(halves + 1))));
-#elif defined(__AVX2__)
-      out[0] = Vec<float>(Vec<float>::Raw(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))));
-      out[1] =
-          Vec<float>(Vec<float>::Raw(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + kLanes)))));
-#else
-      float widened[2 * kLanes];
-      for (int i = 0; i < 2 * kLanes; ++i) widened[i] = to_float(p[i]);
-      out[0] = Vec<float>::load(widened);
-      out[1] = Vec<float>::load(widened + kLanes);
-#endif
-    }
-  }
-  static void load(const S* p, int64_t n, Vec<float>* out) {
-    S whole[2 * kLanes] = {};
-    memcpy(whole, p, size_t(n) * sizeof(S));
-    load(whole, out);
-  }
-};
-template <>
-struct DotElements<float, bfloat16> : WidenedElements<bfloat16> {};
-template <>
-struct DotElements<float, float16> : WidenedElements<float16> {};
 
 // block[kRows][kColumns], one sum for each lane of a vector. Rows and columns beyond the valid ones repeat the
 // last one.

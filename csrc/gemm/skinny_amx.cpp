@@ -19,6 +19,7 @@
 #include "core/parallel.h"
 #include "gemm/gemm_amx.h"
 #include "gemm/store_amx.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
@@ -34,12 +35,9 @@ constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles 
 constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 constexpr int64_t kStretchPanels = 128;           // of the streamed operand; then those whose parts were not exact
 constexpr int64_t kTableSteps = 64;               // of a chunk, at most
+constexpr int64_t kStoredPanels = 4;              // of sums that go to C together
 template <int P>
 constexpr int64_t kPackedSteps = P == 1 ? 16 : 12 / P;  // of a chunk that several panels use: 24 to 32 KiB
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 struct SkinnyProduct {
   PackSource streamed, held;
@@ -56,16 +54,16 @@ struct HeldPanels {
 };
 
 template <int P>
-bool is_serial(const SkinnyProduct& product) {
-  const int64_t blocks = ceil_div(product.n_streamed, kBlock) * ceil_div(product.n_held, kBlock);
-  return blocks * ceil_div(product.k, kStepK) * (P * (P + 1) / 2) < kSerialProducts;
+int64_t work_of(const SkinnyProduct& product) {
+  return tile_work(ceil_div(product.n_streamed, kBlock), ceil_div(product.n_held, kBlock), ceil_div(product.k, kStepK),
+                   P);
 }
 
 template <int P>
 HeldPanels pack_held(const SkinnyProduct& product) {
   const int64_t steps = ceil_div(product.k, kStepK), panels = ceil_div(product.n_held, kBlock);
   const int64_t panel_bytes = steps * P * kBlockBytes;
-  const int64_t piece = is_serial<P>(product) ? steps : max(1, kPackGrain / (kStepK * kBlock * panels));
+  const int64_t piece = work_of<P>(product) < kTwofoldWork ? steps : max(1, kPackGrain / (kStepK * kBlock * panels));
   const int64_t pieces = ceil_div(steps, piece);
   char* data = static_cast<char*>(
       thread_scratch(Scratch::GemmB, size_t(panels * panel_bytes + pieces * int64_t(sizeof(PartRange)))));
@@ -82,31 +80,14 @@ HeldPanels pack_held(const SkinnyProduct& product) {
   return held;
 }
 
-inline void transpose_block(float* sums) {
-  for (int64_t tile = 0; tile < 4; ++tile) transpose_tile(reinterpret_cast<char*>(sums + tile * 256));
-  for (int64_t i = 256; i < 512; ++i) {
-    const float upper = sums[i];
-    sums[i] = sums[i + 256];
-    sums[i + 256] = upper;
-  }
-}
-
-void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int64_t held) {
-  const int64_t n_streamed = min(kBlock, product.n_streamed - streamed), n_held = min(kBlock, product.n_held - held);
-  if (!product.transposed) return store_block(product.out, sums, streamed, held, n_streamed, n_held);
-  transpose_block(sums);
-  store_block(product.out, sums, held, streamed, n_held, n_streamed);
-}
-
-// The lines of C that a block of sums goes to.
-inline void prefetch_output(const SkinnyProduct& product, int64_t streamed, int64_t held) {
-  const int64_t row = product.transposed ? held : streamed, column = product.transposed ? streamed : held;
-  const int64_t rows = min(kBlock, (product.transposed ? product.n_held : product.n_streamed) - row);
-  const int64_t size = product.out.size(), row_bytes = product.out.c_row * size;
-  const char* c = product.out.c + row * row_bytes + column * size;
-  for (int64_t r = 0; r < rows; ++r, c += row_bytes) {
-    _mm_prefetch(c, _MM_HINT_T0);
-    if (size == 4) _mm_prefetch(c + 64, _MM_HINT_T0);
+// The sums of the held panels from `first` on, `count` of them.
+void store_sums(const SkinnyProduct& product, float* sums, int64_t streamed, int64_t first, int64_t count) {
+  const int64_t n_streamed = min(kBlock, product.n_streamed - streamed);
+  const int64_t held = first * kBlock, n_held = min(count * kBlock, product.n_held - held);
+  if (!product.transposed) return store_blocks(product.out, sums, streamed, held, n_streamed, n_held);
+  for (int64_t j = 0; j < n_held; j += kBlock, sums += kSumsPerBlock) {
+    transpose_block(sums);
+    store_blocks(product.out, sums, held + j, streamed, min(kBlock, n_held - j), n_streamed);
   }
 }
 
@@ -157,10 +138,13 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
   const int64_t count = min(kBlock, product.n_streamed - row);
   const int64_t row_bytes = product.streamed.outer_stride * int64_t(sizeof(T));
   const bool tall = count > 16;
+  // Rows that begin inside cache lines take twice the loads: that pays once.
+  const bool aligned = reinterpret_cast<intptr_t>(product.streamed.data) % 64 == 0 && row_bytes % 64 == 0;
+  const bool direct = P == 1 && dtype_of<T>() == DType::BFloat16 && (aligned || held.panels == 1);
   RangeLanes range;
   for (int64_t k = 0, depth; k < product.k; k += depth) {
     depth = min(chunk_steps * kStepK, product.k - k);
-    const bool ready = P == 1 && dtype_of<T>() == DType::BFloat16 && count % 16 == 0 && depth >= kStepK;
+    const bool ready = direct && count % 16 == 0 && depth >= kStepK;
     if (ready) depth = depth / kStepK * kStepK;
     const char* source = product.streamed.at(row, k);
     const ChunkPacker<P, T> packer{source, row_bytes, count, depth, memory, packed_steps, &range};
@@ -171,17 +155,18 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
     const int64_t n_steps = ceil_div(depth, kStepK);
     for (int64_t j = 0; j < held.panels; ++j) {
       const bool wide = product.n_held - j * kBlock > 16;
-      float* block = first && last ? sums : sums + j * kSumsPerBlock;
+      float* block = sums + (first && last ? j % kStoredPanels : j) * kSumsPerBlock;
       const TileStream columns{held.data + j * held.panel_bytes + k / kStepK * kStepBytes, held_steps, 64, kTileBytes,
                                kBlockBytes};
-      if (last && j + 1 < held.panels) prefetch_output(product, row, (j + 1) * kBlock);
       if (ready || j > 0) {
         tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first);
       } else {
         tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first, packer);
         if (last && P > 1 && !parts_are_exact(range.finish(), held.range)) return false;
       }
-      if (last) store_sums(product, block, row, j * kBlock);
+      const int64_t stored = j % kStoredPanels;
+      if (last && (stored == kStoredPanels - 1 || j == held.panels - 1))
+        store_sums(product, block - stored * kSumsPerBlock, row, j - stored, stored + 1);
     }
   }
   return true;
@@ -208,22 +193,26 @@ void multiply_vectors(const GemmArgs& whole, const GemmItem& item, bool transpos
 
 template <int P, class T>
 void multiply(const SkinnyProduct& product, const GemmArgs& args, const GemmItem& item) {
-  const int64_t panels = ceil_div(product.n_streamed, kBlock);
+  const int64_t panels = ceil_div(product.n_streamed, kBlock), work = work_of<P>(product);
+  const bool twofold = work < kTwofoldWork;
   for (int64_t stretch = 0; stretch < panels; stretch += kStretchPanels) {
-    const HeldPanels held = pack_held<P>(product);
-    bool exact[kStretchPanels];
-    const int64_t products = held.panels * ceil_div(product.k, kStepK) * (P * (P + 1) / 2);
     const int64_t n_panels = min(kStretchPanels, panels - stretch);
-    parallel_for(n_panels, is_serial<P>(product) ? n_panels : max(1, kTaskProducts / products),
-                 [&](int64_t begin, int64_t end) {
-                   const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
-                   char* memory = static_cast<char*>(thread_scratch(
-                       Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
-                   const TileScope tiles;
-                   for (int64_t i = begin; i < end; ++i)
-                     exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
-                                                     reinterpret_cast<float*>(memory + chunk_bytes), memory);
-                 });
+    const int64_t grain = work < kSerialWork ? n_panels
+                          : twofold          ? ceil_div(n_panels, 2)
+                                             : max(1, kTaskProducts * panels / work);
+    const HeldPanels shared = twofold ? HeldPanels{} : pack_held<P>(product);
+    PackedTwofold<HeldPanels> own;
+    bool exact[kStretchPanels];
+    parallel_for(n_panels, grain, [&](int64_t begin, int64_t end) {
+      const HeldPanels held = twofold ? own.get(begin / grain, [&] { return pack_held<P>(product); }) : shared;
+      const int64_t chunk_bytes = kPackedSteps<P> * P * kBlockBytes;
+      char* memory = static_cast<char*>(
+          thread_scratch(Scratch::GemmA, size_t(chunk_bytes + held.panels * kSumsPerBlock * int64_t(sizeof(float)))));
+      const TileScope tiles;
+      for (int64_t i = begin; i < end; ++i)
+        exact[i] = multiply_panel<P, T>(product, held, (stretch + i) * kBlock,
+                                        reinterpret_cast<float*>(memory + chunk_bytes), memory);
+    });
     for (int64_t i = 0; i < n_panels; ++i) {
       const int64_t row = (stretch + i) * kBlock;
       if (!exact[i]) multiply_vectors(args, item, product.transposed, row, min(row + kBlock, product.n_streamed));
@@ -240,7 +229,9 @@ bool streams_b(const GemmArgs& args) { return args.b_row == 1 && !streams_a(args
 namespace amx {
 
 bool gemm_skinny_suits(const GemmArgs& args) {
-  if (args.dtype == DType::Float64 || args.k < kLeastDepth || !(streams_a(args) || streams_b(args))) return false;
+  if (args.dtype == DType::Float64 || args.k < kLeastDepth || outer_product_suits(args) ||
+      !(streams_a(args) || streams_b(args)))
+    return false;
   const int64_t streamed = streams_a(args) ? args.m : args.n, held = streams_a(args) ? args.n : args.m;
   const int64_t parts = parts_of(args.dtype);
   if (ceil_div(held, kBlock) * ceil_div(args.k, kStepK) * parts * kBlockBytes > kHeldBytes) return false;

@@ -53,38 +53,70 @@ inline __m512 finish_lanes(const TileOutput& out, __m512 x, int64_t row, int64_t
   return x;
 }
 
-// The block's first `rows` x `columns` sums, made ready in place.
+// Adjacent blocks of sums, their first `rows` x `columns` in all, made ready in place.
 template <class T>
-__attribute__((noinline)) void finish_block(const TileOutput& out, float* sums, int64_t row, int64_t column,
-                                            int64_t rows, int64_t columns) {
-  for (int64_t half = 0; half < 2 && 16 * half < columns; ++half) {
-    const __mmask16 mask = lane_mask(columns - 16 * half);
+__attribute__((noinline)) void finish_blocks(const TileOutput& out, float* sums, int64_t row, int64_t column,
+                                             int64_t rows, int64_t columns) {
+  for (int64_t c = 0; c < columns; c += 16) {
+    const __mmask16 mask = lane_mask(columns - c);
+    float* half = sums + c / kBlock * kSumsPerBlock + c % kBlock / 16 * 256;
     for (int64_t r = 0; r < rows; ++r) {
-      float* lanes = block_row(sums, r) + 256 * half;
-      _mm512_store_ps(lanes, finish_lanes<T>(out, _mm512_load_ps(lanes), row + r, column + 16 * half, mask));
+      float* lanes = block_row(half, r);
+      _mm512_store_ps(lanes, finish_lanes<T>(out, _mm512_load_ps(lanes), row + r, column + c, mask));
     }
   }
-  if (out.activation != Activation::None) activate_row(out.activation, sums, kSumsPerBlock);
+  if (out.activation != Activation::None)
+    activate_row(out.activation, sums, (columns + kBlock - 1) / kBlock * kSumsPerBlock);
 }
 
+// 32 columns. Masked stores of 16-bit elements take some ten cycles each, even of whole vectors.
 template <class T>
-void store_block_of(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows, int64_t columns) {
-  if (!out.plain()) finish_block<T>(out, sums, row, column, rows, columns);
-  const __mmask16 low = lane_mask(columns), high = lane_mask(columns - 16);
-  char* c = out.c + (row * out.c_row + column) * int64_t(sizeof(T));
-  for (int64_t r = 0; r < rows; ++r, c += out.c_row * int64_t(sizeof(T))) {
-    const float* lanes = block_row(sums, r);
-    store_lanes<T>(c, low, _mm512_load_ps(lanes));
-    if (high) store_lanes<T>(c + 16 * sizeof(T), high, _mm512_load_ps(lanes + 256));
+inline void store_whole(char* c, __m512 low, __m512 high) {
+  if constexpr (sizeof(T) == 4) {
+    _mm512_storeu_ps(c, low);
+    _mm512_storeu_ps(c + 64, high);
+  } else if (dtype_of<T>() == DType::BFloat16) {
+    _mm512_storeu_si512(c, __m512i(_mm512_cvtne2ps_pbh(high, low)));
+  } else {
+    constexpr int kRounding = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(c), _mm512_cvtps_ph(low, kRounding));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(c + 32), _mm512_cvtps_ph(high, kRounding));
   }
 }
 
-// The block's first `rows` x `columns` sums go to C at (row, column).
-inline void store_block(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows,
-                        int64_t columns) {
-  if (out.dtype == DType::Float32) return store_block_of<float>(out, sums, row, column, rows, columns);
-  if (out.dtype == DType::BFloat16) return store_block_of<bfloat16>(out, sums, row, column, rows, columns);
-  store_block_of<float16>(out, sums, row, column, rows, columns);
+template <class T>
+void store_blocks_of(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+  constexpr int64_t kSize = sizeof(T);
+  if (!out.plain()) finish_blocks<T>(out, sums, row, column, rows, columns);
+  const int64_t whole = columns / kBlock, rest = columns % kBlock;
+  const __mmask16 low = lane_mask(rest), high = lane_mask(rest - 16);
+  for (int64_t r = 0; r < rows; ++r) {
+    char* c = out.c + ((row + r) * out.c_row + column) * kSize;
+    const float* lanes = block_row(sums, r);
+    for (int64_t block = 0; block < whole; ++block, c += kBlock * kSize, lanes += kSumsPerBlock)
+      store_whole<T>(c, _mm512_load_ps(lanes), _mm512_load_ps(lanes + 256));
+    if (low) store_lanes<T>(c, low, _mm512_load_ps(lanes));
+    if (high) store_lanes<T>(c + 16 * kSize, high, _mm512_load_ps(lanes + 256));
+  }
+}
+
+// The first `rows` x `columns` of adjacent blocks of sums, each of 32 columns, go to C at (row, column): along its
+// rows, since memory is fast along lines.
+inline void store_blocks(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows,
+                         int64_t columns) {
+  if (out.dtype == DType::Float32) return store_blocks_of<float>(out, sums, row, column, rows, columns);
+  if (out.dtype == DType::BFloat16) return store_blocks_of<bfloat16>(out, sums, row, column, rows, columns);
+  store_blocks_of<float16>(out, sums, row, column, rows, columns);
+}
+
+// The block's transpose, in place.
+inline void transpose_block(float* sums) {
+  for (int64_t tile = 0; tile < 4; ++tile) transpose_tile(reinterpret_cast<char*>(sums + tile * 256));
+  for (int64_t i = 256; i < 512; ++i) {
+    const float upper = sums[i];
+    sums[i] = sums[i + 256];
+    sums[i + 256] = upper;
+  }
 }
 
 }  // namespace

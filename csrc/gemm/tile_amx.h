@@ -18,6 +18,8 @@
 
 #include <cstdint>
 
+#include "gemm/prefetch.h"
+
 namespace fastnn {
 namespace {
 
@@ -27,14 +29,40 @@ constexpr int64_t kTileBytes = 1024;             // 16 rows of 64 bytes
 constexpr int64_t kBlockBytes = 2 * kTileBytes;  // 32 rows (columns) of an operand for one step and part
 constexpr int64_t kSumsPerBlock = kBlock * kBlock;
 
-// Steps after which sums return to memory: 512 of k. Panels of both operands are then larger than the first-level
-// cache and stream from the second, whole lines one after the other, while a block's 8 KiB of sums move rarely.
-constexpr int64_t kChunkSteps = 16;
+// A product's work in tile products of 32 x 32 x 32 (64 cycles). Packing 32 x 32 elements, and storing a block of sums,
+// take as long as some four of them.
+inline int64_t tile_work(int64_t row_panels, int64_t column_panels, int64_t steps, int parts) {
+  constexpr int64_t kMove = 4;
+  return row_panels * column_panels * (steps * (parts * (parts + 1) / 2) + kMove) +
+         (row_panels + column_panels) * steps * kMove;
+}
 
-// Products (of 32 x 32 x 32, 64 cycles each) below which a second thread costs more than it saves: its core has to
-// wake its tile unit, and each core reads what the other packed through the third-level cache. Measured: 192^3 in
-// float32 is faster on one thread, 256^3 on two.
-constexpr int64_t kSerialProducts = 1500;
+// Work below which a second thread costs more than it saves: it has to wake, and to fetch its operands.
+constexpr int64_t kSerialWork = 450;
+// Up to here the work is two tasks, each packing what both read: that costs less than to fetch from the third-level
+// cache what the other core packed.
+constexpr int64_t kTwofoldWork = 10000;
+
+// What such a task packed, for the second one if the same thread comes to it.
+template <class Packed>
+class PackedTwofold {
+ public:
+  template <class Pack>
+  Packed get(int64_t task, const Pack& pack) {
+    void* const self = __builtin_thread_pointer();
+    if (task > 0 && __atomic_load_n(&owner_, __ATOMIC_ACQUIRE) == self) return first_;
+    const Packed packed = pack();
+    if (task == 0) {
+      first_ = packed;
+      __atomic_store_n(&owner_, self, __ATOMIC_RELEASE);
+    }
+    return packed;
+  }
+
+ private:
+  Packed first_{};
+  void* owner_ = nullptr;
+};
 
 // One operand of a block: the tiles of step s begin at base + steps[s].
 struct TileStream {
@@ -45,21 +73,15 @@ struct TileStream {
   int64_t part;    // bytes to the next part
 };
 
-inline void prefetch_share(const char* p, int64_t lines, int64_t share, int64_t shares) {
-  for (int64_t line = lines * share / shares; line < lines * (share + 1) / shares; ++line)
-    _mm_prefetch(p + line * 64, _MM_HINT_T1);
-}
-
-// What vector units do beside each step's products. Here: fetch cache lines from A and from B on into the
-// second-level cache, for later blocks.
+// What vector units do beside each step's products. Here: fetch cache lines into the second-level cache, for later
+// blocks.
 struct TileAhead {
-  const char* a = nullptr;
-  const char* b = nullptr;
-  int64_t a_lines = 0, b_lines = 0;
+  const char* data = nullptr;
+  int64_t lines = 0;
 
   void operator()(int64_t step, int64_t steps) const {
-    prefetch_share(a, a_lines, step, steps);
-    prefetch_share(b, b_lines, step, steps);
+    for (int64_t line = lines * step / steps; line < lines * (step + 1) / steps; ++line)
+      prefetch_near(data + line * 64);
   }
 };
 

@@ -1,4 +1,5 @@
 // One line per operation: its Python name, the C++ function, its arguments. No logic.
+#include "ops/attention/attention.h"
 #include "ops/conv/conv.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
@@ -10,6 +11,7 @@
 #include "ops/optim/optim.h"
 #include "ops/pool/pool.h"
 #include "ops/random/random.h"
+#include "ops/recurrent/recurrent.h"
 #include "ops/reduce/reduce.h"
 #include "ops/reduce/scan.h"
 #include "ops/reduce/sort.h"
@@ -407,6 +409,38 @@ void bind_norm(Binder& b) {
       },
       arg("input"), arg("weight"), arg("bias"), arg("running_mean"), arg("running_var"), arg("training"),
       arg("momentum"), arg("eps"));
+  b.function(
+      "layer_norm",
+      [](const Tensor& x, const Dims& shape, const MaybeTensor& weight, const MaybeTensor& bias, double eps) {
+        return layer_norm(x, shape, weight.tensor, bias.tensor, eps);
+      },
+      arg("input"), arg("normalized_shape"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "rms_norm",
+      [](const Tensor& x, const Dims& shape, const MaybeTensor& weight, std::optional<double> eps) {
+        return rms_norm(x, shape, weight.tensor, eps);
+      },
+      arg("input"), arg("normalized_shape"), arg("weight"), arg("eps"));
+  b.function(
+      "add_layer_norm",
+      [](const Tensor& x, const Tensor& residual, const Tensor& weight, const MaybeTensor& bias, double eps) {
+        return add_layer_norm(x, residual, weight, bias.tensor, eps);
+      },
+      arg("input"), arg("residual"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "group_norm",
+      [](const Tensor& x, int64_t groups, const MaybeTensor& weight, const MaybeTensor& bias, double eps) {
+        return group_norm(x, groups, weight.tensor, bias.tensor, eps);
+      },
+      arg("input"), arg("num_groups"), arg("weight"), arg("bias"), arg("eps"));
+  b.function(
+      "instance_norm",
+      [](const Tensor& x, const MaybeTensor& running_mean, const MaybeTensor& running_var, const MaybeTensor& weight,
+         const MaybeTensor& bias, double momentum, double eps) {
+        return instance_norm(x, running_mean.tensor, running_var.tensor, weight.tensor, bias.tensor, momentum, eps);
+      },
+      arg("input"), arg("running_mean"), arg("running_var"), arg("weight"), arg("bias"), arg("momentum"), arg("eps"));
+  b.function("add_rms_norm", add_rms_norm, arg("input"), arg("residual"), arg("weight"), arg("eps"));
 }
 
 void bind_softmax_and_loss(Binder& b) {
@@ -437,6 +471,14 @@ void bind_softmax_and_loss(Binder& b) {
              arg("beta") = 1.0);
   b.function("huber_loss", huber_loss, arg("input"), arg("target"), arg("reduction") = "mean", arg("delta") = 1.0);
   b.function(
+      "linear_cross_entropy",
+      [](const Tensor& x, const Tensor& weight, const Tensor& target, const MaybeTensor& bias, int64_t ignore_index,
+         const std::string& reduction, double label_smoothing, int64_t chunk) {
+        return linear_cross_entropy(x, weight, target, bias.tensor, ignore_index, reduction, label_smoothing, chunk);
+      },
+      arg("input"), arg("weight"), arg("target"), arg("bias"), arg("ignore_index"), arg("reduction"),
+      arg("label_smoothing"), arg("chunk"));
+  b.function(
       "binary_cross_entropy",
       [](const Tensor& x, const Tensor& target, const MaybeTensor& weight, const std::string& reduction) {
         return binary_cross_entropy(x, target, weight.tensor, reduction);
@@ -451,6 +493,17 @@ void bind_softmax_and_loss(Binder& b) {
       arg("input"), arg("target"), arg("weight") = py::none(), arg("reduction") = "mean",
       arg("pos_weight") = py::none());
   b.function("kl_div", kl_div, arg("input"), arg("target"), arg("reduction") = "mean", arg("log_target") = false);
+}
+
+void bind_attention(Binder& b) {
+  b.function(
+      "scaled_dot_product_attention",
+      [](const Tensor& q, const Tensor& k, const Tensor& v, const MaybeTensor& mask, double dropout_p, bool is_causal,
+         std::optional<double> scale, bool enable_gqa) {
+        return scaled_dot_product_attention(q, k, v, mask.tensor, dropout_p, is_causal, scale, enable_gqa);
+      },
+      arg("query"), arg("key"), arg("value"), arg("attn_mask") = py::none(), arg("dropout_p") = 0.0,
+      arg("is_causal") = false, arg("scale") = py::none(), arg("enable_gqa") = false);
 }
 
 void bind_index(Binder& b) {
@@ -488,6 +541,23 @@ void bind_index(Binder& b) {
   b.method("index_put_", index_put_, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
 }
 
+void bind_recurrent(Binder& b) {
+  b.function(
+      "recurrent",
+      [](const std::string& cell, const Tensor& x, const Tensor& ih, const Tensor& hh, const MaybeTensor& bias_ih,
+         const MaybeTensor& bias_hh, const MaybeTensor& hr, const MaybeTensor& h0, const MaybeTensor& c0,
+         bool batch_first, bool reverse, const std::vector<int64_t>& batch_sizes) {
+        return recurrent(x, {ih, hh, bias_ih.tensor, bias_hh.tensor, hr.tensor}, h0.tensor, c0.tensor,
+                         {parse_cell(cell), batch_first, reverse, batch_sizes});
+      },
+      arg("cell"), arg("input"), arg("weight_ih"), arg("weight_hh"), arg("bias_ih") = py::none(),
+      arg("bias_hh") = py::none(), arg("weight_hr") = py::none(), arg("h0") = py::none(), arg("c0") = py::none(),
+      arg("batch_first") = false, arg("reverse") = false, arg("batch_sizes") = std::vector<int64_t>(),
+      "One layer and direction over a sequence: (T, B, I), (B, T, I) with batch_first, or packed rows (rows, I) with\n"
+      "the batch size of each step. `cell`: \"rnn_tanh\", \"rnn_relu\", \"lstm\", \"gru\" or \"gru_reset_before\".\n"
+      "Returns [output, h_n], and c_n of an LSTM. The nn.RNN, nn.LSTM and nn.GRU modules are made of it.");
+}
+
 void bind_random(Binder& b) {
   const auto generator = arg("generator") = py::none();
   b.both("bernoulli", bernoulli, arg("input"), py::kw_only(), generator);
@@ -501,19 +571,14 @@ void bind_random(Binder& b) {
 
 void bind_optim(Binder& b) {
   using Tensors = std::vector<Tensor>;
-  b.function("sgd_step",
-             [](const Tensors& params, const Tensors& grads, const std::optional<Tensors>& momentum_buffers, double lr,
-                double momentum, double dampening, double weight_decay, bool nesterov, bool maximize, bool first_step) {
-               sgd_step(params, grads, momentum_buffers ? *momentum_buffers : Tensors(),
-                        {lr, momentum, dampening, weight_decay, nesterov, maximize, first_step});
-             });
-  b.function("adam_step",
-             [](const Tensors& params, const Tensors& grads, const Tensors& exp_avgs, const Tensors& exp_avg_sqs,
-                const std::optional<Tensors>& max_exp_avg_sqs, int64_t step, double lr, double beta1, double beta2,
-                double eps, double weight_decay, bool decoupled, bool maximize) {
-               adam_step(params, grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs ? *max_exp_avg_sqs : Tensors(),
-                         {step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize});
-             });
+  b.function(
+      "optimizer_step",
+      [](const std::string& rule, const Tensors& params, const Tensors& grads, const std::vector<Tensors>& states,
+         const std::vector<double>& coefficients, double weight_decay, double shrink, bool maximize) {
+        optimizer_step(rule, params, grads, states, coefficients, {weight_decay, shrink, maximize});
+      },
+      arg("rule"), arg("params"), arg("grads"), arg("states"), arg("coefficients"), arg("weight_decay") = 0.0,
+      arg("shrink") = 1.0, arg("maximize") = false);
   b.function("grad_norm", grad_norm, arg("grads"), arg("norm_type") = 2.0);
   b.function("clip_grad_norm_", clip_grad_norm_, arg("grads"), arg("max_norm"), arg("norm_type") = 2.0,
              arg("error_if_nonfinite") = false);
@@ -532,7 +597,9 @@ void bind_ops(py::module_& module) {
   bind_pool(binder);
   bind_norm(binder);
   bind_softmax_and_loss(binder);
+  bind_attention(binder);
   bind_index(binder);
+  bind_recurrent(binder);
   bind_random(binder);
   bind_optim(binder);
 }

@@ -3,6 +3,7 @@
 // A unary functor has
 //   forward(x, p)        the value; p holds the operation's numbers (a slope, a bound)
 //   grad(s, dy, p)       dy times the derivative, from the one saved tensor s
+//   kFloatLimit          where it has one, float formulas hold up to |x| of that; beyond double ones are taken
 //   saves                whether s is the input or the output (None: grad needs neither)
 // A binary functor has forward(a, b). All are templates over T = float, double, and for the ones in
 // the integer lists int64_t (bool and every integer type compute in int64 and wrap when stored).
@@ -109,16 +110,19 @@ struct Log1p {
 // ------------------------------------------------------------------------------- trigonometry
 
 struct Sin {
+  static constexpr float kFloatLimit = kTrigonometricLimit;
   FASTNN_SAVES(Input);
   FASTNN_FORWARD { return FASTNN_UNUSED, sin_(x); }
   FASTNN_GRAD { return FASTNN_UNUSED, dy * cos_(s); }
 };
 struct Cos {
+  static constexpr float kFloatLimit = kTrigonometricLimit;
   FASTNN_SAVES(Input);
   FASTNN_FORWARD { return FASTNN_UNUSED, cos_(x); }
   FASTNN_GRAD { return FASTNN_UNUSED, -dy * sin_(s); }
 };
 struct Tan {
+  static constexpr float kFloatLimit = kTrigonometricLimit;
   FASTNN_SAVES(Output);
   FASTNN_FORWARD { return FASTNN_UNUSED, tan_(x); }
   FASTNN_GRAD { return FASTNN_UNUSED, dy * (T(1) + s * s); }

@@ -1,15 +1,23 @@
-// Registers of a compute type from and to a storage type, and of numbers as wide, from and to narrower ones.
-//
-// 16-bit floats are widened as they are loaded and rounded as they are stored. A partial load or store
-// takes the first n lanes, 0 < n <= kLanes.
+// Registers of a compute type over rows of any float: 16-bit floats are widened as they are loaded and rounded as
+// they are stored. A partial load or store takes the first n lanes, 0 < n <= kLanes.
 #pragma once
 
 #include "core/dtype.h"
 #include "simd/element.h"
+#include "simd/integer.h"
 #include "simd/transpose.h"
 
 namespace fastnn {
 namespace {
+
+// For lambdas that compilers would otherwise call: their constant arguments must reach the loops.
+#define FASTNN_INLINED __attribute__((always_inline))
+
+// A number that a generic lambda sees as a constant.
+template <int64_t number>
+struct Constant {
+  static constexpr int64_t value = number;
+};
 
 template <class T>
 using Values = typename Vec<T>::Raw;
@@ -182,6 +190,75 @@ inline void store_values(Stored* p, Values<Compute<Stored>> values, int64_t n = 
     for (int i = 0; i < kLanes<float>; ++i) bits[i] = to_float16(values[i]).bits;
 #endif
     store_narrow<uint16_t, float>(p, bits, n);
+  }
+}
+
+// --------------------------------------------------------------------------------------- operations
+
+// 0, 1, 2, ...
+template <class T>
+inline Numbers<T> lane_numbers() {
+  Numbers<T> numbers;
+  for (int i = 0; i < kLanes<T>; ++i) numbers[i] = i;
+  return numbers;
+}
+
+// Lanes of (low, high) by number. clang has no __builtin_shuffle, but folds the loop.
+template <class T>
+inline Values<T> pick(Values<T> low, Values<T> high, Numbers<T> chosen) {
+#ifdef __clang__
+  Values<T> picked;
+  for (int i = 0; i < kLanes<T>; ++i) picked[i] = chosen[i] < kLanes<T> ? low[chosen[i]] : high[chosen[i] - kLanes<T>];
+  return picked;
+#else
+  return __builtin_shuffle(low, high, chosen);
+#endif
+}
+
+// The largest value; none of them is NaN.
+template <class T, int apart = kLanes<T> / 2>
+inline T highest_lane(Values<T> values) {
+  const Values<T> other = pick<T>(values, values, lane_numbers<T>() ^ Number<T>(apart));
+  const Values<T> higher = values > other ? values : other;
+  if constexpr (apart > 1)
+    return highest_lane<T, apart / 2>(higher);
+  else
+    return higher[0];
+}
+// The sum of all lanes, halves first.
+template <class T, int apart = kLanes<T> / 2>
+inline T sum_lanes(Values<T> values) {
+  const Values<T> sums = values + pick<T>(values, values, lane_numbers<T>() ^ Number<T>(apart));
+  if constexpr (apart > 1)
+    return sum_lanes<T, apart / 2>(sums);
+  else
+    return sums[0];
+}
+
+// The first n lanes, and zeros.
+template <class T>
+inline Values<T> first_lanes_of(Values<T> values, int64_t n) {
+  return n == kLanes<T> ? values : lane_numbers<T>() < broadcast_number<T>(n) ? values : Values<T>{};
+}
+
+// Whole registers of a row, then the rest: calls visit(i, count).
+template <class T, class Visit>
+inline FASTNN_INLINED void for_each_register(int64_t n, const Visit& visit) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) visit(i, int64_t(kLanes<T>));
+  if (i < n) visit(i, n - i);
+}
+
+// Covers [0, n) by whole registers, the last one overlapping its neighbour, or by one partial register:
+// calls block(i, count). For results that do not depend on their neighbours. The block is inlined, so that
+// `count` is a constant in whole registers.
+template <class T, class Block>
+inline __attribute__((always_inline)) void for_each_block(int64_t n, const Block& block) {
+  constexpr int64_t lanes = kLanes<T>;
+  if (n >= lanes) {
+    for (int64_t i = 0; i < n; i += lanes) block(min(i, n - lanes), lanes);
+  } else if (n > 0) {
+    block(int64_t(0), n);
   }
 }
 

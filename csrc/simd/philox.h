@@ -5,14 +5,14 @@
 // block number in its low half. Word w of a stream is word w % 4 of block w / 4, so that it depends on
 // nothing else, and a stream is 2^66 words long.
 //
-// Every product that meets a sum below is exact, so fused and separate arithmetic agree: the same bits at
-// every CPU level.
+// The same bits at every CPU level: a product that meets a sum below is exact, or, in the normal numbers, is
+// compiled unfused (CMakeLists.txt). Those of CUDA differ from these in their last bits.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "simd/half.h"
+#include "simd/math.h"
 
 namespace fastnn {
 namespace {
@@ -51,21 +51,21 @@ FASTNN_HD inline float uniform_float(uint32_t word, int mantissa_bits) {
 }
 FASTNN_HD inline double uniform_double(uint64_t word) { return double(word >> 11) * 0x1p-53; }
 
-// Two independent standard normal numbers from u in (0, 1] and v in [0, 1): Box-Muller.
-FASTNN_HD inline void box_muller(double u, double v, double* z0, double* z1) {
-  const double radius = ::sqrt(-2.0 * ::log(u));
-  const double angle = 6.283185307179586 * v;
-  *z0 = radius * ::cos(angle);
-  *z1 = radius * ::sin(angle);
-}
+// Two independent standard normal numbers from two uniform ones: Box-Muller. A word is a quadrant and an
+// angle in it around 0, which sine and cosine take without a reduction.
 FASTNN_HD inline void normal_pair(uint32_t word0, uint32_t word1, float* z) {
-  double z0, z1;
-  box_muller((double(word0) + 1.0) * 0x1p-32, double(word1) * 0x1p-32, &z0, &z1);
-  z[0] = float(z0);
-  z[1] = float(z1);
+  const float radius = sqrt_(-2.0f * log_((float(word0) + 0.5f) * 0x1p-32f));
+  const float r = float(int32_t(word1 << 2)) * (1.57079633f * 0x1p-32f);
+  const float sine = sin_small(r), cosine = cos_small(r);
+  const float sign = word1 & 0x80000000u ? -radius : radius;
+  z[0] = sign * (word1 & 0x40000000u ? sine : cosine);
+  z[1] = sign * (word1 & 0x40000000u ? cosine : sine);
 }
 FASTNN_HD inline void normal_pair(uint64_t word0, uint64_t word1, double* z) {
-  box_muller(uniform_double(word0) + 0x1p-53, uniform_double(word1), z, z + 1);
+  const double radius = ::sqrt(-2.0 * ::log(uniform_double(word0) + 0x1p-53));
+  const double angle = 6.283185307179586 * uniform_double(word1);
+  z[0] = radius * ::cos(angle);
+  z[1] = radius * ::sin(angle);
 }
 
 // a + b u. In float the product of two 24-bit numbers is exact in double.

@@ -1,10 +1,28 @@
 """The one table of cases: tests of values, gradients, strides, threads and messages, and the races, come from it."""
 
-from cases import conv, copy, create, elementwise, index, loss, matmul, norm, optim, pool, reduce, softmax
+from cases import (
+    attention,
+    conv,
+    copy,
+    create,
+    elementwise,
+    index,
+    loss,
+    matmul,
+    norm,
+    optim,
+    pool,
+    recurrent,
+    reduce,
+    softmax,
+)
 from cases.case import Case
 from cases.random import RANDOM_CASES
 
-FAMILIES = (elementwise, copy, create, reduce, matmul, conv, pool, norm, softmax, loss, index, optim)
+FAMILIES = (
+    *(elementwise, copy, create, reduce, index),
+    *(matmul, conv, pool, norm, softmax, loss, recurrent, attention, optim),
+)
 
 CASES: list[Case] = []
 for _module in FAMILIES:

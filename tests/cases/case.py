@@ -87,6 +87,7 @@ class Case:
     terms: Callable[..., int] | int = 1  # how many values are added up for one result
     magnitude: Callable[..., Any] | None = None  # the sum of the magnitudes of the terms; |result| when left out
     ulps: float = 4  # rounding errors allowed for each term
+    rounds_within: int = 0  # intermediate results, one after the other, that are rounded to the storage type too
     gradient_scale: float = 0  # the derivative is a difference of numbers of this size, and keeps their rounding errors
     inplace: bool = False  # x.name_(...) exists
     large: Callable[[], tuple[Any, ...]] | None = None  # arguments that need several threads
@@ -119,7 +120,8 @@ class Case:
             magnitude = np.abs(expected) if self.magnitude is None else self.magnitude(*args, **kwargs)
             magnitude = np.nan_to_num(magnitude, nan=0, posinf=0)  # infinite and NaN results are compared exactly
         computed = self.ulps * np.sqrt(max(terms, 1)) * COMPUTE_ROUNDOFF[dtype] * magnitude
-        return computed + STORAGE_ROUNDOFF[dtype] * np.abs(expected) + SMALLEST_NORMAL[dtype]
+        stored = np.abs(expected) + self.rounds_within * magnitude
+        return computed + STORAGE_ROUNDOFF[dtype] * stored + SMALLEST_NORMAL[dtype]
 
 
 def rounded(value: Any, dtype: str) -> Any:

@@ -87,16 +87,22 @@ def _kl_pairs(*shape: int) -> Any:
     return np.log(u(0.05, 1, *shape)), u(0.05, 1, *shape)
 
 
-def _row(batch: int, classes: int) -> list[BenchRow]:
+def _row(batch: int, classes: int, dtype: str = "float32") -> list[BenchRow]:
     def make() -> tuple[Any, ...]:
         rng = np.random.default_rng(0)
         return rng.standard_normal((batch, classes)), rng.integers(0, classes, batch)
 
-    size = 4 * batch * classes
+    size = (4 if dtype == "float32" else 2) * batch * classes
     return [
-        BenchRow(f"{batch}x{classes}", make, bytes=size),
-        BenchRow(f"{batch}x{classes}", make, bytes=3 * size, backward=True),
+        BenchRow(f"{batch}x{classes}", make, bytes=size, dtype=dtype),
+        BenchRow(f"{batch}x{classes}", make, bytes=2 * size, dtype=dtype, backward=True),
     ]
+
+
+def _torch_linear_cross_entropy(lib: Any, x: Any, w: Any, t: Any, *b: Any, **options: Any) -> Any:
+    logits = lib.nn.functional.linear(x, w, *b)
+    loss = lib.nn.functional.cross_entropy(logits.reshape(-1, len(w)), t.reshape(-1), **options)
+    return loss.reshape(t.shape) if options.get("reduction") == "none" else loss
 
 
 CASES = [
@@ -129,7 +135,40 @@ CASES = [
             ),
         ],
         large=lambda: (values.normal(1024, 301), _labels(301, 1024)),
-        bench=[*_row(64, 10), *_row(1024, 1000)],
+        bench=[
+            *_row(64, 10),
+            *[
+                row
+                for dtype in ("float32", "bfloat16")
+                for size in ((1024, 1000), (2048, 8192), (512, 32000), (512, 50257))
+                for row in _row(*size, dtype)
+            ],
+        ],
+    ),
+    Case(
+        "linear_cross_entropy",
+        ref.linear_cross_entropy,
+        [
+            *[
+                sample(n(7, 3), n(5, 3), _ignored(7), n(5), reduction=r, label_smoothing=s)
+                for r in REDUCTIONS
+                for s in (0.0, 0.1)
+            ],
+            sample(n(2, 7, 3), n(5, 3), _labels(5, 2, 7)),
+            sample(n(3), n(5, 3), np.array(2), n(5)),
+        ],
+        call=lambda lib, x, w, t, *b, **k: lib.nn.functional.linear_cross_entropy(x, w, t, *b, chunk=3, **k),
+        torch=_torch_linear_cross_entropy,
+        dtypes=("float32", "float64"),
+        differentiable=(0, 1, 3),
+        terms=lambda x, *_, **__: x.size,
+        magnitude=lambda x, w, t, b=0.0, **k: (1 + (np.abs(x) @ np.abs(w).T).max() + np.abs(b).max()) * t.size,
+        errors=[
+            error(ValueError, r"linear_cross_entropy.*\(4, 3\).*\(5, 2\)", f32(4, 3), f32(5, 2), np.zeros(4, np.int64)),
+            error(ValueError, r"linear_cross_entropy.*\(4,\).*\(3,\)", f32(4, 3), f32(5, 3), np.zeros(3, np.int64)),
+            error(IndexError, r"linear_cross_entropy.*7.*row 3.*5", f32(4, 3), f32(5, 3), np.array([0, 1, 2, 7])),
+            error(TypeError, r"linear_cross_entropy.*integers.*float32", f32(4, 3), f32(5, 3), f32(4)),
+        ],
     ),
     Case(
         "nll_loss",

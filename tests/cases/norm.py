@@ -1,4 +1,6 @@
-"""Batch normalization: training and evaluation, two to five dimensions, running statistics, channels last."""
+"""Normalization over the batch (training and evaluation, two to five dimensions, running statistics, channels last)
+and over rows (layer, RMS, and both of a sum).
+"""
 
 from typing import Any
 
@@ -103,7 +105,243 @@ def _rows(shape: tuple[int, ...], channels: int, label: str) -> list[BenchRow]:
     return [BenchRow(label, make, bytes=2 * size), BenchRow(label, make, bytes=5 * size, backward=True)]
 
 
+# ---- over rows ------------------------------------------------------------------------------------
+
+
+def _row_samples(bias: bool) -> list[Any]:
+    """Rows of less than a register, of several, of a block and more; several rows of a group and less."""
+
+    def parameters(*shape: int) -> tuple[Any, ...]:
+        return (u(0.5, 1.5, *shape), n(*shape)) if bias else (u(0.5, 1.5, *shape),)
+
+    shapes = [((3, 5), 1), ((70, 33), 1), ((2, 3, 4, 5), 2), ((2, 130), 1), ((5, 4150), 1), ((1, 1, 6), 3)]
+    found = [sample(n(*x) * 2 + 1, x[-axes:], *parameters(*x[-axes:]), eps=1e-5) for x, axes in shapes]
+    found += [sample(n(3, 7) + 1, (7,), eps=1e-2), sample(n(6), (6,), *parameters(6), eps=1e-5)]
+    found += [sample(n(3, 19), (19,), u(0.5, 1.5, 19), eps=1e-5)]
+    return [*found, sample(n(0, 4), (4,), *parameters(4), eps=1e-5)]
+
+
+def _row_magnitude(x: Any, shape: tuple[int, ...], weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    """The roundings of x and of the mean are relative to them, however small their difference."""
+    axes = tuple(range(-len(shape), 0))
+    mean, square = np.abs(x.mean(axes, keepdims=True)), (x**2).mean(axes, keepdims=True)
+    y = (np.abs(x) + mean) / np.sqrt(np.maximum(square - mean**2, 0) + eps)
+    return y * (1 if weight is None else np.abs(weight)) + (0 if bias is None else np.abs(bias))
+
+
+def _row_length(x: Any, shape: tuple[int, ...], *_: Any, **__: Any) -> int:
+    return int(np.prod(shape))
+
+
+def _sum_and(norm: Any, name: str) -> dict[str, Any]:
+    """The reference and the calls of a fused sum and normalization."""
+
+    def fused(lib: Any, x: Any, residual: Any, *parameters: Any, eps: float) -> Any:
+        return getattr(lib.nn.fused, "add_" + name)(x, residual, *parameters, eps=eps)
+
+    def separate(lib: Any, x: Any, residual: Any, weight: Any, *bias: Any, eps: float) -> Any:
+        total = x + residual
+        return total, getattr(lib.nn.functional, name)(total, tuple(weight.shape), weight, *bias, eps=eps)
+
+    def reference(x: Any, residual: Any, weight: Any, *bias: Any, eps: float) -> Any:
+        return x + residual, norm(x + residual, weight.shape, weight, *bias, eps=eps)
+
+    return {"reference": reference, "call": fused, "torch": separate}
+
+
+def _sum_magnitude(x: Any, residual: Any, weight: Any, bias: Any, eps: float) -> Any:
+    """The rounding of the sum is relative to its terms."""
+    size = (np.abs(x) + np.abs(residual)).max()
+    scale = np.abs(weight).max() / np.sqrt((x + residual).var(-1).min() + eps)
+    return size + 2 * size * scale + np.abs(bias).max()
+
+
+def _sum_samples(bias: bool) -> list[Any]:
+    shapes = [(3, 5), (70, 33), (2, 3, 130)]
+    ends = [(u(0.5, 1.5, x[-1]), n(x[-1])) if bias else (u(0.5, 1.5, x[-1]),) for x in shapes]
+    return [sample(n(*x) + 1, n(*x), *end, eps=1e-5) for x, end in zip(shapes, ends, strict=True)]
+
+
+def _row_errors(name: str, rest: tuple[Any, ...]) -> list[Any]:
+    x = f32(4, 6)
+    return [
+        error(ValueError, rf"{name}.*\(5,\).*\(4, 6\)", x, (5,), *rest),
+        error(ValueError, rf"{name}.*\(2, 4, 6\).*\(4, 6\)", x, (2, 4, 6), *rest),
+        error(ValueError, rf"{name}.*at least one axis", x, (), *rest),
+        error(ValueError, rf"{name}.*weight.*\(4,\).*\(6,\)", x, (6,), f32(4)),
+        error(ValueError, rf"{name}.*eps.*-1", x, (6,), eps=-1.0),
+        error(TypeError, rf"{name}.*int64", np.ones((2, 3), np.int64), (3,)),
+        error(TypeError, rf"{name}.*weight.*float64.*float32", x, (6,), np.ones(6)),
+    ]
+
+
+def _row_bench(rows: int, length: int, dtype: str, bias: bool) -> list[BenchRow]:
+    def make() -> tuple[Any, ...]:
+        x = np.random.default_rng(0).standard_normal((rows, length))
+        return x, (length,), np.ones(length), *([np.zeros(length)] if bias else [])
+
+    size = (4.0 if dtype == "float32" else 2.0) * rows * length
+    return [
+        BenchRow(f"{rows}x{length}", make, bytes=2 * size, dtype=dtype),
+        BenchRow(f"{rows}x{length}", make, bytes=3 * size, dtype=dtype, backward=True),
+    ]
+
+
+def _row_benches(bias: bool) -> list[BenchRow]:
+    sizes = [(4096, 768), (8192, 1024), (2048, 4096), (64, 512)]
+    return [row for dtype in ("float32", "bfloat16") for size in sizes for row in _row_bench(*size, dtype, bias)]
+
+
+# ---- over groups of channels ----------------------------------------------------------------------
+
+
+def _groups_magnitude(x: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5) -> Any:
+    if x.size == 0:
+        return np.abs(x)
+    rows = x.reshape(x.shape[0], groups, -1)
+    mean, var = np.abs(rows.mean(2, keepdims=True)), rows.var(2, keepdims=True)
+    y, shape = ((np.abs(rows) + mean) / np.sqrt(var + eps)).reshape(x.shape), (1, -1, *[1] * (x.ndim - 2))
+    return y * (1 if weight is None else np.abs(weight).reshape(shape)) + (0 if bias is None else np.abs(bias).max())
+
+
+def _group_samples() -> list[Any]:
+    """Planes of less than a register, of several, and of several blocks."""
+    shapes = [((3, 6, 5, 7), 3), ((2, 4), 2), ((2, 6, 9), 1), ((1, 4, 67, 65), 2), ((2, 2, 2, 3, 4), 2)]
+    found = [sample(n(*x) * 2 + 1, groups, u(0.5, 1.5, x[1]), n(x[1])) for x, groups in shapes]
+    found += [sample(n(3, 4, 5), 2), sample(n(3, 4, 5), 2, u(0.5, 1.5, 4), eps=1e-2), sample(n(0, 4, 3), 2, n(4), n(4))]
+    return found
+
+
+def _instance(lib: Any, x: Any, weight: Any, bias: Any) -> Any:
+    return lib.nn.functional.instance_norm(x, weight=weight, bias=bias)
+
+
+def _instance_running(lib: Any, x: Any, mean: Any, var: Any) -> Any:
+    """A training step's running statistics."""
+    mean, var = mean.detach(), var.detach()
+    lib.nn.functional.instance_norm(x, mean, var, momentum=0.3)
+    return mean, var
+
+
+def _instance_running_reference(x: Any, mean: Any, var: Any) -> Any:
+    rows = x.reshape(*x.shape[:2], -1)
+    batch_mean, batch_var = rows.mean(2).mean(0), rows.var(2, ddof=1).mean(0)
+    return 0.7 * mean + 0.3 * batch_mean, 0.7 * var + 0.3 * batch_var
+
+
+def _group_bench(shape: tuple[int, ...], groups: int, dtype: str) -> list[BenchRow]:
+    def make() -> tuple[Any, ...]:
+        x = np.random.default_rng(0).standard_normal(shape)
+        return x, groups, np.ones(shape[1]), np.zeros(shape[1])
+
+    size, label = (4.0 if dtype == "float32" else 2.0) * np.prod(shape), "x".join(map(str, shape)) + f" g{groups}"
+    return [
+        BenchRow(label, make, bytes=2 * size, dtype=dtype),
+        BenchRow(label, make, bytes=3 * size, dtype=dtype, backward=True),
+    ]
+
+
 CASES = [
+    Case(
+        "group_norm",
+        ref.group_norm,
+        _group_samples(),
+        "nn.functional.group_norm",
+        differentiable=(0, 2, 3),
+        terms=lambda x, groups, *_, **__: x.size // max(len(x) * groups, 1),
+        magnitude=_groups_magnitude,
+        gradient_scale=2,
+        large=lambda: (n(9, 6, 70, 50), 2, u(0.5, 1.5, 6), n(6)),
+        errors=[
+            error(ValueError, r"group_norm.*6 channels.*4 groups", f32(2, 6, 3), 4),
+            error(ValueError, r"group_norm.*0 groups", f32(2, 6, 3), 0),
+            error(ValueError, r"group_norm.*weight.*\(3,\).*6 channels", f32(2, 6, 3), 2, f32(3)),
+            error(ValueError, r"group_norm.*\(N, C, \.\.\.\).*\(6,\)", f32(6), 2),
+            error(ValueError, r"group_norm.*eps.*-1", f32(2, 6, 3), 2, eps=-1.0),
+            error(TypeError, r"group_norm.*int64", np.ones((2, 4), np.int64), 2),
+        ],
+        bench=[
+            row
+            for dtype in ("float32", "bfloat16")
+            for row in (*_group_bench((32, 64, 56, 56), 32, dtype), *_group_bench((8, 256, 14, 14), 32, dtype))
+        ],
+    ),
+    Case(
+        "instance_norm",
+        lambda x, weight, bias: ref.group_norm(x, x.shape[1], weight, bias),
+        [sample(n(3, 4, 5, 7) + 1, u(0.5, 1.5, 4), n(4)), sample(n(2, 3, 300), u(0.5, 1.5, 3), n(3))],
+        call=_instance,
+        terms=300,
+        magnitude=lambda x, weight, bias: _groups_magnitude(x, x.shape[1], weight, bias),
+        gradient_scale=2,
+    ),
+    Case(
+        "instance_norm_running",
+        _instance_running_reference,
+        [sample(n(3, 4, 5, 7) + 1, n(4), u(0.5, 2, 4))],
+        call=_instance_running,
+        differentiable=False,
+        terms=35,
+        magnitude=lambda x, mean, var: np.abs(x).max() ** 2 + np.abs(mean).max() + var.max(),
+        gradient_scale=2,
+    ),
+    Case(
+        "layer_norm",
+        ref.layer_norm,
+        _row_samples(bias=True),
+        "nn.functional.layer_norm",
+        differentiable=(0, 2, 3),
+        terms=_row_length,
+        magnitude=_row_magnitude,
+        gradient_scale=2,
+        large=lambda: (n(301, 517), (517,), u(0.5, 1.5, 517), n(517)),
+        errors=[
+            *_row_errors("layer_norm", ()),
+            error(ValueError, r"layer_norm.*bias.*\(5,\).*\(6,\)", f32(4, 6), (6,), f32(6), f32(5)),
+        ],
+        bench=_row_benches(bias=True),
+    ),
+    Case(
+        "layer_norm_far_mean",
+        ref.layer_norm,
+        [sample(n(6, 5000) + 1000, (5000,), u(0.5, 1.5, 5000), n(5000))],
+        "nn.functional.layer_norm",
+        torch=False,
+        dtypes=("float32",),
+        differentiable=False,
+        terms=_row_length,
+        magnitude=_row_magnitude,
+    ),
+    Case(
+        "rms_norm",
+        ref.rms_norm,
+        _row_samples(bias=False),
+        "nn.functional.rms_norm",
+        differentiable=(0, 2),
+        terms=_row_length,
+        gradient_scale=2,
+        large=lambda: (n(301, 517), (517,), u(0.5, 1.5, 517), 1e-5),
+        errors=_row_errors("rms_norm", ()),
+        bench=_row_benches(bias=False),
+    ),
+    Case(
+        "add_layer_norm",
+        samples=_sum_samples(bias=True),
+        **_sum_and(ref.layer_norm, "layer_norm"),
+        dtypes=("float32", "float64"),
+        terms=130,
+        magnitude=_sum_magnitude,
+        gradient_scale=2,
+    ),
+    Case(
+        "add_rms_norm",
+        samples=_sum_samples(bias=False),
+        **_sum_and(ref.rms_norm, "rms_norm"),
+        dtypes=("float32", "float64"),
+        terms=130,
+        magnitude=lambda x, r, w, eps: _sum_magnitude(x, r, w, np.zeros(1), eps),
+        gradient_scale=2,
+    ),
     Case(
         "batch_norm",
         ref.batch_norm,

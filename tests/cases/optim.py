@@ -1,5 +1,6 @@
 """Optimizer steps on lists of tensors: each case updates copies in place and returns all that changed."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -16,36 +17,18 @@ def _copies(tensors: Any) -> Any:
     return [t.detach().clone() for t in tensors]
 
 
-def _sgd(lib: Any, params: Any, grads: Any, buffers: Any, *options: Any) -> Any:
-    params, buffers = _copies(params), _copies(buffers)
-    lib._C.sgd_step(params, grads, buffers if options[1] else None, *options)
-    return params + (buffers if options[1] else [])
+def _step(lib: Any, rule: str, params: Any, grads: Any, states: Any, *options: Any) -> Any:
+    params, states = _copies(params), [_copies(state) for state in states]
+    lib._C.optimizer_step(rule, params, grads, states, *options)
+    return [*params, *itertools.chain.from_iterable(states)]
 
 
-def _sgd_reference(params: Any, grads: Any, buffers: Any, *options: Any) -> Any:
-    *plain, first_step = options
-    lr, momentum, dampening, decay, nesterov, maximize = plain
-    step = 1 if first_step else 2
-    pairs = [
-        ref.sgd_step(p, g, b, step, lr, momentum, dampening, decay, nesterov, maximize)
-        for p, g, b in zip(params, grads, buffers, strict=True)
-    ]
-    return [p for p, _ in pairs] + ([b for _, b in pairs] if momentum else [])
-
-
-def _adam(lib: Any, params: Any, grads: Any, m: Any, v: Any, v_max: Any, *options: Any) -> Any:
-    params, m, v = _copies(params), _copies(m), _copies(v)
-    v_max = _copies(v_max) if v_max else None
-    lib._C.adam_step(params, grads, m, v, v_max, *options)
-    return params + m + v + (v_max or [])
-
-
-def _adam_reference(params: Any, grads: Any, m: Any, v: Any, v_max: Any, *options: Any) -> Any:
+def _step_reference(rule: str, params: Any, grads: Any, states: Any, *options: Any) -> Any:
     rows = [
-        ref.adam_step(*state, *options)
-        for state in zip(params, grads, m, v, v_max or [None] * len(params), strict=True)
+        ref.optimizer_step(rule, p, g, [state[i] for state in states], *options)
+        for i, (p, g) in enumerate(zip(params, grads, strict=True))
     ]
-    return [row[k] for k in range(4 if v_max else 3) for row in rows]
+    return [row[k] for k in range(1 + len(states)) for row in rows]
 
 
 def _clip(lib: Any, grads: Any, max_norm: float, p: float) -> Any:
@@ -67,7 +50,8 @@ def _normals(scale: float = 1.0) -> list[Any]:
 
 
 def _squares() -> list[Any]:
-    return [np.asarray(n(*shape) ** 2) for shape in SHAPES]
+    """Away from zero, so that a gradient over their root stays below `_magnitude`."""
+    return [np.asarray(0.5 + n(*shape) ** 2) for shape in SHAPES]
 
 
 def _case(name: str, formula: Any, samples: list[Any], **options: Any) -> Case:
@@ -78,50 +62,50 @@ def _magnitude(*args: Any, **kwargs: Any) -> float:
     return 8.0  # parameters, states and gradients are normal values, and steps are below 1
 
 
-# lr, momentum, dampening, weight_decay, nesterov, maximize, first_step
-SGD = [
-    (0.1, 0.0, 0.0, 0.0, False, False, True),
-    (0.1, 0.9, 0.0, 0.01, False, False, True),
-    (0.1, 0.9, 0.5, 0.0, False, True, False),
-    (0.1, 0.9, 0.0, 0.1, True, False, False),
-]
-# step, lr, beta1, beta2, eps, weight_decay, decoupled, maximize
-ADAM = [
-    (1, 1e-2, 0.9, 0.999, 1e-8, 0.0, False, False),
-    (7, 1e-2, 0.8, 0.99, 1e-6, 0.1, False, True),
-    (3, 1e-2, 0.9, 0.999, 1e-8, 0.1, True, False),
-]
+# The states of a rule as makers of lists, and its coefficients.
+RULES: dict[str, tuple[tuple[Any, ...], list[float]]] = {
+    "descent": ((), [0.1]),
+    "average": ((), [0.25]),
+    "momentum": ((_normals,), [0.1, 0.9, 0.9, 0.5]),
+    "nesterov": ((_normals,), [0.1, 0.9, 0.9, 1.0]),
+    "adam": ((_normals, _squares), [0.8, 0.99, 0.02, 0.4, 1e-6]),
+    "amsgrad": ((_normals, _squares, _squares), [0.9, 0.999, 0.02, 0.3, 1e-8]),
+    "nadam": ((_normals, _squares), [0.9, 0.999, 0.03, 0.01, 0.4, 1e-8]),
+    "radam": ((_normals, _squares), [0.9, 0.999, 0.01, 1e-8]),
+    "radam_start": ((_normals, _squares), [0.9, 0.999, 0.01]),
+    "adamax": ((_normals, _squares), [0.9, 0.999, 0.01, 1e-8]),
+    "rmsprop": ((_squares,), [0.9, 0.01, 1e-8, 0.0]),
+    "rmsprop_momentum": ((_squares, _normals), [0.9, 0.01, 1e-8, 0.8]),
+    # A mean far below the root of the mean square: their difference does not cancel.
+    "rmsprop_centered": ((_squares, lambda: _normals(0.01)), [0.99, 0.01, 1e-2, 0.0]),
+    "rmsprop_centered_momentum": ((_squares, lambda: _normals(0.01), _normals), [0.99, 0.01, 1e-2, 0.8]),
+    "adagrad": ((_squares,), [0.1, 1e-10]),
+    "adadelta": ((_squares, _squares), [0.9, 0.5, 1e-6]),
+    "lion": ((_normals,), [0.9, 0.99, 1e-2]),
+}
 
-LISTS = ([f32(2, 3)], [f32(2, 3)], [f32(2, 3)], [f32(2, 3)])
+
+def _sample(rule: str, *options: Any) -> Any:
+    states, coefficients = RULES[rule]
+    return sample(rule, _normals(), _normals(), [make() for make in states], coefficients, *options)
+
+
+ONE = ([f32(2, 3)], [f32(2, 3)])
 CASES = [
     _case(
-        "sgd_step",
-        _sgd_reference,
-        [sample(_normals(), _normals(), _normals(), *o) for o in SGD],
-        call=_sgd,
+        "optimizer_step",
+        _step_reference,
+        # (weight_decay, shrink, maximize)
+        [_sample(rule, *options) for rule in RULES for options in ((), (0.1, 0.97, True))],
+        call=_step,
         magnitude=_magnitude,
         errors=[
-            error(ValueError, r"sgd_step.*\(2, 3\).*|sgd_step.*\(3, 2\)", [f32(2, 3)], [f32(3, 2)], [], *SGD[0]),
-            error(
-                ValueError, "sgd_step.*nesterov", [f32(2, 3)], [f32(2, 3)], [], 0.1, 0.0, 0.0, 0.0, True, False, True
-            ),
-            error(TypeError, "sgd_step.*float64", [f32(2, 3)], [np.ones((2, 3))], [], *SGD[0]),
-        ],
-    ),
-    _case(
-        "adam_step",
-        _adam_reference,
-        [
-            sample(_normals(), _normals(), _normals(0.1), _squares(), v_max, *o)
-            for o in ADAM
-            for v_max in ([], _squares())
-        ],
-        call=_adam,
-        magnitude=_magnitude,
-        errors=[
-            error(ValueError, r"adam_step.*\(3, 2\)", LISTS[0], [f32(3, 2)], LISTS[2], LISTS[3], [], *ADAM[0]),
-            error(ValueError, "adam_step.*step.*0", *LISTS, [], 0, *ADAM[0][1:]),
-            error(ValueError, "adam_step.*exp_avgs", *LISTS[:2], [], LISTS[3], [], *ADAM[0]),
+            error(ValueError, r"optimizer_step.*\(3, 2\).*\(2, 3\)", "descent", ONE[0], [f32(3, 2)], [], [0.1]),
+            error(TypeError, "optimizer_step.*float64", "descent", ONE[0], [np.ones((2, 3))], [], [0.1]),
+            error(ValueError, "optimizer_step.*expected 1 grads.*0", "descent", ONE[0], [], [], [0.1]),
+            error(ValueError, "no rule 'ascent'", "ascent", *ONE, [], [0.1]),
+            error(ValueError, "'adam' has 2 states.*got 1", "adam", *ONE, [ONE[0]], [0.0] * 5),
+            error(ValueError, "'adam' has 5 coefficients.*got 1", "adam", *ONE, [ONE[0], ONE[0]], [0.0]),
         ],
     ),
     _case(

@@ -18,6 +18,8 @@ SAMPLES = [
         ((0, 4), 1),
         ((3, 1), 1),
         ((4, 1037), 1),
+        ((2, 3, 83), 1),
+        ((1, 5000), 1),
     )
 ]
 PEAKED = sample(np.array([[1e4, 0.0, -1e4], [1e4, 1e4, -1e4]]), 1)
@@ -35,11 +37,16 @@ def _large():
     return np.random.default_rng(0).standard_normal((301, 1009)), 1
 
 
-def _row(shape):
-    n = int(np.prod(shape))
-    return BenchRow(
-        "x".join(map(str, shape)), lambda: (np.random.default_rng(0).standard_normal(shape), 1), bytes=8 * n
-    )
+def _rows(shape, dim=1, dtype="float32"):
+    def make():
+        return np.random.default_rng(0).standard_normal(shape), dim
+
+    label = "x".join(map(str, shape)) + (f" over {dim}" if dim != len(shape) - 1 else "")
+    size = (4 if dtype == "float32" else 2) * int(np.prod(shape))
+    return [
+        BenchRow(label, make, bytes=2 * size, dtype=dtype),
+        BenchRow(label, make, bytes=3 * size, dtype=dtype, backward=True),
+    ]
 
 
 def _numpy_softmax(x, dim):
@@ -47,7 +54,12 @@ def _numpy_softmax(x, dim):
     return e / e.sum(dim, keepdims=True)
 
 
-ROWS = [_row((64, 10)), _row((1024, 1000))]
+ROWS = _rows((64, 10)) + [
+    row
+    for dtype in ("float32", "bfloat16")
+    for shape in ((1024, 1000), (2048, 8192), (512, 32000), (512, 50257), (32, 21, 64, 64))
+    for row in _rows(shape, 1, dtype)
+]
 CASES = [
     Case(
         "softmax",

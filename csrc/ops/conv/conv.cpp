@@ -184,10 +184,10 @@ Tensor row_major(const Tensor& weight) {
 // Weights that stay are packed once, and kept with the tensor (core/derived.h).
 DerivedBlock packed_weights(const Tensor& weight, const ConvArgs& args) {
   if (!conv_packing.cpu || weight.device().is_cuda()) return {};
-  int64_t bytes = 0;
-  conv_packing(weight.device(), {&args, &bytes});
+  int64_t bytes = 0, form = 0;
+  conv_packing(weight.device(), {&args, &bytes, &form});
   if (bytes == 0) return {};
-  return derived_block(weight, purpose_of('c', args.groups, args.width.stride, args.width.kernel), bytes);
+  return derived_block(weight, purpose_of('c', args.groups, form), bytes);
 }
 
 // activation(conv(x, w) + bias + residual); no autograd. The bias and the residual may be undefined.

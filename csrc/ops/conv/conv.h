@@ -76,10 +76,12 @@ extern Kernel<ConvArgs> conv_forward;
 extern Kernel<ConvArgs> conv_input_grad;
 extern Kernel<ConvArgs> conv_weight_grad;
 
-// How many bytes forward would pack these weights into; 0 when it does not. At the CPU levels that pack.
+// How many bytes forward would pack these weights into; 0 when it does not. At the CPU levels that pack. Forms of
+// different numbers are packed differently.
 struct ConvPacking {
   const ConvArgs* conv;
   int64_t* bytes;
+  int64_t* form;
 };
 extern Kernel<ConvPacking> conv_packing;
 

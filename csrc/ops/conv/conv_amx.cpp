@@ -1,294 +1,367 @@
-// Convolution on AMX tiles, forward and input gradient: per group a product of the source's planes, whose rows
-// are positions and whose columns are channels, with the filters,
+// Convolution on AMX tiles, forward and input gradient: per group a product of the filters with the source,
 //
-//   out[position, o] = sum over steps (32 channels of one tap) of planes[position + shift(tap), step] * weight[step, o]
+//   out[o, position] = sum over steps (32 channels of one tap) of weight[o, step] * source[step, position + shift(tap)]
 //
-// The planes of as many images as fit the caches are prepared by all threads (planes_amx.h), the weights are
-// packed tap by tap, then blocks of positions x filters are the parallel tasks. Within a chunk of steps (kStepChunk)
-// a panel of 32 filters meets all tiles of 32 positions; both stream from the second-level cache, neighbouring taps
-// from lines just read, and sums return to memory once a chunk. (36 steps: all nine taps of 128 channels. On
-// 3x3 layers of 64 and 128 channels 9 steps measured a fifth slower, 72 and 288 up to 12 %.)
-// Tiles begin anew with every image; what they compute beyond a row's end is dropped. Sums for NCHW are
-// transposed in squares of 16 x 16 when they are stored.
+// where positions are columns or rows of the product (source_amx.h). A task takes some images, or a band of the rows of
+// one, and prepares their source where it stays: in its core's second-level cache. There each panel of 32 filters meets
+// all tiles of 32 positions, over all steps: a block of 32 x 32 sums is stored as it comes out of the tile registers,
+// between the products of the next one. The next panel is fetched meanwhile.
+// Tiles run on over the row ends; what they compute there is dropped.
+//
+// How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
 //
 // The gradient of the input is the same product for each residue class of the positions modulo the stride, with
 // the class's taps in reverse and channels swapped. Float64, float16, few channels in or out, and float32 whose
 // parts are not exact are left to the vector kernels.
+#include "ops/conv/filters_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kBlockFilters = 16;  // panels of 32 filters of a task, with kBlockTiles
-constexpr int64_t kStepChunk = 36;
-constexpr int64_t kUnrolledPlane = 256;  // positions of an image that may have planes for every tap
+constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared source
+constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
+constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
-constexpr int64_t kTasks = 8;           // wanted, at least
-constexpr int64_t kTaskProducts = 256;  // of 32 x 32 x 32: pay for a task
-
-// ------------------------------------------------------------------------------------- weights
-
-// 16 elements at `offsets` as float32, zero where an offset is negative. 16-bit elements come in the aligned
-// words that hold them.
-inline __m512 gather_weights(const char* base, DType dtype, const int32_t* offsets) {
-  const __m512i index = _mm512_loadu_si512(offsets);
-  const __mmask16 mask = _mm512_cmpge_epi32_mask(index, _mm512_setzero_si512());
-  if (dtype == DType::Float32) return _mm512_mask_i32gather_ps(_mm512_setzero_ps(), mask, index, base, 4);
-  const uintptr_t address = reinterpret_cast<uintptr_t>(base);
-  const __m512i element = _mm512_add_epi32(index, _mm512_set1_epi32(int(address >> 1 & 1)));
-  const __m512i words = _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), mask, _mm512_srli_epi32(element, 1),
-                                                    reinterpret_cast<const void*>(address & ~uintptr_t(3)), 4);
-  const __mmask16 upper = _mm512_test_epi32_mask(element, _mm512_set1_epi32(1));
-  const __m512i low = _mm512_slli_epi32(words, 16);
-  return _mm512_castsi512_ps(_mm512_mask_and_epi32(low, upper, words, _mm512_set1_epi32(int(0xffff0000))));
-}
-
-// One tile for each part: 16 filters from o on, the 32 values of k at `offsets`.
-template <int P>
-void pack_filter_tile(const TilePass& pass, const int32_t* offsets, int64_t o, char* tile, RangeLanes& range) {
-  __m512i squares[P][16];
-  for (int64_t r = 0; r < 16; ++r) {
-    __m512i parts[P];
-    const bool valid = o + r < pass.m;
-    const char* filter = pass.weights + (valid ? (o + r) * pass.filter_stride * int64_t(item_size(pass.dtype)) : 0);
-    __m512 low = _mm512_setzero_ps(), high = _mm512_setzero_ps();
-    if (valid)
-      low = gather_weights(filter, pass.dtype, offsets), high = gather_weights(filter, pass.dtype, offsets + 16);
-    if (P > 1) range.add(low), range.add(high);
-    split<P>(low, high, parts, [](__m512 a, __m512 b) { return join_upper(a, b); });
-    for (int p = 0; p < P; ++p) squares[p][r] = parts[p];
-  }
-  for (int p = 0; p < P; ++p) {
-    transpose_lines(squares[p]);
-    for (int q = 0; q < 16; ++q) _mm512_store_si512(tile + p * kBlockBytes + q * 64, squares[p][q]);
-  }
-}
-
-template <int P>
-PartRange pack_filter_panel(const TilePass& pass, int64_t panel, char* memory) {
-  RangeLanes range;
-  for (int64_t step = 0; step < pass.steps(); ++step, memory += P * kBlockBytes)
-    for (int64_t half = 0; half < 2; ++half)
-      pack_filter_tile<P>(pass, pass.weight_offsets + step * kStepK, panel * kBlock + half * 16,
-                          memory + half * kTileBytes, range);
-  return range.finish();
-}
-
-// With the ranges of the panels behind them.
-template <int P>
-int64_t filters_bytes(int64_t panels, int64_t steps) {
-  return ceil_div(panels * (steps * P * kBlockBytes + int64_t(sizeof(PartRange))), 64) * 64;
-}
-
-template <int P>
-PartRange packed_range(const TilePass& pass, const char* memory) {
-  const PartRange* ranges = reinterpret_cast<const PartRange*>(memory + pass.panels() * pass.steps() * P * kBlockBytes);
-  PartRange range;
-  for (int64_t panel = 0; panel < pass.panels(); ++panel) range.add(ranges[panel]);
-  return range;
-}
-
-template <int P>
-PartRange pack_filters(const TilePass& pass, char* memory) {
-  const int64_t panel_bytes = pass.steps() * P * kBlockBytes;
-  PartRange* ranges = reinterpret_cast<PartRange*>(memory + pass.panels() * panel_bytes);
-  parallel_for(pass.panels(), max(1, 16 / max(1, pass.steps())), [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel)
-      ranges[panel] = pack_filter_panel<P>(pass, panel, memory + panel * panel_bytes);
-  });
-  return packed_range<P>(pass, memory);
-}
+constexpr int64_t kSpreadSteps = 12;    // of a block, that pay for storing the one before piece by piece
+constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
+constexpr int64_t kTasksPerThread = 4;
+constexpr int64_t kTaskCycles = 16384;  // pay for a task
+constexpr double kMostSourceBytes = double(int64_t(1) << 29);
 
 // ------------------------------------------------------------------------------------- product
 
-struct TileRange {
-  int64_t begin, end;
+// Beside a block's products: the block before is stored, and the next panel fetched.
+template <class T>
+struct StoreAhead {
+  BlockStore<T>* store;
+  TileAhead next;
+
+  void operator()(int64_t step, int64_t steps) const {
+    next(step, steps);
+    store->run_to(steps < kSpreadSteps ? store->pieces() : store->pieces() * (step + 1) / steps);
+  }
 };
 
+// Sums of a tile of positions x a panel of filters at `filters`, over some steps.
+template <int P, class Ahead = TileAhead>
+void multiply_tile(const TilePass& pass, const TileTask& task, const TileSpan& span, const char* filters, int64_t panel,
+                   int64_t step, int64_t steps, float* sums, const Ahead& ahead = {}) {
+  const bool wide = pass.m - panel * kBlock > 16, tall = span.end - span.begin > 16;
+  const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
+  const TileStream f{filters, pass.filter_steps, 64, kTileBytes, kBlockBytes};
+  const TileStream p{task.source + span.begin * pass.source.position_bytes, pass.source_steps, row,
+                     16 * pass.source.position_bytes, pass.source.part_bytes};
+  if (pass.source.lines) return tile_block<P>(p, f, step, steps, tall, wide, sums, step == 0, ahead);
+  tile_block<P>(f, p, step, steps, wide, tall, sums, step == 0, ahead);
+}
+
 template <int P>
-void multiply_block(const TilePass& pass, const char* filters, const char* planes, TileRange panels, TileRange tiles,
-                    float* sums) {
-  constexpr int64_t kChunk = kStepChunk;
-  const int64_t steps = pass.steps(), panel_bytes = steps * P * kBlockBytes;
-  const TileScope scope;
-  for (int64_t s = 0; s < steps; s += kChunk) {
-    const int64_t n = min(kChunk, steps - s);
-    const int64_t next_lines = s + kChunk < steps ? min(kChunk, steps - s - kChunk) * P * kBlockBytes / 64 : 0;
-    const int64_t lines = ceil_div(next_lines, tiles.end - tiles.begin);  // of the next chunk of weights, a tile
-    float* block = sums;
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const TileStream b{filters + panel * panel_bytes, pass.weight_steps, 64, kTileBytes, kBlockBytes};
-      for (int64_t tile = tiles.begin; tile < tiles.end; ++tile, block += kSumsPerBlock) {
-        const TileSpan span(pass, tile);
-        const TileStream a{planes + span.begin * kLineBytes, pass.plane_steps, kLineBytes, kTileBytes,
-                           pass.planes.part_bytes()};
-        tile_block<P>(a, b, s, n, span.end - span.begin > 16, pass.m - panel * kBlock > 16, block, s == 0,
-                      {nullptr, b.base + (s + kChunk) * P * kBlockBytes + (tile - tiles.begin) * lines * 64, 0, lines});
-      }
+void multiply(const TilePass& pass, const TileTask& task) {
+  using T = std::conditional_t<P == 1, bfloat16, float>;
+  const int64_t steps = pass.source.steps(), panel_bytes = steps * P * kBlockBytes;
+  const TaskTiles tiles(pass, task);
+  alignas(64) float sums[2][kSumsPerBlock];
+  BlockStore<T> store(pass, task);
+  int64_t block = 0;
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
+    const char* filters = pass.filters + panel * panel_bytes;
+    const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
+      const TileSpan span(tiles, tile);
+      const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
+      const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
+      multiply_tile<P>(pass, task, span, filters, panel, 0, steps, sums[block], ahead);
+      store.run_to(store.pieces());
+      store.begin(span, panel * kBlock, sums[block]);
     }
   }
+  _tile_release();
+  store.run_to(store.pieces());
 }
 
+// The same where no other task reads the filters: some steps of a panel are packed, and meet all tiles in the cache.
 template <int P>
-void run_block(const TilePass& pass, const char* filters, const char* planes, TileRange panels, TileRange tiles,
-               float* sums) {
-  const int64_t blocks = (panels.end - panels.begin) * (tiles.end - tiles.begin);
-  if (pass.steps() == 0) fill_zero(sums, blocks * kSumsPerBlock);
-  multiply_block<P>(pass, filters, planes, panels, tiles, sums);
-  for (int64_t panel = panels.begin; panel < panels.end; ++panel, sums += (tiles.end - tiles.begin) * kSumsPerBlock)
-    if (pass.out.dtype == DType::Float32) {
-      (pass.pixel_elements ? store_pixels<float> : store_tiles<float>)(pass, sums, panel * kBlock, tiles.begin,
-                                                                       tiles.end);
-    } else {
-      (pass.pixel_elements ? store_pixels<bfloat16> : store_tiles<bfloat16>)(pass, sums, panel * kBlock, tiles.begin,
-                                                                             tiles.end);
+void multiply_unpacked(const TilePass& pass, const TileTask& task, const FilterSource& source, PartRange* ranges) {
+  using T = std::conditional_t<P == 1, bfloat16, float>;
+  const int64_t chunk = max(1, kUnpackedSteps / source.taps) * source.taps, step_bytes = P * kBlockBytes;
+  const TaskTiles tiles(pass, task);
+  const int64_t sum_bytes = tiles.tiles * kSumsPerBlock * int64_t(sizeof(float));
+  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmSums, size_t(sum_bytes + source.steps * step_bytes)));
+  float* sums = reinterpret_cast<float*>(memory);
+  char* filters = memory + sum_bytes;
+  BlockStore<T> store(pass, task);
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
+    RangeLanes range;
+    for (int64_t step = 0; step < source.steps; step += chunk) {
+      const int64_t n = min(chunk, source.steps - step);
+      pack_filter_steps<P>(source, panel, step, n, filters + step * step_bytes, range);
+      for (int64_t tile = 0; tile < tiles.tiles; ++tile)
+        multiply_tile<P>(pass, task, TileSpan(tiles, tile), filters, panel, step, n, sums + tile * kSumsPerBlock);
     }
-}
-
-template <int P>
-void run_images(const TilePass& pass, const char* filters, const char* planes) {
-  const int64_t products = pass.panels() * pass.tiles() * pass.steps() * (P * (P + 1) / 2);
-  const int64_t wanted = products < kSerialProducts ? 1 : min(kTasks, products / kTaskProducts);
-  int64_t panels = even_piece(pass.panels(), kBlockFilters, 1), tiles = even_piece(pass.tiles(), kBlockTiles, 1);
-  const auto tasks = [&] { return ceil_div(pass.panels(), panels) * ceil_div(pass.tiles(), tiles); };
-  while (tasks() < wanted && panels * tiles > 1) (panels > tiles ? panels : tiles) = ceil_div(max(panels, tiles), 2);
-  const int64_t panel_blocks = ceil_div(pass.panels(), panels);
-  parallel_for(tasks(), 1, [&](int64_t begin, int64_t end) {
-    float* sums =
-        static_cast<float*>(thread_scratch(Scratch::GemmA, size_t(panels * tiles * kSumsPerBlock) * sizeof(float)));
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t i = task % panel_blocks * panels, j = task / panel_blocks * tiles;
-      run_block<P>(pass, filters, planes, {i, min(i + panels, pass.panels())}, {j, min(j + tiles, pass.tiles())}, sums);
+    ranges[panel] = range.finish();
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
+      store.begin(TileSpan(tiles, tile), panel * kBlock, sums + tile * kSumsPerBlock);
+      store.run_to(store.pieces());
     }
-  });
+  }
+  _tile_release();
 }
 
 // --------------------------------------------------------------------------------- whole operation
 
 // What a pass is, before it is laid out in memory. Weight offsets count elements.
 struct PassPlan {
-  Planes planes;
-  int64_t row_taps, column_taps, m;
+  const char* source;
+  int64_t channels;  // of a group
+  SourceAxis source_rows, source_columns;
+  int64_t m;
   int64_t group_weights, filter_stride, channel_stride;  // between groups, results' and source's channels
   int64_t first_tap, row_tap, column_tap;                // offset of tap (0, 0), steps from tap to tap
   OutputAxis rows, columns;
+};
 
-  int64_t step_columns(bool folded) const {
-    return folded ? ceil_div(planes.channels * column_taps, kStepK) : ceil_div(planes.channels, kStepK) * column_taps;
-  }
-  bool folded() const { return 4 * step_columns(true) < 3 * step_columns(false); }
-  // Whether planes for every tap save a third of the tiles, for enough filters to pay for them.
-  bool unrolls(const TilePlanes& tiles, int64_t images) const {
-    if (tiles.folded || m < 2 * kBlock || planes.rows.length * planes.columns.length > kUnrolledPlane) return false;
-    const int64_t positions = (rows.count - 1) * planes.columns.length + columns.count;
-    const int64_t plain = min(images * ceil_div(positions, kBlock),
-                              ceil_div((images - 1) * planes.rows.length * planes.columns.length + positions, kBlock));
-    return 3 * ceil_div(images * rows.count * columns.count, kBlock) < 2 * plain;
-  }
-  // How many times more multiply-adds the tiles make than the convolution has, in percent.
-  int64_t waste() const {
-    const int64_t taps = max(1, planes.channels * column_taps);
-    return 100 * step_columns(folded()) * kStepK / taps * (ceil_div(m, 16) * 16) / max(1, m);
+inline int64_t parts_of_conv(const ConvArgs& args) { return args.dtype == DType::Float32 ? 3 : 1; }
+
+// Cycles of an image's products and of preparing its source: 64 for a product of 32 x 32 x 32, and what a line of
+// the source was measured to take.
+struct PassCost {
+  double product, source;
+
+  PassCost(const TileSource& source_, int64_t m, int64_t parts)
+      : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
+                double(parts * (parts + 1) / 2)),
+        source(double(source_.plane) * double(source_.phases() * source_.groups()) *
+               double(parts > 1                               ? 16
+                      : source_.pixels && source_.folds() > 1 ? 24
+                      : source_.pixels                        ? 3
+                                                              : 4)) {}
+  double total() const { return product + source; }
+  static int64_t tiles(const TileSource& source) {
+    return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
   }
 };
 
+// Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
+inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
+  return args.channels_last || plan.source_columns.tap_steps() > 1 ||
+         (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
+}
+
+inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
+  TileSource source{plan.source,
+                    args.dtype,
+                    plan.channels,
+                    group * plan.channels,
+                    args.groups * plan.channels,
+                    args.channels_last,
+                    takes_lines(args, plan),
+                    plan.source_rows,
+                    plan.source_columns,
+                    1,
+                    plan.rows.count,
+                    plan.columns.count};
+  source.lay_out();
+  return source;
+}
+
+// Folds no taps, those of a row, or all, whichever costs least.
+inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
+  double least = 0;
+  int best = 0;
+  for (int folds = 0; folds < 3; ++folds) {
+    plan.source_rows.folded = folds == 2, plan.source_columns.folded = folds >= 1;
+    const double cost = PassCost(whole_source(args, plan, 0), plan.m, parts_of_conv(args)).total();
+    if (folds == 0 || cost < least) least = cost, best = folds;
+  }
+  plan.source_rows.folded = best == 2, plan.source_columns.folded = best >= 1;
+}
+
 inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   const int64_t weights = args.groups * args.out_channels * args.in_channels * args.height.kernel * args.width.kernel;
-  const TilePlanes planes = tile_planes(plan.planes, plan.column_taps, plan.columns.count, 0, args.groups,
-                                        plan.folded(), PlaneForm::Lines, args.channels_last);
-  if (weights > INT32_MAX || !image_fits(planes)) return false;
-  if (args.dtype == DType::Float32) return plan.waste() <= 160;
-  return args.dtype == DType::BFloat16 && plan.waste() <= 800;
+  if (weights > INT32_MAX || (args.dtype != DType::Float32 && args.dtype != DType::BFloat16)) return false;
+  TileSource source = whole_source(args, plan, 0);
+  // How many times more multiply-adds the tiles make than the convolution has, in percent.
+  const int64_t taps = max(1, plan.channels * plan.source_rows.taps * plan.source_columns.taps);
+  const int64_t waste = 100 * source.steps() * kStepK / taps * (ceil_div(plan.m, 16) * 16) / max(1, plan.m);
+  if (waste > (args.dtype == DType::Float32 ? 160 : 800)) return false;
+  (source.rows.outputs > 1 ? source.band_rows : source.band_columns) = 1;
+  source.lay_out();
+  return double(source.row_count) * double(source.row_length) * double(source.phases() * source.groups()) * kLineBytes *
+             3 <=
+         kMostSourceBytes;
+}
+
+// How the positions and panels are dealt to tasks.
+struct TaskGrid {
+  int64_t images, bands, band, panels;  // of a task; bands of an image, rows (columns) of a band
+  int64_t image_blocks, panel_blocks;
+  bool by_rows;
+
+  TaskGrid(const TileSource& source, const ConvArgs& args, int64_t m) : by_rows(source.rows.outputs > 1) {
+    const int64_t parts = parts_of_conv(args), n_panels = ceil_div(m, kBlock), threads = num_threads();
+    const PassCost cost(source, m, parts);
+    // Of all images: the room behind the last is there once.
+    TileSource pair = source;
+    pair.images = 2;
+    pair.lay_out();
+    const double bytes = double(parts) * (double(source.part_bytes) +
+                                          double(args.images - 1) * double(pair.part_bytes - source.part_bytes));
+    int64_t pieces = max(1, int64_t(double(args.images) * cost.total() / kTaskCycles));
+    const int64_t workers = min(threads, pieces);
+    if (n_panels * source.steps() * parts * kBlockBytes > kFilterBytes)
+      pieces = max(1, min(pieces, args.images * PassCost::tiles(source) / kFilterTiles));
+    pieces = max(int64_t(bytes / kSourceBytes) + 1, min(pieces, workers == 1 ? 1 : kTasksPerThread * workers));
+    const int64_t count = by_rows ? source.rows.outputs : source.columns.outputs;
+    images = max(1, args.images / pieces);
+    bands = pieces <= args.images ? 1 : min(count, ceil_div(pieces, args.images));
+    band = ceil_div(count, bands);
+    if (!by_rows) band = min(count, ceil_div(band, kBlock) * kBlock);
+    bands = ceil_div(count, band);
+    image_blocks = ceil_div(args.images, images);
+    const int64_t splits = min(n_panels, ceil_div(workers, image_blocks * bands));
+    panels = ceil_div(n_panels, splits);
+    panel_blocks = ceil_div(n_panels, panels);
+  }
+  int64_t tasks() const { return image_blocks * bands * panel_blocks; }
+  TileTask task(const TileSource& source, int64_t all_images, int64_t m, int64_t number) const {
+    const int64_t panel = number % panel_blocks * panels, piece = number / panel_blocks;
+    const int64_t image = piece / bands * images, first = piece % bands * band;
+    const int64_t n = min(band, (by_rows ? source.rows.outputs : source.columns.outputs) - first);
+    const SourceRange range{image,
+                            min(images, all_images - image),
+                            by_rows ? first : 0,
+                            by_rows ? n : source.rows.outputs,
+                            by_rows ? 0 : first,
+                            by_rows ? source.columns.outputs : n};
+    return {range, panel, min(panel + panels, ceil_div(m, kBlock)), nullptr};
+  }
+};
+
+// NHWC under a 1 x 1 kernel has lines of 32 channels as it stands. Tiles may not run over its end.
+inline bool is_direct(const TileSource& source, const TaskGrid& grid, int64_t images) {
+  const int64_t last = min(grid.images, images - (grid.image_blocks - 1) * grid.images) *
+                       (source.columns.outputs - (grid.bands - 1) * grid.band);
+  return source.pixels && source.dtype == DType::BFloat16 && source.channels % kStepK == 0 && source.rows.plain() &&
+         source.columns.plain() && source.rows.outputs == 1 && last >= kBlock;
 }
 
 // Where steps begin, and the weights they take.
 struct StepTables {
-  int64_t* plane_steps;
-  int64_t* weight_steps;
+  int64_t* source_steps;
+  int64_t* filter_steps;
   int32_t* weight_offsets;
 
   static int64_t bytes(int64_t steps) { return ceil_div(steps * (8 + 8 + 4 * kStepK), 64) * 64; }
   StepTables(char* memory, int64_t steps)
-      : plane_steps(reinterpret_cast<int64_t*>(memory)),
-        weight_steps(plane_steps + steps),
-        weight_offsets(reinterpret_cast<int32_t*>(weight_steps + steps)) {}
+      : source_steps(reinterpret_cast<int64_t*>(memory)),
+        filter_steps(source_steps + steps),
+        weight_offsets(reinterpret_cast<int32_t*>(filter_steps + steps)) {}
 };
 
 template <int P>
-void fill_tables(const PassPlan& plan, const TilePass& pass, const StepTables& tables) {
-  const int64_t folds = pass.planes.folds();
+void fill_tables(const PassPlan& plan, const TileSource& source, const StepTables& tables) {
   int64_t step = 0;
-  for (int64_t group = 0; group < pass.planes.channel_groups(); ++group)
-    for (int64_t row = 0; row < pass.row_taps; ++row)
-      for (int64_t column = 0; column < pass.column_taps; ++column, ++step) {
-        tables.plane_steps[step] = pass.planes.tap_phase(row, column) * pass.planes.phase_bytes() +
-                                   group * pass.planes.group_bytes() + pass.planes.tap_shift(row, column) * kLineBytes;
-        tables.weight_steps[step] = step * P * kBlockBytes;
+  for (int64_t group = 0; group < source.groups(); ++group)
+    for (int64_t row = 0; row < source.rows.tap_steps(); ++row)
+      for (int64_t column = 0; column < source.columns.tap_steps(); ++column, ++step) {
+        tables.source_steps[step] = source.step_offset(group, row, column);
+        tables.filter_steps[step] = step * P * kBlockBytes;
         for (int64_t k = 0; k < kStepK; ++k) {
-          const int64_t channel = group * kStepK + k, fold = pass.planes.folded ? channel % folds : column;
-          const int64_t offset =
-              plan.first_tap + row * plan.row_tap + fold * plan.column_tap + channel / folds * plan.channel_stride;
-          tables.weight_offsets[step * kStepK + k] = channel < pass.planes.channels() ? int32_t(offset) : -1;
+          const int64_t at = group * kStepK + k;
+          const TileSource::Fold fold = source.fold(at);
+          const int64_t offset = plan.first_tap + (row + fold.row) * plan.row_tap +
+                                 (column + fold.column) * plan.column_tap + fold.channel * plan.channel_stride;
+          tables.weight_offsets[step * kStepK + k] = at < source.k() ? int32_t(offset) : -1;
         }
       }
+}
+
+// The filters are packed at pass.filters, in range `packed`, or `unpacked`.
+template <int P>
+bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
+               const FilterSource* unpacked) {
+  const int64_t tasks = grid.tasks(), steps = pass.source.steps(), panels = unpacked ? pass.panels() : 0;
+  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes;
+  PartRange* ranges =
+      static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks + panels) * sizeof(PartRange)));
+  PartRange* panel_ranges = ranges + tasks;
+  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
+    char* memory = static_cast<char*>(thread_scratch(Scratch::GemmA, size_t(source_bytes)));
+    for (int64_t number = begin; number < end; ++number) {
+      TileTask task = grid.task(pass.source, args.images, pass.m, number);
+      ranges[number] = PartRange();
+      if (pass.source.direct) {
+        const int64_t position = task.range.image * pass.source.columns.outputs + task.range.column;
+        task.source = pass.source.data + (position * pass.source.all_channels + pass.source.first_channel) * int64_t(2);
+      } else if (steps > 0) {
+        ranges[number] = prepare_source<P>(pass.source, task.range, memory);
+        if (P > 1 && !unpacked && !parts_are_exact(ranges[number], packed)) continue;
+        task.source = memory;
+      }
+      if (unpacked) {
+        multiply_unpacked<P>(pass, task, *unpacked, panel_ranges);
+      } else {
+        multiply<P>(pass, task);
+      }
+    }
+  });
+  PartRange source, weights = packed;
+  for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
+  for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
+  return P == 1 || parts_are_exact(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
 template <int P>
 bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
-  const bool folded = plan.folded();
   const int64_t size = int64_t(item_size(args.dtype)), channel_elements = plan.rows.size * plan.columns.size;
   const int64_t first = group * plan.m, first_element = args.channels_last ? first : first * channel_elements;
   const auto at = [&](const void* p, int64_t element) {
     return p ? static_cast<const char*>(p) + element * size : nullptr;
   };
-  TilePass pass{tile_planes(plan.planes, plan.column_taps, plan.columns.count, group, args.groups, folded,
-                            PlaneForm::Lines, args.channels_last),
-                plan.row_taps,
-                folded ? min(1, plan.column_taps) : plan.column_taps,
+  TileSource source = whole_source(args, plan, group);
+  const TaskGrid grid(source, args, plan.m);
+  source.images = grid.images;
+  (grid.by_rows ? source.band_rows : source.band_columns) = grid.band;
+  source.direct = is_direct(source, grid, args.images);
+  source.lay_out();
+  const int64_t steps = source.steps(), table_bytes = StepTables::bytes(steps);
+  const int64_t filter_bytes = filters_bytes<P>(ceil_div(plan.m, kBlock), steps);
+  const bool kept = args.packed != nullptr, unpacked = !kept && steps > 0 && grid.image_blocks * grid.bands == 1;
+  char* memory =
+      static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (kept || unpacked ? 0 : filter_bytes))));
+  const StepTables tables(memory, steps);
+  fill_tables<P>(plan, source, tables);
+  const FilterSource weights{at(args.weight, group * plan.group_weights),
+                             args.dtype,
+                             plan.m,
+                             plan.filter_stride,
+                             plan.channel_stride,
+                             args.height.kernel * args.width.kernel,
+                             tables.weight_offsets,
+                             steps,
+                             source.rows.tap_steps() * source.columns.tap_steps(),
+                             !source.lines};
+  char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
+  PartRange weight_range;
+  if (!unpacked)
+    weight_range = kept && *args.packed_ready ? packed_range<P>(weights, filters) : pack_filters<P>(weights, filters);
+  TilePass pass{source,
                 plan.m,
-                at(args.weight, group * plan.group_weights),
-                args.dtype,
-                plan.filter_stride,
-                nullptr,
-                nullptr,
-                nullptr,
+                filters,
+                tables.filter_steps,
+                tables.source_steps,
                 TileOutput{static_cast<char*>(args.out) + first_element * size, args.dtype, channel_elements, 1, false,
                            at(args.bias, first), nullptr, at(args.residual, first_element), args.activation},
                 plan.rows,
                 plan.columns,
                 args.groups * plan.m * channel_elements,
-                args.channels_last ? args.groups * plan.m : 0,
-                plan.columns.count == plan.planes.columns.length && channel_elements % 16 == 0 &&
-                    args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
-  if (plan.unrolls(pass.planes, args.images))
-    unroll(pass.planes, plan.row_taps, plan.column_taps, plan.rows.count, plan.columns.count);
-  set_slots<P>(pass.planes, args.images);
-  const int64_t steps = pass.steps(), table_bytes = StepTables::bytes(steps);
-  const int64_t filter_bytes = filters_bytes<P>(pass.panels(), steps);
-  char* memory =
-      static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (args.packed ? 0 : filter_bytes) +
-                                                               (steps > 0 ? planes_bytes<P>(pass.planes) : 0))));
-  const StepTables tables(memory, steps);
-  pass.plane_steps = tables.plane_steps;
-  pass.weight_steps = tables.weight_steps;
-  pass.weight_offsets = tables.weight_offsets;
-  fill_tables<P>(plan, pass, tables);
-  const bool kept = args.packed != nullptr;
-  char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
-  char* planes = memory + table_bytes + (kept ? 0 : filter_bytes);
-  const PartRange weight_range =
-      kept && *args.packed_ready ? packed_range<P>(pass, filters) : pack_filters<P>(pass, filters);
-  for (int64_t image = 0; image < args.images; image += pass.planes.slots) {
-    pass.planes.first_image = image;
-    pass.planes.images = min(pass.planes.slots, args.images - image);
-    if (steps > 0) {
-      const PartRange range = prepare_planes<P>(pass.planes, planes);
-      if (P > 1 && !parts_are_exact(range, weight_range)) return false;
-    }
-    run_images<P>(pass, filters, planes);
-  }
-  return true;
+                args.groups * plan.m,
+                args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
+  return run_tasks<P>(pass, args, grid, weight_range, unpacked ? &weights : nullptr);
 }
 
 bool run_plan(const ConvArgs& args, const PassPlan& plan) {
@@ -299,23 +372,29 @@ bool run_plan(const ConvArgs& args, const PassPlan& plan) {
   return true;
 }
 
+SourceAxis forward_axis(const ConvAxis& axis) {
+  return {plane_axis(axis.input, axis.stride, axis.padding, axis.dilation, axis.kernel, axis.output), axis.kernel,
+          axis.output};
+}
+
 PassPlan forward_plan(const ConvArgs& args) {
   const ConvAxis &h = args.height, &w = args.width;
   const int64_t taps = h.kernel * w.kernel, filter = args.in_channels * taps;
-  return {{static_cast<const char*>(args.x), args.dtype, args.in_channels,
-           plane_axis(h.input, h.stride, h.padding, h.dilation, h.kernel, h.output),
-           plane_axis(w.input, w.stride, w.padding, w.dilation, w.kernel, w.output)},
-          h.kernel,
-          w.kernel,
-          args.out_channels,
-          args.out_channels * filter,
-          filter,
-          taps,
-          0,
-          w.kernel,
-          1,
-          {h.output, 0, 1, h.output},
-          {w.output, 0, 1, w.output}};
+  PassPlan plan{static_cast<const char*>(args.x),
+                args.in_channels,
+                forward_axis(h),
+                forward_axis(w),
+                args.out_channels,
+                args.out_channels * filter,
+                filter,
+                taps,
+                0,
+                w.kernel,
+                1,
+                {h.output, 0, 1, h.output},
+                {w.output, 0, 1, w.output}};
+  choose_folds(args, plan);
+  return plan;
 }
 
 PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
@@ -323,18 +402,21 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
   const GradPhase rows = grad_phase(args.height, row), columns = grad_phase(args.width, column);
   const bool none = rows.taps == 0 || columns.taps == 0;
   const int64_t width = args.width.kernel;
-  return {{static_cast<const char*>(args.dy), args.dtype, args.out_channels, rows.plane, columns.plane},
-          none ? 0 : rows.taps,
-          none ? 0 : columns.taps,
-          args.in_channels,
-          args.out_channels * filter,
-          taps,
-          filter,
-          none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0),
-          -rows.period * width,
-          -columns.period,
-          rows.out,
-          columns.out};
+  PassPlan plan{static_cast<const char*>(args.dy),
+                args.out_channels,
+                {rows.plane, none ? 0 : rows.taps, rows.out.count},
+                {columns.plane, none ? 0 : columns.taps, columns.out.count},
+                args.in_channels,
+                args.out_channels * filter,
+                taps,
+                filter,
+                none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0),
+                -rows.period * width,
+                -columns.period,
+                rows.out,
+                columns.out};
+  choose_folds(args, plan);
+  return plan;
 }
 
 // The vector units' direct convolution: of what tiles do not suit, and of what they could not do exactly.
@@ -354,9 +436,10 @@ void packing(const ConvPacking& request) {
   const PassPlan plan = forward_plan(args);
   *request.bytes = 0;
   if (!suits_tiles(args, plan)) return;
-  const int64_t steps = plan.step_columns(plan.folded()) * plan.row_taps, panels = ceil_div(plan.m, kBlock);
+  const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
+  *request.form = (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + args.channels_last;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {

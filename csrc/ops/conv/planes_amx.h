@@ -1,16 +1,14 @@
-// A convolution's source for AMX tiles: planes (planes_cpu.h) of bfloat16 parts, channels in groups of 32.
+// What the weight gradient on AMX tiles reads of x: planes (planes_cpu.h) of bfloat16 parts as pairs of positions,
 //
-//   lines    [part][phase][group][image][row][column]  of 32 channels: 64 bytes a position. A row of A, k = channels.
-//   pairs    [part][parity][phase][half group][image][row][column / 2]  of 16 channels x 2 positions: 64 bytes a
-//            pair of positions. A row of B, k = positions. Pairs of parity 1 begin at odd positions, for taps whose
-//            shift is odd. Rows have even lengths, and images whole steps of 32 positions.
+//   [part][parity][phase][half group][image][row][column / 2]  of 16 channels x 2 positions: 64 bytes, a row of B,
 //
-// So the tile of any 16 or 32 consecutive positions is a run of whole cache lines, and a tap is an offset of
-// whole lines. Channels are padded with zeros to a multiple of 32. With few channels the column taps become
-// channels of their own ("folded": one plane for each channel and column tap, already shifted).
+// k = positions, channels in groups of 32, padded with zeros. Pairs of parity 1 begin at odd positions, for taps whose
+// shift is odd. Rows have even lengths, and images whole steps of 32 positions. So any 32 consecutive positions are a
+// run of whole cache lines, and a tap is an offset of whole lines. With few channels the column taps become channels
+// of their own ("folded": one plane for each channel and column tap, already shifted).
 //
-// Cost: each value is read once, split into parts, and transposed from rows of positions (NCHW) in squares of
-// 16 x 16; NHWC needs no transposing for lines.
+// Cost: rows of a channel are copied and split into parts once, and transposed for each parity in squares of 16
+// channels x 32 positions, which run on over the rows; NHWC has pairs as they stand.
 #pragma once
 
 #include "core/memory.h"
@@ -24,8 +22,6 @@ namespace {
 
 constexpr int64_t kLineBytes = 64;
 
-enum class PlaneForm : uint8_t { Lines, Pairs };
-
 struct TilePlanes {
   Planes planes;  // of one group's channels
   bool folded;
@@ -33,18 +29,11 @@ struct TilePlanes {
   int64_t source_channels;      // of all groups
   int64_t first_image, images;  // the images present
   int64_t slots;                // images there is room for
-  PlaneForm form;
   bool channels_last;
-  int64_t parities;       // of pairs
-  bool unrolled = false;  // every tap has planes of its own, of the output's size and without shifts
+  int64_t parities;  // of pairs
+  int64_t column_taps;
+  bool unrolled = false;  // every tap has a plane of its own, without shifts (patches_amx.h)
 
-  // Where a phase's planes begin in the source.
-  int64_t row_begin(int64_t phase) const {
-    return unrolled ? tap_begin(planes.rows, phase) : planes.rows.phase_begin(phase);
-  }
-  int64_t column_begin(int64_t phase) const {
-    return unrolled ? tap_begin(planes.columns, phase) : planes.columns.phase_begin(phase);
-  }
   static int64_t tap_begin(const PlaneAxis& axis, int64_t tap) { return tap * axis.dilation - axis.pad; }
 
   int64_t column_phases() const { return folded ? 1 : planes.columns.phases; }
@@ -52,20 +41,19 @@ struct TilePlanes {
   int64_t folds() const { return folded ? planes.columns.phases : 1; }
   int64_t channels() const { return planes.channels * folds(); }
   int64_t channel_groups() const { return ceil_div(channels(), kStepK); }
-  int64_t plane() const {
-    const int64_t positions = planes.rows.length * planes.columns.length;
-    return form == PlaneForm::Lines ? positions : ceil_div(positions, kStepK) * kStepK;
-  }
-  // Bytes of a channel group's positions (of a half group's pairs): room for tiles that run over the end.
-  int64_t group_bytes() const {
-    const int64_t positions = slots * plane() + 2 * kBlock;
-    return (form == PlaneForm::Lines ? positions : ceil_div(positions, 2)) * kLineBytes;
-  }
-  int64_t groups_per_phase() const { return form == PlaneForm::Lines ? channel_groups() : 2 * channel_groups(); }
-  int64_t phase_bytes() const { return groups_per_phase() * group_bytes(); }
+  int64_t plane() const { return ceil_div(planes.rows.length * planes.columns.length, kStepK) * kStepK; }
+  // Bytes of a half group's pairs: room for tiles that run over the end.
+  int64_t group_bytes() const { return (slots * plane() + 2 * kBlock) / 2 * kLineBytes; }
+  int64_t phase_bytes() const { return 2 * channel_groups() * group_bytes(); }
   int64_t parity_bytes() const { return phases() * phase_bytes(); }
   int64_t part_bytes() const { return parities * parity_bytes(); }
 
+  // Whether a tap of this column phase begins at odd positions: rows are even.
+  bool has_odd_shifts(int64_t column_phase) const {
+    for (int64_t tap = column_phase; tap < column_taps; tap += planes.columns.phases)
+      if (tap_shift(0, tap) % 2 != 0) return true;
+    return false;
+  }
   // What tap (row, column) reads for position 0: its phase and its shift in positions.
   int64_t tap_phase(int64_t row, int64_t column) const {
     return row % planes.rows.phases * column_phases() + (folded ? 0 : column % planes.columns.phases);
@@ -79,24 +67,15 @@ struct TilePlanes {
 
 // The planes of one group; column taps folded into channels leave planes without shifts.
 inline TilePlanes tile_planes(const Planes& planes, int64_t column_taps, int64_t outputs, int64_t group, int64_t groups,
-                              bool folded, PlaneForm form, bool channels_last) {
-  TilePlanes result{planes, folded, group * planes.channels, groups * planes.channels, 0, 0, 1, form, channels_last, 1};
+                              bool folded, bool channels_last) {
+  TilePlanes result{planes, folded,     group * planes.channels, groups * planes.channels, 0, 0, 1, channels_last,
+                    1,      column_taps};
   if (folded) {
     result.planes.columns.phases = column_taps;
     result.planes.columns.length = outputs;
   }
-  if (form == PlaneForm::Pairs) result.planes.columns.length = ceil_div(result.planes.columns.length, 2) * 2;
+  result.planes.columns.length = ceil_div(result.planes.columns.length, 2) * 2;
   return result;
-}
-
-// Small images leave most of a tile to gaps. Then planes of the output's size are made for every tap: the patches
-// of im2col, which small images can afford.
-inline void unroll(TilePlanes& tiles, int64_t row_taps, int64_t column_taps, int64_t rows, int64_t columns) {
-  tiles.unrolled = true;
-  tiles.planes.rows.phases = row_taps;
-  tiles.planes.rows.length = rows;
-  tiles.planes.columns.phases = column_taps;
-  tiles.planes.columns.length = columns;
 }
 
 // A row of planes to prepare: where its positions come from.
@@ -129,60 +108,6 @@ inline void copy_elements(T* target, int64_t length, const T* row, int64_t size,
   for (i = end; i < length; ++i) target[i] = T{};
 }
 
-// Positions of 32 channels of a row of planes: where column 0 of each channel lies, and which columns lie inside
-// the image; the others are zeros.
-template <class T>
-struct ChannelRows {
-  const T* rows[kStepK];
-  int64_t begin[kStepK], end[kStepK];
-
-  // Rows whose elements are not adjacent are copied to `copies`, which holds [channel][length rounded up to 16];
-  // without it such rows are not to be used.
-  ChannelRows(const TilePlanes& tiles, const PlaneRow& at, T* copies) {
-    const Planes& planes = tiles.planes;
-    const PlaneAxis &r = planes.rows, &c = planes.columns;
-    const int64_t position = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
-    const bool inside = position >= 0 && position < r.source;
-    const int64_t column_phase = at.phase % tiles.column_phases(), folds = tiles.folds();
-    const T* image = reinterpret_cast<const T*>(planes.source) +
-                     (tiles.first_image + at.image) * tiles.source_channels * planes.source_plane();
-    const int64_t stride = tiles.channels_last ? tiles.source_channels : 1, pitch = ceil_div(c.length, 16) * 16;
-    const int64_t channel_stride = tiles.channels_last ? 1 : planes.source_plane();
-    const int64_t n_valid = inside ? min(kStepK, tiles.channels() - at.group * kStepK) : 0;
-    const int64_t first_channel = at.group * kStepK;
-    int64_t fold = first_channel % folds,
-            first = tiles.folded ? tiles.tap_begin(c, fold) : tiles.column_begin(column_phase);
-    const T* row =
-        image + (tiles.first_channel + first_channel / folds) * channel_stride + position * c.source * stride;
-    for (int64_t i = 0; i < kStepK; ++i) {
-      begin[i] = 0;
-      end[i] = i < n_valid ? c.length : 0;
-      if (c.step * stride == 1) {
-        rows[i] = row + first;
-        begin[i] = max(0, -first);
-        if (i < n_valid) end[i] = min(c.length, c.source - first);
-      } else if (copies) {
-        rows[i] = copies + i * pitch;
-        if (i < n_valid) copy_elements(copies + i * pitch, c.length, row, c.source, stride, first, c.step);
-      }
-      if (++fold < folds) {
-        first += c.dilation;
-      } else {
-        first -= (fold - 1) * c.dilation;
-        fold = 0;
-        row += channel_stride;
-      }
-    }
-  }
-
-  __mmask16 mask(int64_t channel, int64_t column) const {
-    return lane_mask(end[channel] - column) & ~lane_mask(begin[channel] - column);
-  }
-  const char* at(int64_t channel, int64_t column) const {
-    return reinterpret_cast<const char*>(rows[channel] + column);
-  }
-};
-
 inline void transpose_lines(__m512i* lines) {
   Vec<float> square[16];
 #pragma GCC unroll 16
@@ -190,37 +115,6 @@ inline void transpose_lines(__m512i* lines) {
   transpose(square);
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i) lines[i] = _mm512_castps_si512(__m512(square[i].raw));
-}
-
-// Lines of the columns of a row: squares of 16 channel pairs x 16 positions are transposed.
-template <int P, class T>
-void store_lines(const ChannelRows<T>& rows, int64_t length, char* target, int64_t part, RangeLanes& range) {
-  for (int64_t i = 0; i < length; i += 16, target += 16 * kLineBytes) {
-    __m512i squares[P][16];
-    for (int q = 0; q < 16; ++q) {
-      __m512i parts[P];
-      load_across<P, T>(rows.at(2 * q, i), rows.at(2 * q + 1, i), rows.mask(2 * q, i), rows.mask(2 * q + 1, i), parts,
-                        range);
-      for (int p = 0; p < P; ++p) squares[p][q] = parts[p];
-    }
-    for (int p = 0; p < P; ++p) {
-      transpose_lines(squares[p]);
-      for (int64_t e = 0; e < min(16, length - i); ++e)
-        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
-    }
-  }
-}
-
-// Positions whose 32 channels are adjacent in memory.
-template <int P, class T>
-void copy_lines(const T* source, int64_t stride, int64_t channels, int64_t length, char* target, int64_t part,
-                RangeLanes& range) {
-  const __mmask16 low = lane_mask(channels), high = lane_mask(channels - 16);
-  __m512i parts[P];
-  for (int64_t i = 0; i < length; ++i, source += stride, target += kLineBytes) {
-    load_along<P, T>(reinterpret_cast<const char*>(source), low, high, parts, range);
-    store_parts<P>(target, part, parts);
-  }
 }
 
 template <int P>
@@ -237,8 +131,8 @@ struct PixelRow {
 
   PixelRow(const TilePlanes& tiles, const PlaneRow& at) {
     const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
-    const int64_t position = tiles.row_begin(at.phase / tiles.column_phases()) + at.row * r.step;
-    const int64_t begin = tiles.column_begin(at.phase % tiles.column_phases());
+    const int64_t position = tiles.planes.rows.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+    const int64_t begin = tiles.planes.columns.phase_begin(at.phase % tiles.column_phases());
     const bool inside = position >= 0 && position < r.source;
     first = inside ? min(c.length, begin < 0 ? ceil_div(-begin, c.step) : 0) : c.length;
     end = begin >= c.source ? first : max(first, min(c.length, ceil_div(c.source - begin, c.step)));
@@ -251,27 +145,6 @@ struct PixelRow {
   bool valid(int64_t column) const { return column >= first && column < end; }
   const char* at(int64_t column) const { return reinterpret_cast<const char*>(pixels + column * stride); }
 };
-
-template <int P, class T>
-void prepare_last_row(const TilePlanes& tiles, const PlaneRow& at, char* target, RangeLanes& range) {
-  const int64_t part = tiles.part_bytes(), length = tiles.planes.columns.length;
-  const PixelRow<T> row(tiles, at);
-  zero_lines<P>(target, part, row.first);
-  copy_lines<P, T>(row.pixels + row.first * row.stride, row.stride, row.channels, row.end - row.first,
-                   target + row.first * kLineBytes, part, range);
-  zero_lines<P>(target + row.end * kLineBytes, part, length - row.end);
-}
-
-template <int P, class T>
-void prepare_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
-  const int64_t length = tiles.planes.columns.length;
-  char* target = memory + at.phase * tiles.phase_bytes() + at.group * tiles.group_bytes() +
-                 (at.image * tiles.plane() + at.row * length) * kLineBytes;
-  if (tiles.channels_last && !tiles.folded) return prepare_last_row<P, T>(tiles, at, target, range);
-  T* copies =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
-  store_lines<P, T>(ChannelRows<T>(tiles, at, copies), length, target, tiles.part_bytes(), range);
-}
 
 // In bytes, with the ranges of the rows.
 template <int P>
@@ -299,24 +172,92 @@ void set_slots(TilePlanes& tiles, int64_t images) {
   tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
 }
 
-// Pairs of a row: squares of 16 channels x 16 pairs are transposed. The pair at the end of a row of parity 1 takes
-// a zero for the next row's first position, which no tap of that parity uses.
+// Elements begin, begin + kStep, ... of a row of `size` adjacent ones, zeros outside it. Writes whole registers.
+template <int kStep, class T>
+inline void copy_adjacent(T* target, int64_t length, const T* row, int64_t size, int64_t begin) {
+  const auto below = [](int64_t n) { return n >= 32 ? ~0u : (1u << max(0, n)) - 1; };
+  for (int64_t i = 0; i < length; i += 32 / kStep) {
+    const int64_t at = begin + i * kStep;
+    const uint32_t inside = below(size - at) & ~below(-at);
+    if constexpr (sizeof(T) == 4) {
+      __m512 low = _mm512_maskz_loadu_ps(__mmask16(inside), row + at);
+      __m512 high = _mm512_maskz_loadu_ps(__mmask16(inside >> 16), row + at + 16);
+      if constexpr (kStep == 2) {
+        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+        low = _mm512_permutex2var_ps(low, even, high);
+      } else {
+        _mm512_storeu_ps(target + i + 16, high);
+      }
+      _mm512_storeu_ps(target + i, low);
+    } else {
+      const __m512i x = _mm512_maskz_loadu_epi16(inside, row + at);
+      if constexpr (kStep == 2) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), _mm512_cvtepi32_epi16(x));
+      } else {
+        _mm512_storeu_si512(target + i, x);
+      }
+    }
+  }
+}
+
+// `n_rows` rows of 16 channels from `at` on, run on: position i of channel c is flat[c * pitch + i].
+template <class T>
+void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, int64_t half, T* flat, int64_t pitch) {
+  const PlaneAxis &r = tiles.planes.rows, &c = tiles.planes.columns;
+  const int64_t folds = tiles.folds(), plane = tiles.planes.source_plane();
+  const int64_t stride = tiles.channels_last ? tiles.source_channels : 1,
+                channel_stride = tiles.channels_last ? 1 : plane;
+  const T* image = reinterpret_cast<const T*>(tiles.planes.source) +
+                   (tiles.first_image + at.image) * tiles.source_channels * plane +
+                   tiles.first_channel * channel_stride;
+  const int64_t top = tiles.planes.rows.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+  const int64_t first = at.group * kStepK + half * 16;
+  for (int64_t k = first; k < min(first + 16, tiles.channels()); ++k, flat += pitch) {
+    const T* channel = image + k / folds * channel_stride;
+    const int64_t begin = tiles.folded ? tiles.tap_begin(c, k % folds)
+                                       : tiles.planes.columns.phase_begin(at.phase % tiles.column_phases());
+    for (int64_t i = 0; i < n_rows; ++i) {
+      const int64_t position = top + i * r.step;
+      const bool inside = position >= 0 && position < r.source;
+      const T* row = channel + (inside ? position * c.source * stride : 0);
+      T* target = flat + i * c.length;
+      if (c.step * stride == 1) {
+        copy_adjacent<1>(target, c.length, row, inside ? c.source : 0, begin);
+      } else if (c.step * stride == 2 && stride == 1) {
+        copy_adjacent<2>(target, c.length, row, inside ? c.source : 0, begin);
+      } else {
+        copy_elements(target, c.length, inside ? row : nullptr, c.source, stride, begin, c.step);
+      }
+    }
+  }
+}
+
+// The parts of `count` positions of 16 channels: bfloat16 [part][channel][pitch], zeros from `count` on.
 template <int P, class T>
-void store_pairs(const ChannelRows<T>& rows, int64_t half, int64_t parity, int64_t length, char* target, int64_t part,
-                 RangeLanes& range) {
-  for (int64_t i = parity; i < length + parity; i += kStepK, target += 16 * kLineBytes) {
-    __m512i squares[P][16];
-    for (int c = 0; c < 16; ++c) {
+void split_channels(const T* flat, int64_t pitch, int64_t channels, int64_t count, bfloat16* parts_of,
+                    RangeLanes& range) {
+  for (int64_t c = 0; c < 16; ++c)
+    for (int64_t i = 0; i < pitch; i += kStepK) {
       __m512i parts[P];
-      const int64_t channel = 16 * half + c;
-      load_along<P, T>(rows.at(channel, i), rows.mask(channel, i), rows.mask(channel, i + 16), parts, range);
-      for (int p = 0; p < P; ++p) squares[p][c] = parts[p];
+      const int64_t valid = c < channels ? count - i : 0;
+      load_along<P, T>(reinterpret_cast<const char*>(flat + c * pitch + i), lane_mask(valid), lane_mask(valid - 16),
+                       parts, range);
+      store_parts<P>(reinterpret_cast<char*>(parts_of + c * pitch + i), 16 * pitch * int64_t(sizeof(bfloat16)), parts);
     }
-    for (int p = 0; p < P; ++p) {
-      transpose_lines(squares[p]);
-      for (int64_t e = 0; e < min(16, (length + parity - i + 1) / 2); ++e)
-        _mm512_store_si512(target + p * part + e * kLineBytes, squares[p][e]);
-    }
+}
+
+// Pairs of `count` positions: squares of 16 channels x 16 pairs are transposed. The pair at the end of parity 1 takes
+// a zero for the next row's first position, which no tap of that parity uses.
+inline void store_pairs(const bfloat16* part, int64_t pitch, int64_t count, int64_t parity, char* target) {
+  for (int64_t i = parity; i < count + parity; i += kStepK, target += 16 * kLineBytes) {
+    __m512i square[16];
+    const int64_t lines = (count + parity - i + 1) / 2;
+#pragma GCC unroll 16
+    for (int64_t c = 0; c < 16; ++c) square[c] = _mm512_loadu_si512(part + c * pitch + i);
+    transpose_lines(square);
+#pragma GCC unroll 16
+    for (int64_t e = 0; e < 16; ++e)
+      if (e < lines) _mm512_store_si512(target + e * kLineBytes, square[e]);
   }
 }
 
@@ -334,30 +275,41 @@ void store_pixel_pairs(const PixelRow<T>& row, int64_t half, int64_t parity, int
   }
 }
 
+// `n_rows` rows of a plane.
 template <int P, class T>
-void prepare_pair_row(const TilePlanes& tiles, const PlaneRow& at, char* memory, RangeLanes& range) {
-  const int64_t length = tiles.planes.columns.length;
+void prepare_pair_rows(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, char* memory, RangeLanes& range) {
+  const int64_t length = tiles.planes.columns.length, part = tiles.part_bytes();
   const bool by_pixels = tiles.channels_last && !tiles.folded;
-  T* copies =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(kStepK * (ceil_div(length, 16) * 16)) * sizeof(T)));
-  const ChannelRows<T> rows(tiles, at, by_pixels ? nullptr : copies);
-  const PixelRow<T> pixels(tiles, at);
-  for (int64_t parity = 0; parity < tiles.parities; ++parity)
-    for (int64_t half = 0; half < 2; ++half) {
+  const int64_t pitch = ceil_div(n_rows * length, 32) * 32 + 32;
+  T* flat =
+      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(16 * pitch) * (sizeof(T) + P * sizeof(bfloat16))));
+  bfloat16* parts = reinterpret_cast<bfloat16*>(flat + 16 * pitch);
+  for (int64_t half = 0; half < 2; ++half) {
+    if (!by_pixels) {
+      copy_channels(tiles, at, n_rows, half, flat, pitch);
+      split_channels<P>(flat, pitch, tiles.channels() - at.group * kStepK - half * 16, n_rows * length, parts, range);
+    }
+    for (int64_t parity = 0; parity < tiles.parities; ++parity) {
+      if (parity == 1 && !tiles.has_odd_shifts(at.phase % tiles.column_phases())) continue;
       char* target = memory + parity * tiles.parity_bytes() + at.phase * tiles.phase_bytes() +
                      (2 * at.group + half) * tiles.group_bytes() +
                      (at.image * tiles.plane() + at.row * length) / 2 * kLineBytes;
-      if (by_pixels) {
-        store_pixel_pairs<P, T>(pixels, half, parity, length, target, tiles.part_bytes(), range);
+      if (!by_pixels) {
+        for (int p = 0; p < P; ++p)
+          store_pairs(parts + p * 16 * pitch, pitch, n_rows * length, parity, target + p * part);
       } else {
-        store_pairs<P, T>(rows, half, parity, length, target, tiles.part_bytes(), range);
+        for (int64_t i = 0; i < n_rows; ++i) {
+          const PixelRow<T> pixels(tiles, {at.phase, at.group, at.image, at.row + i});
+          store_pixel_pairs<P, T>(pixels, half, parity, length, target + i * length / 2 * kLineBytes, part, range);
+        }
       }
-      if (at.row + 1 < tiles.planes.rows.length) continue;
+      if (at.row + n_rows < tiles.planes.rows.length) continue;
       // What steps read beyond the last row is multiplied by zeros: it must be finite.
       const int64_t rest = tiles.plane() - tiles.planes.rows.length * length;
       const int64_t end = at.image + 1 == tiles.images ? rest + 2 * kBlock : rest;
-      zero_lines<P>(target + length / 2 * kLineBytes, tiles.part_bytes(), end / 2);
+      zero_lines<P>(target + n_rows * length / 2 * kLineBytes, part, end / 2);
     }
+  }
 }
 
 // The rows of all present images, in parallel.
@@ -369,14 +321,11 @@ PartRange prepare_planes_of(const TilePlanes& tiles, char* memory) {
   PartRange* ranges = reinterpret_cast<PartRange*>(memory + P * tiles.part_bytes());
   parallel_for(n, grain, [&](int64_t begin, int64_t end) {
     RangeLanes range;
-    for (int64_t unit = begin; unit < end; ++unit) {
+    for (int64_t unit = begin, n_rows = 0; unit < end; unit += n_rows) {
       const int64_t image = unit / rows % tiles.images, group = unit / rows / tiles.images;
       const PlaneRow at{group / tiles.channel_groups(), group % tiles.channel_groups(), image, unit % rows};
-      if (tiles.form == PlaneForm::Lines) {
-        prepare_row<P, T>(tiles, at, memory, range);
-      } else {
-        prepare_pair_row<P, T>(tiles, at, memory, range);
-      }
+      n_rows = min(rows - at.row, end - unit);
+      prepare_pair_rows<P, T>(tiles, at, n_rows, memory, range);
     }
     ranges[begin / grain] = range.finish();
   });

@@ -15,17 +15,10 @@
 #include "gemm/tile.h"
 #include "ops/conv/conv.h"
 #include "simd/convert.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
-
-inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
-// The length of equal pieces of n, none above `limit`, in multiples of `unit`.
-inline int64_t even_piece(int64_t n, int64_t limit, int64_t unit) {
-  return ceil_div(ceil_div(n, ceil_div(n, limit)), unit) * unit;
-}
 
 struct PlaneAxis {
   int64_t source;  // size of the source

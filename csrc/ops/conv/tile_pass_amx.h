@@ -1,201 +1,366 @@
 // One group of one pass of an AMX convolution (conv_amx.cpp), and how its sums reach the output.
 //
-// Sums come as blocks of 32 positions x 32 filters. For NHWC a position's filters are stored as they stand; for NCHW
-// squares of 16 x 16 are transposed, and filter by filter the runs of positions within output rows are stored, so
-// that memory is written along rows. Bias, residual and activation are applied on the way.
+// A block of sums is 32 filters x 32 positions, or the other way round when the source is lines. NHWC takes lines,
+// and a position's filters are stored as they stand. NCHW takes a filter's positions, in the runs that lie within
+// output rows; of lines they are transposed before. Bias, residual and activation are applied on the way.
 #pragma once
 
 #include "gemm/store_amx.h"
-#include "ops/conv/planes_amx.h"
+#include "ops/conv/source_amx.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kBlockTiles = 8;  // tiles of 32 positions whose sums are stored together
-
 // One group of one pass.
 struct TilePass {
-  TilePlanes planes;
-  int64_t row_taps, column_taps;  // column_taps is 1 when they are folded into channels
-  int64_t m;                      // results' channels of the group
-  const char* weights;            // the group's
-  DType dtype;                    // of the weights
-  int64_t filter_stride;          // elements between the weights of two results' channels
-  const int32_t* weight_offsets;  // [step][32]: of the weights of a step; -1 for none
-  const int64_t* weight_steps;    // where a step begins in a packed panel
-  const int64_t* plane_steps;     // and in the planes
-  TileOutput out;                 // c: the group's first channel of the first image; c_row: elements of a channel
+  TileSource source;
+  int64_t m;  // results' channels of the group
+  const char* filters;
+  const int64_t* filter_steps;  // where a step begins in a packed panel
+  const int64_t* source_steps;  // and in the source
+  TileOutput out;               // c: the group's first channel of the first image; c_row: elements of a channel
   OutputAxis rows, columns;
   int64_t image_elements;  // of the whole output
-  int64_t pixel_elements;  // of all channels, in NHWC; 0 in NCHW
+  int64_t pixel_elements;  // of all channels, in NHWC
   bool streamed;           // the output is larger than the caches: it need not be read before it is written
 
-  int64_t steps() const { return planes.channel_groups() * row_taps * column_taps; }
-  int64_t positions() const { return (rows.count - 1) * planes.planes.columns.length + columns.count; }
-  // Tiles begin anew with every image, or run on over all of them, whichever makes fewer.
-  int64_t image_tiles() const { return ceil_div(positions(), kBlock); }
-  int64_t flat_positions() const { return (planes.images - 1) * planes.plane() + positions(); }
-  bool flat() const { return ceil_div(flat_positions(), kBlock) < planes.images * image_tiles(); }
-  int64_t tiles() const { return flat() ? ceil_div(flat_positions(), kBlock) : planes.images * image_tiles(); }
   int64_t panels() const { return ceil_div(m, kBlock); }
 };
 
-// The positions of a tile, counted over all images: [begin, end), 32 at most.
+// A task: some positions with some panels.
+struct TileTask {
+  SourceRange range;
+  int64_t panel, panel_end;
+  const char* source;  // prepared
+
+  int64_t positions(const TilePass& pass) const { return (range.rows - 1) * pass.source.row_length + range.columns; }
+};
+
+// The tiles of 32 positions of a task: they begin anew with every image, or run on over all of them, whichever
+// makes fewer.
+struct TaskTiles {
+  int64_t plane, positions, flat_positions, image_tiles, tiles;
+  bool flat, direct;
+
+  TaskTiles(const TilePass& pass, const TileTask& task)
+      : plane(pass.source.plane),
+        positions(task.positions(pass)),
+        flat_positions((task.range.images - 1) * plane + positions),
+        image_tiles(ceil_div(positions, kBlock)),
+        direct(pass.source.direct) {
+    flat = ceil_div(flat_positions, kBlock) < task.range.images * image_tiles;
+    tiles = flat ? ceil_div(flat_positions, kBlock) : task.range.images * image_tiles;
+  }
+};
+
+// The positions of a tile, counted over the task's images: [begin, end), 32 at most. Of a direct source the last
+// tile begins earlier: what is beyond the end is not fastnn's.
 struct TileSpan {
   int64_t begin, end;
 
-  TileSpan(const TilePass& pass, int64_t tile) {
-    const int64_t image = pass.flat() ? 0 : tile / pass.image_tiles();
-    const int64_t first = pass.flat() ? tile * kBlock : tile % pass.image_tiles() * kBlock;
-    const int64_t valid = pass.flat() ? pass.flat_positions() : pass.positions();
-    begin = image * pass.planes.plane() + first;
-    end = begin + min(kBlock, valid - first);
+  TileSpan(const TaskTiles& tiles, int64_t tile) {
+    const int64_t image = tiles.flat ? 0 : tile / tiles.image_tiles;
+    const int64_t first = tiles.flat ? tile * kBlock : tile % tiles.image_tiles * kBlock;
+    const int64_t valid = tiles.flat ? tiles.flat_positions : tiles.positions;
+    end = image * tiles.plane + min(first + kBlock, valid);
+    begin = tiles.direct ? max(0, end - kBlock) : image * tiles.plane + first;
   }
 };
 
-// A run of 16 lanes within one output row: those in `mask`; lane 0's element is at `offset` of the channel.
+// Walks over positions: where in the output they are.
+struct OutputPosition {
+  const TilePass* pass;
+  const SourceRange* range;
+  int64_t length, plane_rows;
+  int64_t image, row, column;
+
+  OutputPosition(const TilePass& p, const TileTask& task, int64_t position)
+      : pass(&p), range(&task.range), length(p.source.row_length), plane_rows(p.source.row_count) {
+    const int64_t plane = length * plane_rows;
+    image = position / plane;
+    row = position % plane / length;
+    column = position % length;
+  }
+  bool valid() const { return column < range->columns && row < range->rows; }
+  // In elements of one channel.
+  int64_t pixel() const {
+    return (pass->rows.first + (range->row + row) * pass->rows.step) * pass->columns.size + pass->columns.first +
+           (range->column + column) * pass->columns.step;
+  }
+  void advance(int64_t count) {
+    column += count;
+    if (column < length) return;
+    column = 0;
+    if (++row < plane_rows) return;
+    row = 0, ++image;
+  }
+};
+
+inline void load_bias(const TilePass& pass, int64_t o, int64_t filters, float* bias) {
+  if (!pass.out.row_bias) return;
+  const char* from = pass.out.row_bias + o * pass.out.size();
+  for (int64_t half = 0; half < 2; ++half, from += 16 * pass.out.size()) {
+    const __mmask16 mask = lane_mask(filters - 16 * half);
+    _mm512_store_ps(bias + 16 * half, pass.out.dtype == DType::Float32 ? load_lanes<float>(from, mask)
+                                                                       : load_lanes<bfloat16>(from, mask));
+  }
+}
+
+// ---------------------------------------------------------------------------------------- NCHW
+
+// A run of a tile's positions within one output row: lanes in `mask`; lane 0's element is at `offset` of the channel.
 struct LaneRun {
-  __mmask16 mask;
+  __mmask32 mask;
   int64_t offset;
 };
 
-// The runs of the lanes from `position` to `end`, 16 at most; returns their number.
-inline int lane_runs(const TilePass& pass, int64_t position, int64_t end, LaneRun* runs) {
-  const int64_t length = pass.planes.planes.columns.length, plane = pass.planes.plane();
-  const int64_t lanes = min(16, end - position);
+struct TileRuns {
   int count = 0;
-  for (int64_t at = 0; at < lanes;) {
-    const int64_t image = (position + at) / plane, rest = (position + at) % plane;
-    const int64_t row = rest / length, column = rest % length;
-    const int64_t run_end = min(lanes, at + pass.columns.count - column);
-    if (run_end > at && row < pass.rows.count) {
-      const int64_t target = (pass.rows.first + row * pass.rows.step) * pass.columns.size + pass.columns.first +
-                             (column - at) * pass.columns.step;
-      runs[count++] = {__mmask16((1u << run_end) - (1u << at)),
-                       (pass.planes.first_image + image) * pass.image_elements + target};
+  LaneRun runs[kBlock];
+
+  TileRuns() { runs[0] = {0, 0}; }
+  // The runs of `lanes` positions from `at` on.
+  void find(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
+    count = 0;
+    for (int64_t lane = 0; lane < lanes;) {
+      const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
+      if (run > 0)
+        runs[count++] = {__mmask32(((uint64_t(1) << run) - 1) << lane),
+                         (task.range.image + at.image) * pass.image_elements + at.pixel() - lane * pass.columns.step};
+      const int64_t rest = at.length - at.column;
+      at.advance(rest);
+      lane += rest;
     }
-    at += length - column;
   }
-  return count;
-}
-
-// 16 adjacent elements.
-template <class T>
-inline void store_full(const TilePass& pass, char* target, __m512 x) {
-  if constexpr (sizeof(T) == 4) {
-    if (pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0)
-      return _mm512_stream_ps(reinterpret_cast<float*>(target), x);
-    _mm512_storeu_ps(target, x);
-  } else {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(target), __m256i(_mm512_cvtneps_pbh(x)));
-  }
-}
-
-template <class T>
-inline void store_run(const TilePass& pass, char* channel, const LaneRun& run, __m512 x) {
-  char* target = channel + run.offset * int64_t(sizeof(T));
-  if (pass.columns.step == 1)
-    return run.mask == 0xffff ? store_full<T>(pass, target, x) : store_lanes<T>(target, run.mask, x);
-  const int step = int(pass.columns.step);
-  if constexpr (sizeof(T) == 4) {
-    const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    _mm512_mask_i32scatter_ps(target, run.mask, _mm512_mullo_epi32(lanes, _mm512_set1_epi32(step)), x, 4);
-  } else {
-    alignas(32) T lanes[16];
-    store_lanes<T>(reinterpret_cast<char*>(lanes), 0xffff, x);
-    for (int lane = 0; lane < 16; ++lane)
-      if (run.mask >> lane & 1) reinterpret_cast<T*>(target)[lane * step] = lanes[lane];
-  }
-}
-
-// The runs of 16 positions of a tile.
-struct HalfTile {
-  int n_runs;
-  LaneRun runs[16];
+  bool whole() const { return count == 1 && runs[0].mask == ~__mmask32(0); }
 };
 
-template <class T>
-inline __m512 finish_lanes(const TilePass& pass, __m512 x, float bias, const HalfTile& half, int64_t channel_offset) {
-  x = _mm512_add_ps(x, _mm512_set1_ps(bias));
-  if (pass.out.residual)
-    for (int i = 0; i < half.n_runs; ++i)
-      x = _mm512_mask_add_ps(
-          x, half.runs[i].mask, x,
-          load_lanes<T>(pass.out.residual + (channel_offset + half.runs[i].offset) * int64_t(sizeof(T)),
-                        half.runs[i].mask));
-  if (pass.out.activation == Activation::None) return x;
-  alignas(64) float lanes[16];
-  _mm512_store_ps(lanes, x);
-  activate_row(pass.out.activation, lanes, 16);
-  return _mm512_load_ps(lanes);
+// 32 words of a filter to every step-th element.
+inline void store_words(char* target, int64_t step, __mmask32 mask, __m512i words) {
+  if (step == 1) {
+    _mm512_mask_storeu_epi16(target, mask, words);
+  } else if (step == 2) {
+    const uint32_t low = _pdep_u32(mask & 0xffff, 0x55555555), high = _pdep_u32(mask >> 16, 0x55555555);
+    _mm512_mask_storeu_epi16(target, low, _mm512_cvtepu16_epi32(_mm512_castsi512_si256(words)));
+    _mm512_mask_storeu_epi16(target + 64, high, _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(words, 1)));
+  } else {
+    alignas(64) uint16_t lanes[kBlock];
+    _mm512_store_si512(lanes, words);
+    for (int64_t lane = 0; lane < kBlock; ++lane)
+      if (mask >> lane & 1) reinterpret_cast<uint16_t*>(target)[lane * step] = lanes[lane];
+  }
 }
 
-// The sums [tile] of 32 filters from o on: filter by filter, so that memory is written along rows.
+// 32 lanes of a filter to every step-th element.
 template <class T>
-void store_tiles(const TilePass& pass, float* sums, int64_t o, int64_t tile, int64_t tile_end) {
-  HalfTile halves[2 * kBlockTiles];
-  const int64_t n_halves = 2 * (tile_end - tile);
-  for (int64_t h = 0; h < n_halves; ++h) {
-    const TileSpan span(pass, tile + h / 2);
-    halves[h].n_runs = lane_runs(pass, span.begin + h % 2 * 16, span.end, halves[h].runs);
-    transpose_tile(reinterpret_cast<char*>(sums + 512 * h));
-    if (pass.m - o > 16) transpose_tile(reinterpret_cast<char*>(sums + 512 * h + 256));
-  }
-  const bool relu = pass.out.activation == Activation::Relu;
-  const bool simple = !pass.out.residual && (relu || pass.out.activation == Activation::None) && pass.columns.step == 1;
-  for (int64_t f = 0; f < min(kBlock, pass.m - o); ++f) {
-    const float bias =
-        pass.out.row_bias ? _mm512_cvtss_f32(load_lanes<T>(pass.out.row_bias + (o + f) * int64_t(sizeof(T)), 1)) : 0;
-    for (int64_t h = 0; h < n_halves; ++h) {
-      const int64_t offset = (o + f) * pass.out.c_row;
-      if (simple && halves[h].n_runs == 1 && halves[h].runs[0].mask == 0xffff) {
-        __m512 x = _mm512_add_ps(_mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), _mm512_set1_ps(bias));
-        if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x);  // the second operand where one is NaN
-        store_full<T>(pass, pass.out.c + (offset + halves[h].runs[0].offset) * int64_t(sizeof(T)), x);
-        continue;
-      }
-      const __m512 x =
-          finish_lanes<T>(pass, _mm512_load_ps(sums + 512 * h + f / 16 * 256 + f % 16 * 16), bias, halves[h], offset);
-      for (int i = 0; i < halves[h].n_runs; ++i)
-        store_run<T>(pass, pass.out.c + offset * int64_t(sizeof(T)), halves[h].runs[i], x);
+inline void store_run(const TilePass& pass, char* target, __mmask32 mask, __m512 x, __m512 y) {
+  const int64_t step = pass.columns.step;
+  const uint32_t low = _pdep_u32(mask & 0xffff, 0x55555555), high = _pdep_u32(mask >> 16, 0x55555555);
+  if constexpr (sizeof(T) == 4) {
+    if (step == 1) {
+      _mm512_mask_storeu_ps(target, __mmask16(mask), x);
+      _mm512_mask_storeu_ps(target + 64, __mmask16(mask >> 16), y);
+    } else if (step == 2) {
+      const __m512i first = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+      const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+      _mm512_mask_storeu_ps(target, __mmask16(low), _mm512_permutexvar_ps(first, x));
+      _mm512_mask_storeu_ps(target + 64, __mmask16(low >> 16), _mm512_permutexvar_ps(second, x));
+      _mm512_mask_storeu_ps(target + 128, __mmask16(high), _mm512_permutexvar_ps(first, y));
+      _mm512_mask_storeu_ps(target + 192, __mmask16(high >> 16), _mm512_permutexvar_ps(second, y));
+    } else {
+      alignas(64) float lanes[kBlock];
+      _mm512_store_ps(lanes, x), _mm512_store_ps(lanes + 16, y);
+      for (int64_t lane = 0; lane < kBlock; ++lane)
+        if (mask >> lane & 1) reinterpret_cast<float*>(target)[lane * step] = lanes[lane];
     }
+  } else {
+    store_words(target, step, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
   }
 }
 
-// The same for NHWC, where the filters of a position are adjacent.
+// 32 adjacent elements.
 template <class T>
-void store_pixels(const TilePass& pass, float* sums, int64_t o, int64_t tile, int64_t tile_end) {
-  constexpr int64_t kSize = sizeof(T);
-  const int64_t length = pass.planes.planes.columns.length, plane = pass.planes.plane();
-  const int64_t filters = min(kBlock, pass.m - o);
-  const __mmask16 masks[2] = {lane_mask(filters), lane_mask(filters - 16)};
-  __m512 bias[2] = {_mm512_setzero_ps(), _mm512_setzero_ps()};
-  for (int half = 0; half < 2 && pass.out.row_bias; ++half)
-    bias[half] = load_lanes<T>(pass.out.row_bias + (o + 16 * half) * kSize, masks[half]);
-  for (; tile < tile_end; ++tile, sums += kSumsPerBlock) {
-    const TileSpan span(pass, tile);
-    for (int64_t r = 0; r < span.end - span.begin; ++r) {
-      const int64_t image = pass.planes.first_image + (span.begin + r) / plane, rest = (span.begin + r) % plane;
-      const int64_t row = rest / length, column = rest % length;
-      if (column >= pass.columns.count || row >= pass.rows.count) continue;
-      const int64_t pixel = (image * pass.rows.size + pass.rows.first + row * pass.rows.step) * pass.columns.size +
-                            pass.columns.first + column * pass.columns.step;
-      const int64_t at = (pixel * pass.pixel_elements + o) * kSize;
-      float* lanes = block_row(sums, r);
-      for (int half = 0; half < 2; ++half) {
-        __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + 256 * half), bias[half]);
-        if (pass.out.residual)
-          x = _mm512_add_ps(x, load_lanes<T>(pass.out.residual + at + 16 * half * kSize, masks[half]));
-        if (pass.out.activation != Activation::None) {
-          _mm512_store_ps(lanes + 256 * half, x);
-          activate_row(pass.out.activation, lanes + 256 * half, 16);
-          x = _mm512_load_ps(lanes + 256 * half);
+inline void store_whole(const TilePass& pass, char* target, __m512 x, __m512 y) {
+  const bool streamed = pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0;
+  if constexpr (sizeof(T) == 4) {
+    if (streamed) {
+      _mm512_stream_ps(reinterpret_cast<float*>(target), x);
+      _mm512_stream_ps(reinterpret_cast<float*>(target) + 16, y);
+    } else {
+      _mm512_storeu_ps(target, x), _mm512_storeu_ps(target + 64, y);
+    }
+  } else {
+    const __m512i packed = __m512i(_mm512_cvtne2ps_pbh(y, x));
+    streamed ? _mm512_stream_si512(reinterpret_cast<__m512i*>(target), packed) : _mm512_storeu_si512(target, packed);
+  }
+}
+
+// The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
+// vector units idle.
+template <class T>
+class BlockStore {
+ public:
+  BlockStore(const TilePass& pass, const TileTask& task)
+      : pass_(pass),
+        task_(task),
+        at_(pass, task, 0),
+        relu_(pass.out.activation == Activation::Relu),
+        in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))) {}
+
+  // The sums of panel o / 32; they stay until the last piece is stored.
+  void begin(const TileSpan& span, int64_t o, float* sums) {
+    sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
+    load_bias(pass_, o, filters_, bias_);
+    at_ = OutputPosition(pass_, task_, span.begin);
+    positions_ = span.end - span.begin;
+    if (!pass_.source.pixels) runs_.find(pass_, task_, at_, positions_);
+  }
+  int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() && !packed() ? 2 * kBlock : kBlock; }
+  // Pieces up to `end`.
+  void run_to(int64_t end) {
+    if (pass_.source.pixels) return store_pixels(end);
+    if constexpr (kSize == 2) {
+      if (packed()) {
+        for (; piece_ < end; ++piece_)
+          if (piece_ % 16 == 0 && piece_ < filters_) store_packed(piece_);
+        return;
+      }
+    }
+    const int64_t first_filter = transposed() ? kBlock : 0;
+    for (; piece_ < min(end, first_filter); ++piece_)
+      if (piece_ % 8 == 0) transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
+    if (piece_ < end) store_filters(piece_ - first_filter, end - first_filter);
+    piece_ = max(piece_, end);
+  }
+
+ private:
+  static constexpr int64_t kSize = sizeof(T);
+
+  // Whether sums are rounded before they are transposed: half as much to do.
+  bool packed() const { return kSize == 2 && !in_place_ && transposed(); }
+  bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
+  int64_t pixel_offset(const OutputPosition& at) const {
+    return ((task_.range.image + at.image) * pass_.image_elements + o_ + at.pixel() * pass_.pixel_elements) * kSize;
+  }
+  // The first and the second 16 positions of a filter.
+  float* lanes_of(int64_t f, int64_t half) const {
+    const int64_t filters = f / 16, row = f % 16 * 16;
+    return sums_ + (transposed() ? 512 * half + 256 * filters : 512 * filters + 256 * half) + row;
+  }
+
+  // Residual and activation, where there are more than a bias and a relu to apply.
+  __attribute__((noinline)) void finish_filters() {
+    for (int64_t f = 0; f < filters_; ++f)
+      for (int64_t half = 0; half < 2; ++half) {
+        float* lanes = lanes_of(f, half);
+        __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), _mm512_set1_ps(bias_[f]));
+        for (int i = 0; i < runs_.count && pass_.out.residual; ++i) {
+          const __mmask16 mask = __mmask16(runs_.runs[i].mask >> (16 * half));
+          const int64_t at = (o_ + f) * pass_.out.c_row + runs_.runs[i].offset + 16 * half * pass_.columns.step;
+          x = _mm512_mask_add_ps(x, mask, x, load_lanes<T>(pass_.out.residual + at * kSize, mask));
         }
-        store_lanes<T>(pass.out.c + at + 16 * half * kSize, masks[half], x);
+        _mm512_store_ps(lanes, x);
+      }
+    if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
+  }
+
+  void store_filters(int64_t begin, int64_t end) {
+    if (in_place_ && begin == 0) finish_filters();
+    const bool plain = !in_place_, relu = plain && relu_, whole = runs_.whole() && pass_.columns.step == 1;
+    const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
+    char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
+    char* const run = channel + runs_.runs[0].offset * kSize;
+    for (int64_t f = begin; f < min(end, filters_); ++f, channel += channel_bytes) {
+      const float* lanes = lanes_of(f, 0);
+      __m512 x = _mm512_load_ps(lanes), y = _mm512_load_ps(lanes + half);
+      if (plain) x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
+      // The second operand where one is NaN.
+      if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      if (whole) {
+        store_whole<T>(pass_, run + (f - begin) * channel_bytes, x, y);
+      } else {
+        for (int i = 0; i < runs_.count; ++i)
+          store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
       }
     }
   }
-}
+
+  // 16 filters of positions x filters.
+  void store_packed(int64_t f) {
+    const float* lanes = sums_ + f / 16 * 256;
+    const __m512 bias = _mm512_load_ps(bias_ + f);
+    const auto sum = [&](int64_t position) {
+      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position / 16 * 512 + position % 16 * 16), bias);
+      return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
+    };
+    __m512i words[2][8], filters[2][8];
+    for (int64_t half = 0; half < 2; ++half) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i)
+        words[half][i] = __m512i(_mm512_cvtne2ps_pbh(sum(16 + 8 * half + i), sum(8 * half + i)));
+      transpose_eights(words[half], filters[half]);
+    }
+    // Quarters: positions from 0 and from 16 on of filter e, and between them those of filter 8 + e.
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+    const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
+    for (int64_t e = 0; e < n; ++e) {
+      const __m512i row = _mm512_permutex2var_epi64(filters[0][e % 8], e < 8 ? low : high, filters[1][e % 8]);
+      char* channel = pass_.out.c + (o_ + f + e) * channel_bytes;
+      for (int i = 0; i < runs_.count; ++i)
+        store_words(channel + runs_.runs[i].offset * kSize, pass_.columns.step, runs_.runs[i].mask, row);
+    }
+  }
+
+  void store_pixels(int64_t end) {
+    const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
+    const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
+    const __m512 low_bias = _mm512_load_ps(bias_), high_bias = _mm512_load_ps(bias_ + 16);
+    const bool relu = relu_, general = !relu && pass_.out.activation != Activation::None;
+    const char* residual = pass_.out.residual;
+    OutputPosition at = at_;
+    for (int64_t r = piece_; r < min(end, positions_); at.advance(1), ++r) {
+      if (!at.valid()) continue;
+      const int64_t offset = pixel_offset(at);
+      const float* lanes = block_row(sums_, r);
+      __m512 x = _mm512_add_ps(_mm512_load_ps(lanes), low_bias);
+      __m512 y = _mm512_add_ps(_mm512_load_ps(lanes + 256), high_bias);
+      if (residual) {
+        x = _mm512_add_ps(x, load_lanes<T>(residual + offset, low));
+        y = _mm512_add_ps(y, load_lanes<T>(residual + offset + 16 * kSize, high));
+      }
+      if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
+      if (general) activate_pixel(x, y);
+      char* target = pass_.out.c + offset;
+      if constexpr (kSize == 4) {
+        _mm512_mask_storeu_ps(target, low, x);
+        _mm512_mask_storeu_ps(target + 64, high, y);
+      } else if (mask == ~0u) {
+        store_whole<T>(pass_, target, x, y);
+      } else {
+        _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+      }
+    }
+    at_ = at;
+    piece_ = max(piece_, end);
+  }
+
+  __attribute__((noinline)) void activate_pixel(__m512& x, __m512& y) const {
+    alignas(64) float values[kBlock];
+    _mm512_store_ps(values, x), _mm512_store_ps(values + 16, y);
+    activate_row(pass_.out.activation, values, kBlock);
+    x = _mm512_load_ps(values), y = _mm512_load_ps(values + 16);
+  }
+
+  const TilePass& pass_;
+  const TileTask& task_;
+  alignas(64) float bias_[kBlock] = {};
+  float* sums_ = nullptr;
+  int64_t o_ = 0, filters_ = 0, positions_ = 0, piece_ = 0;
+  OutputPosition at_;
+  TileRuns runs_;
+  const bool relu_, in_place_;
+};
 
 }  // namespace
 }  // namespace fastnn

@@ -21,13 +21,47 @@ Params<T> params_of(const double* p) {
   return {static_cast<T>(p[0]), static_cast<T>(p[1])};
 }
 
+template <class F, class = void>
+constexpr float kFloatLimit = INFINITY;
+template <class F>
+constexpr float kFloatLimit<F, decltype(void(F::kFloatLimit))> = F::kFloatLimit;
+
+// Is any |x| above the limit, or NaN?
+inline bool any_beyond(const float* x, int64_t n, float limit) {
+  uint32_t largest = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t size = float_to_bits(x[i]) & 0x7fffffffu;
+    largest = size > largest ? size : largest;
+  }
+  return largest > float_to_bits(limit);
+}
+
+// Calls range(begin, n, type) for pieces of the n values; type tells float or double to compute in.
+template <class F, class T, class Range>
+inline void for_each_precision(const T* x, int64_t n, const Range& range) {
+  if constexpr (std::is_same<T, float>::value && kFloatLimit<F> != INFINITY) {
+    for (int64_t begin = 0; begin < n; begin += kRowChunk) {
+      const int64_t length = n - begin < kRowChunk ? n - begin : kRowChunk;
+      if (any_beyond(x + begin, length, kFloatLimit<F>))
+        range(begin, length, double());
+      else
+        range(begin, length, float());
+    }
+  } else {
+    range(int64_t(0), n, T());
+  }
+}
+
 template <class F, class T>
 void unary_loop(const void* const* in, void* out, int64_t n, const double* params) {
   const T* x = static_cast<const T*>(in[0]);
   T* y = static_cast<T*>(out);
-  const Params<T> p = params_of<T>(params);
+  for_each_precision<F>(x, n, [&](int64_t begin, int64_t length, auto precision) {
+    using C = decltype(precision);
+    const Params<C> p = params_of<C>(params);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) y[i] = F::forward(x[i], p);
+    for (int64_t i = begin; i < begin + length; ++i) y[i] = T(F::forward(C(x[i]), p));
+  });
 }
 
 template <class F, class T>
@@ -35,9 +69,12 @@ void unary_backward_loop(const void* const* in, void* out, int64_t n, const doub
   const T* s = static_cast<const T*>(in[0]);
   const T* dy = static_cast<const T*>(in[1]);
   T* dx = static_cast<T*>(out);
-  const Params<T> p = params_of<T>(params);
+  for_each_precision<F>(s, n, [&](int64_t begin, int64_t length, auto precision) {
+    using C = decltype(precision);
+    const Params<C> p = params_of<C>(params);
 #pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) dx[i] = F::grad(s[i], dy[i], p);
+    for (int64_t i = begin; i < begin + length; ++i) dx[i] = T(F::grad(C(s[i]), C(dy[i]), p));
+  });
 }
 
 template <class F, class T>

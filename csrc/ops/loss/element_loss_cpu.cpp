@@ -191,7 +191,8 @@ void forward_typed(const ElementLossArgs& args) {
     if (args.values)
       row.store(args.values, args.dtype, at, n);
     else
-      args.partial_sums[at / kElementLossGrain] += row_sum<T>(n, [&](int64_t i) { return row.out[i]; });
+      args.partial_sums[at / kElementLossGrain] +=
+          row_sum<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED { return load_values<T>(row.out + i, count); });
   });
   if (!args.result) return;
   double total = 0;

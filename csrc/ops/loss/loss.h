@@ -54,6 +54,13 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const Tensor& we
 Tensor nll_loss(const Tensor& input, const Tensor& target, const Tensor& weight, int64_t ignore_index,
                 const std::string& reduction);
 
+// cross_entropy(linear(input, weight, bias), target) for input (..., H), weight (C, H), bias (C,) or undefined, and
+// integer labels (...), without the logits: rows go through in chunks of `chunk` (0: about 2^23 logits), of which one
+// is in memory. For "mean" and "sum" the forward computes the gradients too, where one is needed, and saves them; for
+// "none" the backward computes the logits again. Without double backward.
+Tensor linear_cross_entropy(const Tensor& input, const Tensor& weight, const Tensor& target, const Tensor& bias,
+                            int64_t ignore_index, const std::string& reduction, double label_smoothing, int64_t chunk);
+
 // ------------------------------------------------------------------------------ elementwise
 
 // X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see element_loss_cpu.cpp.

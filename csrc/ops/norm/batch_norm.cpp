@@ -4,6 +4,7 @@
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/norm/norm.h"
+#include "ops/norm/parameters.h"
 #include "ops/reduce/reduce.h"
 
 namespace fastnn {
@@ -17,9 +18,7 @@ namespace {
 
 void check_channels(const char* name, const Tensor& x, const Tensor& values) {
   if (!values.defined()) return;
-  check_same_device("batch_norm", x, values);
-  check<TypeError>(values.dtype() == x.dtype() || values.dtype() == compute_dtype(x.dtype()), "batch_norm: ", name,
-                   " of type ", values.dtype(), " does not go with an input of type ", x.dtype());
+  check_parameter_type("batch_norm", name, x, values);
   check(values.ndim() == 1 && values.size(0) == x.size(1), "batch_norm: ", name, " of shape ", values.shape(),
         " does not match the ", x.size(1), " channels of an input of shape ", x.shape());
 }
@@ -87,12 +86,6 @@ ChannelView channel_view(const Tensor& x) {
   return {x.size(0), channels, x.size(0) ? values / x.size(0) : 0, x.dtype()};
 }
 
-Tensor in_compute_type(const Tensor& values, DType dtype) {
-  return values.defined() ? contiguous(to(detach(values), compute_dtype(dtype))) : values;
-}
-
-void* pointer(const Tensor& values) { return values.defined() ? values.raw() : nullptr; }
-
 // ---------------------------------------------------------------------------------- forward, backward
 
 // The running statistics in the compute type, and back after a kernel has changed them.
@@ -137,9 +130,9 @@ void grad_kernel(Backward& b, const Recipe& recipe, const Tensor& x, const Tenso
     dx = recipe.options.training ? empty_like(values)
                                  : mul(dy, to(along_channels(scale.defined() ? mul(rstd, scale) : rstd, x), x.dtype()));
   if (recipe.options.training || b.needs(1) || b.needs(2))
-    batch_norm_backward(x.device(),
-                        {channel_view(values), dy.raw(), values.raw(), recipe.options.training ? pointer(dx) : nullptr,
-                         pointer(scale), mean.data<double>(), rstd.data<double>(), dweight.raw(), dbias.raw()});
+    batch_norm_backward(
+        x.device(), {channel_view(values), dy.raw(), values.raw(), recipe.options.training ? raw_or_null(dx) : nullptr,
+                     raw_or_null(scale), mean.data<double>(), rstd.data<double>(), dweight.raw(), dbias.raw()});
   if (b.needs(0)) b.set(0, dx);
   if (b.needs(1)) b.set(1, to(dweight, recipe.weight_dtype));
   if (b.needs(2)) b.set(2, to(dbias, recipe.bias_dtype));
@@ -187,13 +180,12 @@ Tensor batch_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, con
     const Tensor mean = select(stats, 0, 0), rstd = select(stats, 0, 1);
     const Tensor scale = in_compute_type(weight, x.dtype()), shift = in_compute_type(bias, x.dtype());
     const Running running(running_mean, running_var, x.dtype());
-    batch_norm_forward(
-        x.device(), {channel_view(values), values.raw(), y.raw(), pointer(scale), pointer(shift), pointer(running.mean),
-                     pointer(running.var), mean.data<double>(), rstd.data<double>(), options});
+    batch_norm_forward(x.device(), {channel_view(values), values.raw(), y.raw(), raw_or_null(scale), raw_or_null(shift),
+                                    raw_or_null(running.mean), raw_or_null(running.var), mean.data<double>(),
+                                    rstd.data<double>(), options});
     if (options.training) running.written();
   }
-  const Recipe recipe{options, weight.defined() ? weight.dtype() : x.dtype(),
-                      bias.defined() ? bias.dtype() : x.dtype()};
+  const Recipe recipe{options, gradient_dtype(weight, x), gradient_dtype(bias, x)};
   return record(
       "batch_norm", y, {x, weight, bias},
       [recipe, sx = Saved(x), sw = Saved(weight), stats = Saved(stats)](Backward& b) {

@@ -10,16 +10,13 @@
 
 #include "core/dtype.h"
 #include "simd/convert.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
 
 constexpr int64_t kBlock = 4096;  // elements of a block: 16 KiB of float32
 constexpr int64_t kPart = 32768;  // elements of a chunk
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <class T>
 struct Line {

@@ -11,6 +11,9 @@
 // variance over n - 1. In evaluation they are the running ones. Saved: x, w, mean, rstd.
 #pragma once
 
+#include <optional>
+#include <vector>
+
 #include "core/kernel.h"
 #include "core/tensor.h"
 
@@ -60,5 +63,97 @@ struct BatchNormBackwardArgs {
   void* dbias;
 };
 extern Kernel<BatchNormBackwardArgs> batch_norm_backward;
+
+// Layer normalization (Ba et al. 2016) and RMS normalization (Zhang and Sennrich 2019): every row to mean 0 and
+// variance 1, or to mean square 1.
+//
+//   layer   y = (x - mean) rstd w + b     rstd = 1 / sqrt(var + eps)
+//   RMS     y = x rstd w                  rstd = 1 / sqrt(mean(x^2) + eps)       the layer's formulas with mean = 0
+//   dx = rstd (g - mean(g) - z mean(g z))   g = dy w, z = (x - mean) rstd; RMS: without mean(g)
+//   dw = sum over rows of dy z            db = sum over rows of dy
+//
+// x (..., normalized_shape); w and b of normalized_shape may be undefined and have x's dtype, or float32 beside a
+// 16-bit x. Saved: x, w, mean, rstd.
+Tensor layer_norm(const Tensor& x, const Dims& normalized_shape, const Tensor& weight, const Tensor& bias, double eps);
+// Without eps: the machine epsilon of x's dtype.
+Tensor rms_norm(const Tensor& x, const Dims& normalized_shape, const Tensor& weight, std::optional<double> eps);
+
+// The same of s = x + residual, both of one shape and dtype, over w's shape: (s, normalized s). The normalization reads
+// s as it is stored.
+std::vector<Tensor> add_layer_norm(const Tensor& x, const Tensor& residual, const Tensor& weight, const Tensor& bias,
+                                   double eps);
+std::vector<Tensor> add_rms_norm(const Tensor& x, const Tensor& residual, const Tensor& weight,
+                                 std::optional<double> eps);
+
+// Tensors are (rows, n), contiguous in `dtype`; weight, bias and their gradients (n) in its compute type.
+struct LayerNormArgs {
+  DType dtype;
+  bool centred;  // layer; else RMS
+  int64_t rows, n;
+  double eps;
+  const void* x;
+  const void* residual;  // null: `sum` is x
+  void* sum;             // written where there is a residual
+  void* y;
+  const void* weight;  // may be null
+  const void* bias;    // may be null
+  double* stats;       // (rows, 2): mean and rstd, written
+};
+extern Kernel<LayerNormArgs> layer_norm_forward;
+
+struct LayerNormBackwardArgs {
+  DType dtype;
+  bool centred;
+  int64_t rows, n;
+  const void* dy;
+  const void* x;
+  const void* dsum;  // added to dx; may be null
+  void* dx;          // may be null
+  const void* weight;
+  const double* stats;
+  void* dweight;  // may be null, as may dbias
+  void* dbias;
+};
+extern Kernel<LayerNormBackwardArgs> layer_norm_backward;
+
+// Group normalization (Wu and He 2018): the channels of x (N, C, ...) in `groups` equal groups, each group of each
+// sample to mean 0 and variance 1, then every channel scaled and shifted by w and b (C): the formulas of layer
+// normalization with rows of a group. y has x's memory format. Saved: x, w, mean, rstd.
+Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps);
+
+// Instance normalization (Ulyanov et al. 2016): a group for every channel. Running statistics, which may be undefined,
+// are updated as in batch_norm with the mean over the samples of their means and variances.
+Tensor instance_norm(const Tensor& x, const Tensor& running_mean, const Tensor& running_var, const Tensor& weight,
+                     const Tensor& bias, double momentum, double eps);
+
+// A row-major tensor as (samples, groups, channels of a group, inner).
+struct GroupView {
+  int64_t samples, groups, channels, inner;
+  DType dtype;
+};
+
+// weight, bias and their gradients (C) are in the compute type of view.dtype; any may be null, as may dx.
+struct GroupNormArgs {
+  GroupView view;
+  double eps;
+  const void* x;
+  void* y;
+  const void* weight;
+  const void* bias;
+  double* stats;  // (samples groups, 2): mean and rstd, written
+};
+extern Kernel<GroupNormArgs> group_norm_forward;
+
+struct GroupNormBackwardArgs {
+  GroupView view;
+  const void* dy;
+  const void* x;
+  void* dx;
+  const void* weight;
+  const double* stats;
+  void* dweight;
+  void* dbias;
+};
+extern Kernel<GroupNormBackwardArgs> group_norm_backward;
 
 }  // namespace fastnn

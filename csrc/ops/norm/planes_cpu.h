@@ -24,14 +24,14 @@ class PlaneBlocks {
       : view_(view),
         pieces_(ceil_div(view.inner, kBlock)),
         length_(pieces_ == 1 ? view.inner : ceil_div(ceil_div(view.inner, pieces_), 64) * 64),
-        planes_(pieces_ == 1 ? smaller(kBlock / view.inner, kMaxRuns) : 1) {}
+        planes_(pieces_ == 1 ? min(kBlock / view.inner, kMaxRuns) : 1) {}
 
   int64_t count() const { return ceil_div(view_.outer, planes_) * pieces_; }
   int64_t elements() const { return planes_ * length_; }
   Block block(int64_t channel, int64_t index) const {
     const int64_t plane = index / pieces_ * planes_, begin = index % pieces_ * length_;
-    return {(plane * view_.channels + channel) * view_.inner + begin, smaller(planes_, view_.outer - plane),
-            smaller(length_, view_.inner - begin), view_.channels * view_.inner};
+    return {(plane * view_.channels + channel) * view_.inner + begin, min(planes_, view_.outer - plane),
+            min(length_, view_.inner - begin), view_.channels * view_.inner};
   }
 
   // Planes and pieces as they lie in memory.
@@ -40,7 +40,7 @@ class PlaneBlocks {
   int64_t channel_in_order(int64_t i) const { return i / pieces_ % view_.channels; }
   Block block_in_order(int64_t i) const {
     const int64_t begin = i % pieces_ * length_;
-    return {i / pieces_ * view_.inner + begin, 1, smaller(length_, view_.inner - begin), 0};
+    return {i / pieces_ * view_.inner + begin, 1, min(length_, view_.inner - begin), 0};
   }
 
  private:
@@ -70,7 +70,7 @@ inline __attribute__((always_inline)) void add_moments(const T* dy, const T* x, 
       add(k, d, kBackward ? Vec<T>::load(dy + i + k * kSize) : d);
     }
   for (; i < n; i += kSize) {  // lanes past the end read 0 - 0
-    const int64_t rest = smaller(kSize, n - i);
+    const int64_t rest = min(kSize, n - i);
     const Vec<T> d = Vec<T>::load(x + i, rest) - Vec<T>::load(centres, rest);
     add(0, d, kBackward ? Vec<T>::load(dy + i, rest) : d);
   }
@@ -181,7 +181,7 @@ void run_planes(const Pass& pass) {
   if (pass.wants_sums() && pass.out() && bytes <= kCachedBytes && view.channels >= kMinCachedChannels)
     return run_cached_planes<T>(pass, blocks);
 
-  const int64_t part_blocks = larger(1, kPart / blocks.elements()), parts = ceil_div(blocks.count(), part_blocks);
+  const int64_t part_blocks = max(1, kPart / blocks.elements()), parts = ceil_div(blocks.count(), part_blocks);
   Sums* partials = static_cast<Sums*>(thread_scratch(
       Scratch::OperationShared, size_t(view.channels) * (size_t(parts) * sizeof(Sums) + sizeof(T) + sizeof(Line<T>))));
   Line<T>* lines = reinterpret_cast<Line<T>*>(partials + view.channels * parts);
@@ -191,12 +191,12 @@ void run_planes(const Pass& pass) {
       const PlaneKernel<T, Pass> kernel(pass, blocks);
       for (int64_t channel = begin; channel < end; ++channel) centres[channel] = kernel.centre(channel);
     });
-    const int64_t grain = larger(1, kPart / (part_blocks * blocks.elements()));
+    const int64_t grain = max(1, kPart / (part_blocks * blocks.elements()));
     parallel_for(view.channels * parts, grain, [&](int64_t begin, int64_t end) {
       const PlaneKernel<T, Pass> kernel(pass, blocks);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t channel = i / parts, first = i % parts * part_blocks;
-        partials[i] = kernel.sums(channel, first, smaller(first + part_blocks, blocks.count()), centres[channel]);
+        partials[i] = kernel.sums(channel, first, min(first + part_blocks, blocks.count()), centres[channel]);
       }
     });
   }
@@ -209,7 +209,7 @@ void run_planes(const Pass& pass) {
     lines[channel] = pass.line(channel, pass.wants_sums() ? centres[channel] : T(0), total.value, total.product);
   }
   if (!pass.out()) return;
-  const int64_t grain = larger(1, kPart / blocks.length());
+  const int64_t grain = max(1, kPart / blocks.length());
   parallel_for(blocks.count_in_order(), grain, [&](int64_t begin, int64_t end) {
     const PlaneKernel<T, Pass> kernel(pass, blocks);
     for (int64_t i = begin; i < end; ++i) kernel.apply(blocks.block_in_order(i), lines[blocks.channel_in_order(i)]);

@@ -68,16 +68,16 @@ struct RowGrid {
   int64_t block_rows, part_rows, parts;
 
   explicit RowGrid(const ChannelView& view) : rows(view.outer), channels(view.channels) {
-    columns = smaller(channels, kColumns);
+    columns = min(channels, kColumns);
     groups = ceil_div(channels, columns);
-    block_rows = smaller(larger(kBlock / columns, kMinRows), kMaxRows);
-    part_rows = ceil_div(larger(kPart / columns, 1), block_rows) * block_rows;
+    block_rows = min(max(kBlock / columns, kMinRows), kMaxRows);
+    part_rows = ceil_div(max(kPart / columns, 1), block_rows) * block_rows;
     parts = ceil_div(rows, part_rows);
   }
   int64_t first_column(int64_t group) const { return group * columns; }
   Block block(int64_t row, int64_t end, int64_t group) const {
     const int64_t column = first_column(group);
-    return {row * channels + column, smaller(block_rows, end - row), smaller(columns, channels - column), channels};
+    return {row * channels + column, min(block_rows, end - row), min(columns, channels - column), channels};
   }
 };
 
@@ -155,12 +155,12 @@ void run_rows(const Pass& pass) {
   T* line_rows = reinterpret_cast<T*>(partials + n_partials);
   const Lines<T> lines{line_rows, line_rows + channels, line_rows + 2 * channels, line_rows + 3 * channels};
   const auto for_each_part = [&](auto&& visit) {
-    const int64_t grain = larger(1, kPart / larger(1, smaller(grid.part_rows, grid.rows) * grid.columns));
+    const int64_t grain = max(1, kPart / max(1, min(grid.part_rows, grid.rows) * grid.columns));
     parallel_for(grid.parts * grid.groups, grain, [&](int64_t begin, int64_t end) {
       const RowKernel<T, Pass> kernel(pass, grid);
       for (int64_t i = begin; i < end; ++i) {
         const int64_t part = i / grid.groups, first = part * grid.part_rows;
-        visit(kernel, part, i % grid.groups, first, smaller(first + grid.part_rows, grid.rows));
+        visit(kernel, part, i % grid.groups, first, min(first + grid.part_rows, grid.rows));
       }
     });
   };

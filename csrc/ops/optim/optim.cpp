@@ -6,11 +6,11 @@
 #include "core/autograd.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
+#include "ops/optim/rules.h"
 
 namespace fastnn {
 
-Kernel<SgdArgs> optim_sgd{"sgd_step"};
-Kernel<AdamArgs> optim_adam{"adam_step"};
+Kernel<UpdateArgs> optim_update{"optimizer_step"};
 Kernel<GradNormArgs> optim_grad_norm{"grad_norm"};
 Kernel<ScaleArgs> optim_scale{"scale_"};
 
@@ -62,8 +62,8 @@ class ChunkTable {
     return rows;
   }
 
-  // grads and up to three lists of states, empty where unused. Valid while the tensors and this live.
-  OptimTable build(const std::vector<Tensor>& grads, const std::vector<const std::vector<Tensor>*>& states = {}) {
+  // grads and up to three lists of states, or none. Valid while the tensors and this live.
+  OptimTable build(const std::vector<Tensor>& grads, const std::vector<std::vector<Tensor>>& states = {}) {
     int64_t total = 0;
     for (size_t i = 0; i < params_.size(); ++i) {
       total += params_[i].numel();
@@ -73,8 +73,7 @@ class ChunkTable {
         OptimChunk chunk{};
         chunk.param = at(params_[i]);
         chunk.grad = grads.empty() ? nullptr : at(grads[i]);
-        for (size_t k = 0; k < states.size(); ++k)
-          if (!states[k]->empty()) chunk.state[k] = at((*states[k])[i]);
+        for (size_t k = 0; k < states.size(); ++k) chunk.state[k] = at(states[k][i]);
         chunk.n = std::min(kOptimChunk, params_[i].numel() - begin);
         chunk.dtype = params_[i].dtype();
         chunks_.push_back(chunk);
@@ -110,46 +109,46 @@ class ChunkTable {
 
 using Access = ChunkTable::Access;
 
-}  // namespace
+struct RuleInfo {
+  const char* name;
+  UpdateRule rule;
+  size_t states, coefficients;
+};
+constexpr RuleInfo kRules[] = {
+#define FASTNN_INFO(name, functor) {#name, UpdateRule::name, functor<double>::kStates, functor<double>::kCoefficients},
+    FASTNN_UPDATE_RULES(FASTNN_INFO)
+#undef FASTNN_INFO
+};
 
-void sgd_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-              const std::vector<Tensor>& momentum_buffers, const SgdOptions& options) {
-  GradMode off(false);
-  const bool has_momentum = options.momentum != 0;
-  check(!options.nesterov || (options.momentum > 0 && options.dampening == 0),
-        "sgd_step: nesterov needs a momentum > 0 and no dampening, got ", options.momentum, " and ", options.dampening);
-  ChunkTable table("sgd_step", params, Access::Write);
-  const std::vector<Tensor> gradients = table.add(grads, "grads", Access::Read);
-  std::vector<Tensor> buffers;
-  if (has_momentum) buffers = table.add(momentum_buffers, "momentum_buffers", Access::Write);
-  optim_sgd(table.device(), {table.build(gradients, {&buffers}), options.lr, options.momentum, options.dampening,
-                             options.weight_decay, options.nesterov, options.maximize, options.first_step});
-  table.finish();
+const RuleInfo& rule_named(const std::string& name) {
+  for (const RuleInfo& info : kRules)
+    if (name == info.name) return info;
+  fail("optimizer_step: there is no rule '", name, "'");
 }
 
-void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& exp_avgs,
-               const std::vector<Tensor>& exp_avg_sqs, const std::vector<Tensor>& max_exp_avg_sqs,
-               const AdamOptions& options) {
+}  // namespace
+
+void optimizer_step(const std::string& rule, const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                    const std::vector<std::vector<Tensor>>& states, const std::vector<double>& coefficients,
+                    const UpdateOptions& options) {
   GradMode off(false);
-  check(options.step >= 1, "adam_step: expected a step of at least 1, got ", options.step);
-  ChunkTable table("adam_step", params, Access::Write);
+  const RuleInfo& info = rule_named(rule);
+  check(states.size() == info.states, "optimizer_step: '", rule, "' has ", info.states, " states a parameter, got ",
+        states.size());
+  check(coefficients.size() == info.coefficients, "optimizer_step: '", rule, "' has ", info.coefficients,
+        " coefficients, got ", coefficients.size());
+  ChunkTable table("optimizer_step", params, Access::Write);
   const std::vector<Tensor> gradients = table.add(grads, "grads", Access::Read);
-  const std::vector<Tensor> first = table.add(exp_avgs, "exp_avgs", Access::Write);
-  const std::vector<Tensor> second = table.add(exp_avg_sqs, "exp_avg_sqs", Access::Write);
-  std::vector<Tensor> largest;
-  if (!max_exp_avg_sqs.empty()) largest = table.add(max_exp_avg_sqs, "max_exp_avg_sqs", Access::Write);
-  AdamArgs args{};
-  args.table = table.build(gradients, {&first, &second, &largest});
-  args.lr = options.lr;
-  args.beta1 = options.beta1;
-  args.beta2 = options.beta2;
-  args.eps = options.eps;
+  std::vector<std::vector<Tensor>> rows;
+  for (const std::vector<Tensor>& state : states) rows.push_back(table.add(state, "states", Access::Write));
+  UpdateArgs args{};
+  args.table = table.build(gradients, rows);
+  args.rule = info.rule;
+  args.sign = options.maximize ? -1 : 1;
+  args.shrink = options.shrink;
   args.weight_decay = options.weight_decay;
-  args.step_size = options.lr / (1 - std::pow(options.beta1, double(options.step)));
-  args.bias_correction2_sqrt = std::sqrt(1 - std::pow(options.beta2, double(options.step)));
-  args.decoupled = options.decoupled;
-  args.maximize = options.maximize;
-  optim_adam(table.device(), args);
+  std::copy(coefficients.begin(), coefficients.end(), args.coefficients);
+  optim_update(table.device(), args);
   table.finish();
 }
 

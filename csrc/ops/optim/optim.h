@@ -1,17 +1,14 @@
 // Optimizer steps: one call updates all tensors of a parameter group, in place, outside autograd.
 //
-// SGD    g = grad (-grad to maximize) + weight_decay p
-//        m = momentum m + (1 - dampening) g       (the first step: m = g)
-//        p -= lr (nesterov ? g + momentum m : m)  (no momentum: p -= lr g)
-// Adam   g = grad (-grad to maximize); decoupled: p *= 1 - lr weight_decay, else g += weight_decay p
-//        m = m + (1 - beta1) (g - m),  v = beta2 v + (1 - beta2) g g
-//        p -= lr / (1 - beta1^step) m / (sqrt(v) / sqrt(1 - beta2^step) + eps)
-//        amsgrad: the largest v so far instead of v
+//   p = shrink p                        decoupled weight decay: shrink = 1 - lr weight_decay
+//   g = +-grad + weight_decay p         - to maximize
+//   p = rule(p, g, states)              rules.h has the formulas
 //
 // Bytes: every tensor once in, parameters and states once out. All tensors are cut into chunks of
 // kOptimChunk elements and one parallel region walks the table of chunks.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "core/kernel.h"
@@ -25,7 +22,7 @@ constexpr int64_t kOptimChunk = 16384;
 struct OptimChunk {
   void* param;
   const void* grad;
-  void* state[3];  // SGD: momentum; Adam: exp_avg, exp_avg_sq, max_exp_avg_sq; null where unused
+  void* state[3];  // null where unused
   int64_t n;
   DType dtype;
 };
@@ -36,21 +33,41 @@ struct OptimTable {
   int64_t grain;  // chunks of one parallel piece
 };
 
-struct SgdArgs {
-  OptimTable table;
-  double lr, momentum, dampening, weight_decay;
-  bool nesterov, maximize, first_step;
-};
-extern Kernel<SgdArgs> optim_sgd;
+// RULE(name, functor of rules.h): the rules by the names under which Python asks for them.
+#define FASTNN_UPDATE_RULES(RULE)                   \
+  RULE(descent, Descent)                            \
+  RULE(average, Average)                            \
+  RULE(momentum, HeavyBall)                         \
+  RULE(nesterov, Nesterov)                          \
+  RULE(adam, Adam)                                  \
+  RULE(amsgrad, AmsGrad)                            \
+  RULE(nadam, NAdam)                                \
+  RULE(radam, RAdam)                                \
+  RULE(radam_start, RAdamStart)                     \
+  RULE(adamax, Adamax)                              \
+  RULE(rmsprop, PlainRmsProp)                       \
+  RULE(rmsprop_momentum, MomentumRmsProp)           \
+  RULE(rmsprop_centered, PlainCentered)             \
+  RULE(rmsprop_centered_momentum, MomentumCentered) \
+  RULE(adagrad, Adagrad)                            \
+  RULE(adadelta, Adadelta)                          \
+  RULE(lion, Lion)
 
-struct AdamArgs {
-  OptimTable table;
-  double lr, beta1, beta2, eps, weight_decay;
-  double step_size;              // lr / (1 - beta1^step)
-  double bias_correction2_sqrt;  // sqrt(1 - beta2^step)
-  bool decoupled, maximize;
+enum class UpdateRule {
+#define FASTNN_NAME(name, functor) name,
+  FASTNN_UPDATE_RULES(FASTNN_NAME)
+#undef FASTNN_NAME
 };
-extern Kernel<AdamArgs> optim_adam;
+
+constexpr int kMaxCoefficients = 6;
+
+struct UpdateArgs {
+  OptimTable table;
+  UpdateRule rule;
+  double sign, shrink, weight_decay;
+  double coefficients[kMaxCoefficients];
+};
+extern Kernel<UpdateArgs> optim_update;
 
 // partials[chunk] = sum of |grad|^p, or the largest |grad| for p = infinity (float64).
 struct GradNormArgs {
@@ -66,26 +83,15 @@ struct ScaleArgs {
 };
 extern Kernel<ScaleArgs> optim_scale;
 
-struct SgdOptions {
-  double lr;
-  double momentum = 0, dampening = 0, weight_decay = 0;
-  bool nesterov = false, maximize = false;
-  bool first_step = false;  // the momentum buffers hold nothing yet
-};
-// momentum_buffers: empty when momentum is 0.
-void sgd_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
-              const std::vector<Tensor>& momentum_buffers, const SgdOptions& options);
-
-struct AdamOptions {
-  int64_t step;  // of this update, from 1
-  double lr, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0;
-  bool decoupled = false;  // AdamW
+struct UpdateOptions {
+  double weight_decay = 0, shrink = 1;
   bool maximize = false;
 };
-// max_exp_avg_sqs: empty unless amsgrad.
-void adam_step(const std::vector<Tensor>& params, const std::vector<Tensor>& grads, const std::vector<Tensor>& exp_avgs,
-               const std::vector<Tensor>& exp_avg_sqs, const std::vector<Tensor>& max_exp_avg_sqs,
-               const AdamOptions& options);
+// One step by the rule of this name. states: one list of tensors for each state of the rule, each with one
+// tensor a parameter; coefficients: as rules.h lists them.
+void optimizer_step(const std::string& rule, const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
+                    const std::vector<std::vector<Tensor>>& states, const std::vector<double>& coefficients,
+                    const UpdateOptions& options = {});
 
 // The p-norm of all gradients as one vector; a 0-d tensor of their type (float32 when there are none).
 Tensor grad_norm(const std::vector<Tensor>& grads, double p = 2);

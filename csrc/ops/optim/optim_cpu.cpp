@@ -1,12 +1,11 @@
-// Optimizer kernels on the CPU: see optim.h for the formulas.
+// Optimizer kernels on the CPU: see optim.h and rules.h for the formulas.
 //
 //   bytes: SGD with momentum 20 an element in float32, Adam 28; memory-bound
 //
 // A chunk is updated in pieces of 512: float32 and float64 in place, 16-bit floats through float32
 // buffers that are rounded back.
-#include "ops/optim/optim.h"
+#include "ops/optim/rules.h"
 #include "simd/convert.h"
-#include "simd/math.h"
 
 namespace fastnn {
 namespace {
@@ -50,83 +49,47 @@ void for_each_piece(const OptimTable& table, const Update& update) {
   });
 }
 
-// ----------------------------------------------------------------------------------------------- SGD
+// -------------------------------------------------------------------------------------------- updates
 
-template <class T>
-void sgd_piece(const SgdArgs& args, T* __restrict p, const T* __restrict grad, T* __restrict m, int64_t n) {
-  const T lr = T(args.lr), momentum = T(args.momentum), decay = T(args.weight_decay);
-  const T sign = args.maximize ? T(-1) : T(1), fresh = args.first_step ? T(1) : T(1 - args.dampening);
-  const T kept = args.first_step ? T(0) : momentum;
-  if (!m) {
-    for (int64_t i = 0; i < n; ++i) p[i] -= lr * (sign * grad[i] + decay * p[i]);
-    return;
-  }
+template <class T, class Rule>
+void update_piece(const UpdateArgs& args, const Rule& rule, T* __restrict p, const T* __restrict grad, T* __restrict a,
+                  T* __restrict b, T* __restrict c, int64_t n) {
+  const T sign = T(args.sign), shrink = T(args.shrink), decay = T(args.weight_decay);
   for (int64_t i = 0; i < n; ++i) {
-    const T g = sign * grad[i] + decay * p[i];
-    const T before = args.first_step ? T(0) : m[i];  // what an unused buffer holds may be NaN
-    m[i] = kept * before + fresh * g;
-    p[i] -= lr * (args.nesterov ? g + momentum * m[i] : m[i]);
+    const T before = shrink * p[i];
+    const T g = sign * grad[i] + decay * before;
+    if constexpr (Rule::kStates == 0)
+      p[i] = rule(before, g);
+    else if constexpr (Rule::kStates == 1)
+      p[i] = rule(before, g, a[i]);
+    else if constexpr (Rule::kStates == 2)
+      p[i] = rule(before, g, a[i], b[i]);
+    else
+      p[i] = rule(before, g, a[i], b[i], c[i]);
   }
 }
 
-template <class T>
-void sgd_chunk(const SgdArgs& args, Piece<T>& piece, const OptimChunk& chunk, int64_t begin, int64_t n) {
+template <class T, class Rule>
+void update_piece_of(const UpdateArgs& args, const Rule& rule, Piece<T>& piece, const OptimChunk& chunk, int64_t begin,
+                     int64_t n) {
   T* p = piece.load(0, chunk.param, chunk.dtype, begin, n);
   const T* grad = piece.load(1, chunk.grad, chunk.dtype, begin, n);
-  T* m = chunk.state[0] ? piece.load(2, chunk.state[0], chunk.dtype, begin, n) : nullptr;
-  sgd_piece(args, p, grad, m, n);
+  T* states[3] = {};
+  for (int k = 0; k < Rule::kStates; ++k) states[k] = piece.load(2 + k, chunk.state[k], chunk.dtype, begin, n);
+  update_piece(args, rule, p, grad, states[0], states[1], states[2], n);
   piece.store(p, chunk.param, chunk.dtype, begin, n);
-  if (m) piece.store(m, chunk.state[0], chunk.dtype, begin, n);
-}
-
-void sgd(const SgdArgs& args) {
-  for_each_piece(args.table, [&](auto& piece, int64_t chunk, int64_t begin, int64_t n) {
-    sgd_chunk(args, piece, args.table.chunks[chunk], begin, n);
-  });
-}
-
-// ---------------------------------------------------------------------------------------------- Adam
-
-template <class T>
-void adam_piece(const AdamArgs& args, T* __restrict p, const T* __restrict grad, T* __restrict m, T* __restrict v,
-                T* __restrict largest, int64_t n) {
-  const T sign = args.maximize ? T(-1) : T(1), eps = T(args.eps), step_size = T(args.step_size);
-  const T shrink = args.decoupled ? T(1 - args.lr * args.weight_decay) : T(1);
-  const T decay = args.decoupled ? T(0) : T(args.weight_decay);
-  const T fresh1 = T(1 - args.beta1), beta2 = T(args.beta2), fresh2 = T(1 - args.beta2);
-  const T correction = T(args.bias_correction2_sqrt);
-  for (int64_t i = 0; i < n; ++i) {
-    const T before = p[i] * shrink;
-    const T g = sign * grad[i] + decay * before;
-    m[i] += fresh1 * (g - m[i]);
-    v[i] = beta2 * v[i] + fresh2 * g * g;
-    T second = v[i];
-    if (largest) second = largest[i] = largest[i] > second || largest[i] != largest[i] ? largest[i] : second;
-    p[i] = before - step_size * (m[i] / (sqrt_(second) / correction + eps));
-  }
+  for (int k = 0; k < Rule::kStates; ++k) piece.store(states[k], chunk.state[k], chunk.dtype, begin, n);
 }
 
 template <class T>
-void adam_chunk(const AdamArgs& args, Piece<T>& piece, const OptimChunk& chunk, int64_t begin, int64_t n) {
-  const DType dtype = chunk.dtype;
-  T* p = piece.load(0, chunk.param, dtype, begin, n);
-  const T* grad = piece.load(1, chunk.grad, dtype, begin, n);
-  T* m = piece.load(2, chunk.state[0], dtype, begin, n);
-  T* v = piece.load(3, chunk.state[1], dtype, begin, n);
-  T* largest = chunk.state[2] ? piece.load(4, chunk.state[2], dtype, begin, n) : nullptr;
-  if (largest)
-    adam_piece(args, p, grad, m, v, largest, n);
-  else
-    adam_piece(args, p, grad, m, v, static_cast<T*>(nullptr), n);
-  piece.store(p, chunk.param, dtype, begin, n);
-  piece.store(m, chunk.state[0], dtype, begin, n);
-  piece.store(v, chunk.state[1], dtype, begin, n);
-  if (largest) piece.store(largest, chunk.state[2], dtype, begin, n);
+void update_piece_by_rule(const UpdateArgs& args, Piece<T>& piece, const OptimChunk& chunk, int64_t begin, int64_t n) {
+  with_rule<T>(args.rule, args.coefficients,
+               [&](const auto& rule) { update_piece_of(args, rule, piece, chunk, begin, n); });
 }
 
-void adam(const AdamArgs& args) {
+void update(const UpdateArgs& args) {
   for_each_piece(args.table, [&](auto& piece, int64_t chunk, int64_t begin, int64_t n) {
-    adam_chunk(args, piece, args.table.chunks[chunk], begin, n);
+    update_piece_by_rule(args, piece, args.table.chunks[chunk], begin, n);
   });
 }
 
@@ -192,8 +155,7 @@ void scale(const ScaleArgs& args) {
 
 }  // namespace
 
-FASTNN_CPU_KERNEL(optim_sgd, sgd)
-FASTNN_CPU_KERNEL(optim_adam, adam)
+FASTNN_CPU_KERNEL(optim_update, update)
 FASTNN_CPU_KERNEL(optim_grad_norm, grad_norm)
 FASTNN_CPU_KERNEL(optim_scale, scale)
 

@@ -13,7 +13,7 @@ namespace {
 template <class Stored, class T = Compute<Stored>>
 inline void load_pairs(const Stored* x, int64_t n, Values<T>& even, Values<T>& odd) {
   constexpr int64_t lanes = kLanes<T>;
-  const Values<T> low = load_values<Stored>(x, smaller(2 * n, lanes));
+  const Values<T> low = load_values<Stored>(x, min(2 * n, lanes));
   const Values<T> high = 2 * n > lanes ? load_values<Stored>(x + lanes, 2 * n - lanes) : Values<T>{};
   separate<T>(low, high, even, odd);
 }
@@ -23,7 +23,7 @@ inline void store_pairs(Stored* x, int64_t n, Values<T> even, Values<T> odd) {
   constexpr int64_t lanes = kLanes<T>;
   Values<T> low, high;
   interleave<T>(even, odd, low, high);
-  store_values<Stored>(x, low, smaller(2 * n, lanes));
+  store_values<Stored>(x, low, min(2 * n, lanes));
   if (2 * n > lanes) store_values<Stored>(x + lanes, high, 2 * n - lanes);
 }
 

@@ -96,7 +96,7 @@ void add_rows(const Stored* x, int64_t n_rows, int64_t width, Compute<Stored>* l
     for (int r = 0; r < 4; ++r) store_values<T>(line + w + r * lanes, sums[r]);
   }
   for (; w < width; w += lanes) {
-    const int64_t count = smaller(width - w, lanes);
+    const int64_t count = min(width - w, lanes);
     Values<T> sum{};
     for (int64_t row = 0; row < n_rows; ++row) {
       prefetch(x + row * width + w);
@@ -111,12 +111,12 @@ template <class T>
 void sum_in_registers(const PoolAxis& width, const T* line, T* sums) {
   const int64_t n = width.out * width.kernel;
   for (int64_t w = 0, o = 0; w < n; w += kLanes<T>) {
-    Values<T> values = load_values<T>(line + w, smaller(n - w, kLanes<T>));
+    Values<T> values = load_values<T>(line + w, min(n - w, kLanes<T>));
     for (int64_t apart = 1; apart < width.kernel; apart *= 2)
       values += pick<T>(values, values, lane_numbers<T>() ^ Number<T>(apart));
     T lanes[kLanes<T>];
     store_values<T>(lanes, values);
-    for (int64_t lane = 0; lane < smaller(n - w, kLanes<T>); lane += width.kernel) sums[o++] = lanes[lane];
+    for (int64_t lane = 0; lane < min(n - w, kLanes<T>); lane += width.kernel) sums[o++] = lanes[lane];
   }
 }
 
@@ -145,7 +145,7 @@ void avg_forward_rows(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
   const Sink sink = result_rows<T>(args.y, args.dtype);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
-    const int64_t line_size = larger(Columns<T>::go_by_taps(args.width) ? Phases<T>(args.width).size() : 0, in);
+    const int64_t line_size = max(Columns<T>::go_by_taps(args.width) ? Phases<T>(args.width).size() : 0, in);
     Pieces pieces(Columns<T>::size(args.width) + 3 * Pieces::size<T>(line_size) + Pieces::size<T>(out) +
                   Pieces::size<T>(2 * out));
     const Columns<T> columns(args, pieces);
@@ -204,7 +204,7 @@ void avg_forward_planes(const PoolArgs& args) {
   const T divisor = divisor_of_plane<T>(args);
   for_each_rows(args, 1, plane_size, [&](int64_t begin, int64_t end) {
     for (int64_t plane = begin; plane < end; plane += kLanes<T>) {  // one of the results' registers at a time
-      const int64_t count = smaller(end - plane, kLanes<T>);
+      const int64_t count = min(end - plane, kLanes<T>);
       Vec<T> sums[kLanes<T>] = {};
       for (int64_t i = 0; i < count; ++i)
         sums[i] = Vec<T>(lane_sums(static_cast<const Stored*>(args.x) + (plane + i) * plane_size, plane_size));
@@ -258,7 +258,7 @@ void add_lines(const T* ring, int64_t slots, int64_t length, Cover cover, int64_
 
 // The most windows that cover one position of an axis.
 int64_t widest_cover(const PoolAxis& axis) {
-  return smaller(axis.stride ? (axis.kernel - 1) / axis.stride + 1 : axis.out / axis.in + 2, axis.out);
+  return min(axis.stride ? (axis.kernel - 1) / axis.stride + 1 : axis.out / axis.in + 2, axis.out);
 }
 
 template <class T>
@@ -266,10 +266,10 @@ void avg_backward_rows(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out;
   const Sink sink = gradient_rows<T>(args);
   const Spread spread(Columns<T>::axis_of_phases(args.width));
-  const int64_t per_register = larger(args.width.stride, 1) * kLanes<T>;
+  const int64_t per_register = max(args.width.stride, 1) * kLanes<T>;
   const int64_t blocks = (in + per_register - 1) / per_register;
   const int64_t length = blocks * per_register, slots = ring_slots(widest_cover(args.height));
-  const int64_t shares_length = larger(out, blocks * kLanes<T>) + 2 * spread.margin;
+  const int64_t shares_length = max(out, blocks * kLanes<T>) + 2 * spread.margin;
   for_each_rows(args, args.height.in, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Columns<T>::size(args.width) + Pieces::size<T>(out) + Pieces::size<T>(shares_length) +
                   Pieces::size<T>(slots * length) + Pieces::size<T>(2 * in));

@@ -10,8 +10,9 @@
 // lanes take partial ones.
 #include "core/memory.h"
 #include "core/parallel.h"
-#include "ops/pool/stream_cpu.h"
+#include "ops/pool/lanes_cpu.h"
 #include "ops/pool/window.h"
+#include "simd/stream.h"
 
 namespace fastnn {
 namespace {
@@ -33,19 +34,19 @@ inline __attribute__((always_inline)) void for_each_registers(int64_t channels, 
   if constexpr (most > 4)
     for (; channel + most * lanes <= channels; channel += most * lanes) block(Count<most>{}, channel, lanes);
   for (; channel + 4 * lanes <= channels; channel += 4 * lanes) block(Count<4>{}, channel, lanes);
-  for (; channel < channels; channel += lanes) block(Count<1>{}, smaller(channel, channels - lanes), lanes);
+  for (; channel < channels; channel += lanes) block(Count<1>{}, min(channel, channels - lanes), lanes);
 }
 
 // Calls rows(begin, end) for runs of the rows of all planes; `in_per_row` positions are touched for each.
 template <class Rows>
 void for_each_rows(const PoolArgs& args, int64_t rows_of_plane, int64_t positions_of_row, const Rows& rows) {
-  const int64_t work = larger(positions_of_row * args.channels, 1);
-  parallel_for(args.planes * rows_of_plane, larger(kGrain / work, 1), rows);
+  const int64_t work = max(positions_of_row * args.channels, 1);
+  parallel_for(args.planes * rows_of_plane, max(kGrain / work, 1), rows);
 }
 
 // About how many inputs an output row takes.
 int64_t inputs_of_row(const PoolArgs& args) {
-  return smaller(args.height.kernel, args.height.in) * larger(args.width.in, args.width.out);
+  return min(args.height.kernel, args.height.in) * max(args.width.in, args.width.out);
 }
 
 // Large results whose positions are whole cache lines go past the caches.
@@ -365,7 +366,7 @@ void backward_apart(const PoolArgs& args) {
               put<Stored>(dx + w * channels + channel + r * kLanes<T>,
                           is_max ? where_tap<T>(taps[r], number, values[r]) : values[r], lanes, streamed);
         });
-        column = larger(column, window.end);
+        column = max(column, window.end);
       }
       fill<Stored>(dx + column * channels, 0, (args.width.in - column) * channels);
     }

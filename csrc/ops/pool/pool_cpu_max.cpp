@@ -96,7 +96,7 @@ void max_forward_by_taps(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out, ring = ring_slots(reach_of(args.height) + args.height.stride);
   const Phases<T> phases(args.width);
   const Sink sink = result_rows<T>(args.y, args.dtype);
-  const int64_t registers = larger(out, kLanes<T>);
+  const int64_t registers = max(out, kLanes<T>);
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(ring * phases.size()) + Pieces::size<T>(in) + Pieces::size<T>(2 * out) +
                   Pieces::size<uint8_t>(out) + Pieces::size<Number<T>>(registers));
@@ -181,7 +181,7 @@ template <class T>
 Number<T> max_by_registers(const Window& window, const Folded<T>& line, T* value) {
   const auto for_each_register = [&](const auto& use) FASTNN_INLINED {
     for (int64_t w = window.begin; w < window.end; w += kLanes<T>) {
-      const Numbers<T> inside = lane_numbers<T>() < Number<T>(smaller(window.end - w, kLanes<T>));
+      const Numbers<T> inside = lane_numbers<T>() < Number<T>(min(window.end - w, kLanes<T>));
       use(w, inside ? load_values<T>(line.best + w) : broadcast<T>(kLowest<T>), inside);
     }
   };
@@ -222,7 +222,7 @@ void max_in_registers(const PoolAxis& width, const Folded<T>& line, T* values, T
     Number<T> numbers[kLanes<T>];
     store_values<T>(lanes, best);
     memcpy(numbers, &number, sizeof number);
-    for (int64_t lane = 0; lane < smaller(n - w, kLanes<T>); lane += width.kernel, ++o) {
+    for (int64_t lane = 0; lane < min(n - w, kLanes<T>); lane += width.kernel, ++o) {
       values[o] = lanes[lane];
       taps[o] = Tap(numbers[lane]);
     }
@@ -252,7 +252,7 @@ void max_forward_by_folds(const PoolArgs& args) {
       const Window rows = window_of(args.height, at.row);
       const Stored* x = static_cast<const Stored*>(args.x) + (at.plane * args.height.in + rows.begin) * in;
       Folded<T>& to = folded[at.index & 1];
-      to.n_rows = larger(rows.end - rows.begin + args.height.dilation - 1, 0) / args.height.dilation;
+      to.n_rows = max(rows.end - rows.begin + args.height.dilation - 1, 0) / args.height.dilation;
       const int64_t first = rows.first * args.width.kernel;
       to.has_nan = fold_rows(x, to.n_rows, step, first, args.width.kernel, in, to.best, to.rows);
     };

@@ -121,12 +121,12 @@ void max_backward_by_taps(const PoolArgs& args) {
   const Sink sink = gradient_rows<T>(args);
   const int64_t blocks = (in + stride * kLanes<T> - 1) / (stride * kLanes<T>)+1;
   const int64_t ring = ring_slots((reach_of(args.height) - 1) / args.height.stride + 2);
-  const int64_t length = larger(out, blocks * kLanes<T>) + 2 * spread.margin, line_size = blocks * kLanes<T> * stride;
+  const int64_t length = max(out, blocks * kLanes<T>) + 2 * spread.margin, line_size = blocks * kLanes<T> * stride;
   for_each_rows(args, args.height.in, 2 * in, [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<T>(ring * length) + Pieces::size<uint8_t>(ring * length) +
-                  Pieces::size<T>(larger(line_size, 2 * in)));
+                  Pieces::size<T>(max(line_size, 2 * in)));
     OutputRows<T> rows{pieces.take<T>(ring * length), pieces.take<uint8_t>(ring * length), ring, spread.margin, length};
-    T* line = pieces.take<T>(larger(line_size, 2 * in));
+    T* line = pieces.take<T>(max(line_size, 2 * in));
     memset(rows.taps, 255, size_t(ring * length));
     for (int64_t i = 0; i < ring * length; ++i) rows.dy[i] = T(0);
 
@@ -135,7 +135,7 @@ void max_backward_by_taps(const PoolArgs& args) {
       const Cover cover = cover_of(args.height, at.row);
       if (loaded_to < 0 || at.row == 0) loaded_to = cover.begin;
       // One row ahead: a load from a line that is still being stored would wait for the store.
-      const int64_t ahead = smaller(cover.end + 1, args.height.out);
+      const int64_t ahead = min(cover.end + 1, args.height.out);
       for (; loaded_to < ahead; ++loaded_to) {
         const int64_t from = at.plane * args.height.out + loaded_to;
         memcpy(rows.dy_of(loaded_to), get_row<T>(args.y, args.dtype, from, out, line), size_t(out) * sizeof(T));
@@ -168,7 +168,7 @@ template <class Tap, class Bits>
 void max_backward_apart(const PoolArgs& args) {
   const int64_t in = args.width.in, out = args.width.out, size = int64_t(sizeof(Bits));
   const auto first_row = [&](int64_t row) { return row < args.height.out ? row * args.height.stride : args.height.in; };
-  const int64_t largest = larger(args.height.stride, args.height.in - first_row(args.height.out - 1)) * in;
+  const int64_t largest = max(args.height.stride, args.height.in - first_row(args.height.out - 1)) * in;
   const bool streams = args.planes * args.height.in * in * size >= kStreamedBytes && largest * size <= kZerosBytes;
   for_each_rows(args, args.height.out, inputs_of_row(args), [&](int64_t begin, int64_t end) {
     Pieces pieces(Pieces::size<int64_t>(out) + Pieces::size<Bits>(streams ? largest : 0));

@@ -10,8 +10,9 @@
 
 #include "core/memory.h"
 #include "core/parallel.h"
-#include "ops/pool/stream_cpu.h"
+#include "ops/pool/lanes_cpu.h"
 #include "ops/pool/window.h"
+#include "simd/stream.h"
 
 namespace fastnn {
 namespace {
@@ -23,13 +24,11 @@ constexpr int64_t kMaxStride = 4;    // beyond 2 the split is element by element
 // Calls rows(begin, end) for runs of the `n_rows` rows of all planes; a row takes about `work` elements.
 template <class Rows>
 void for_each_rows(const PoolArgs& args, int64_t n_rows, int64_t work, const Rows& rows) {
-  parallel_for(args.planes * n_rows, larger(kGrain / larger(work, 1), 1), rows);
+  parallel_for(args.planes * n_rows, max(kGrain / max(work, 1), 1), rows);
 }
 
 // Inputs that an output row takes.
-inline int64_t inputs_of_row(const PoolArgs& args) {
-  return smaller(args.height.kernel, args.height.in) * args.width.in;
-}
+inline int64_t inputs_of_row(const PoolArgs& args) { return min(args.height.kernel, args.height.in) * args.width.in; }
 
 template <class Stored>
 inline void widen_row(const void* from, int64_t n, float* to) {
@@ -130,9 +129,9 @@ struct Phases {
   int64_t offset[kMaxTaps];
 
   explicit Phases(const PoolAxis& axis) : stride(axis.stride), padding(axis.padding), taps(axis.kernel) {
-    const int64_t read = larger(axis.out, kLanes<T>) + (reach_of(axis) - 1) / stride;
+    const int64_t read = max(axis.out, kLanes<T>) + (reach_of(axis) - 1) / stride;
     const int64_t written = (axis.in - 1 + padding) / stride + 1;
-    length = (larger(read, written) + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+    length = (max(read, written) + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
     for (int64_t t = 0; t < taps; ++t) {
       const int64_t j = t * axis.dilation;
       offset[t] = j % stride * length + j / stride;
@@ -172,7 +171,7 @@ struct Phases {
     }
     const int64_t rest = n - w;
     if (rest == 0) return;
-    low = load_values<T>(row + w, smaller(rest, lanes));
+    low = load_values<T>(row + w, min(rest, lanes));
     high = rest > lanes ? load_values<T>(row + w + lanes, rest - lanes) : Values<T>{};
     separate<T>(low, high, evens, odds);
     store_values<T>(even + w / 2, evens, (rest + 1) / 2);
@@ -197,7 +196,7 @@ struct Spread {
         if (distance % axis.stride) continue;
         const int64_t shift = distance / axis.stride;
         source[r][count[r]++] = {t, shift};
-        margin = larger(margin, larger(shift, -shift));
+        margin = max(margin, max(shift, -shift));
       }
     }
   }

@@ -9,6 +9,7 @@
 // results wait in `partials` and are joined in order by a second pass.
 #include "ops/reduce/walk_cpu.h"
 #include "simd/convert.h"
+#include "simd/integer.h"
 #include "simd/math.h"
 #include "simd/vec.h"
 
@@ -30,8 +31,6 @@ struct WideOf<float> {
 };
 template <class T>
 using Wide = typename WideOf<T>::type;
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // -------------------------------------------------------------- formulas, for scalars and for vectors
 
@@ -227,7 +226,7 @@ Wide<T> join_range(const ReduceArgs& args, int64_t kept, int64_t begin, int64_t 
   for (int64_t at = begin; at < end;) {
     const int64_t column = at % length;
     const int64_t row = base + offset_of(at / length, last, args.reduced_shape, args.reduced_x_strides);
-    const int64_t n = smaller(smaller(length - column, end - at), longest);
+    const int64_t n = min(min(length - column, end - at), longest);
     const T* x = load(args, row + column * stride, stride, n, direct, buffer);
     prepare_row<F::prepare>(args, buffer, &center, 0, n);
     joined = F::Join::join(joined, Wide<T>(join_run<F>(x, n, center)));
@@ -238,13 +237,13 @@ Wide<T> join_range(const ReduceArgs& args, int64_t kept, int64_t begin, int64_t 
 
 template <class F, class T>
 void reduce_rows(const ReduceArgs& args, int64_t n_chunks) {
-  const int64_t unit = smaller(args.chunk, args.n_reduced);
+  const int64_t unit = min(args.chunk, args.n_reduced);
   const int64_t grain = kGrain / (unit + 8) + 1;
   parallel_for(args.n_kept * n_chunks, grain, [&](int64_t first, int64_t past) {
     for (int64_t work = first; work < past; ++work) {
       const int64_t kept = work / n_chunks, chunk = work % n_chunks;
       const int64_t begin = chunk * args.chunk;
-      const Wide<T> joined = join_range<F, T>(args, kept, begin, smaller(begin + args.chunk, args.n_reduced));
+      const Wide<T> joined = join_range<F, T>(args, kept, begin, min(begin + args.chunk, args.n_reduced));
       if (args.partials)
         static_cast<Wide<T>*>(args.partials)[chunk * args.n_kept + kept] = joined;
       else
@@ -278,7 +277,7 @@ struct ColumnBlock {
     for (int64_t i = 0; i < n; ++i) joined[i] = F::Join::template identity<Wide<T>>();
     for (int64_t start = begin; start < end; start += kGroup) {
       for (int64_t i = 0; i < n; ++i) group[i] = F::Join::template identity<T>();
-      for (int64_t r = start; r < smaller(start + kGroup, end); ++r) {
+      for (int64_t r = start; r < min(start + kGroup, end); ++r) {
         const int64_t row = base + offset_of(r, args.n_reduced_axes, args.reduced_shape, args.reduced_x_strides);
         const T* x = load(args, row, stride, n, direct, buffer);
         prepare_row<F::prepare>(args, buffer, centers, 1, n);
@@ -301,19 +300,18 @@ void reduce_columns(const ReduceArgs& args, int64_t n_chunks) {
   const int64_t width = args.kept_shape[last];
   const int64_t blocks = (width + kColumns - 1) / kColumns;
   const int64_t units = args.n_kept / width * blocks * n_chunks;
-  const int64_t unit = smaller(args.chunk, args.n_reduced) * smaller(width, kColumns);
+  const int64_t unit = min(args.chunk, args.n_reduced) * min(width, kColumns);
   parallel_for(units, kGrain / (unit + 64) + 1, [&](int64_t first, int64_t past) {
     ColumnBlock<F, T> block;
     for (int64_t work = first; work < past; ++work) {
       const int64_t chunk = work % n_chunks, column = work / n_chunks % blocks * kColumns;
-      const int64_t outer = work / n_chunks / blocks, n = smaller(kColumns, width - column);
+      const int64_t outer = work / n_chunks / blocks, n = min(kColumns, width - column);
       const int64_t x_offset = offset_of(outer, last, args.kept_shape, args.kept_x_strides);
       const int64_t y_stride = args.kept_y_strides[last], x_stride = args.kept_x_strides[last];
       const int64_t y_offset = offset_of(outer, last, args.kept_shape, args.kept_y_strides) + column * y_stride;
       const int64_t begin = chunk * args.chunk;
       block.load_centers(args, y_offset, y_stride, n);
-      block.join_rows(args, x_offset + column * x_stride, x_stride, begin, smaller(begin + args.chunk, args.n_reduced),
-                      n);
+      block.join_rows(args, x_offset + column * x_stride, x_stride, begin, min(begin + args.chunk, args.n_reduced), n);
       if (!args.partials) {
         block.store_columns(args, y_offset, y_stride, n);
         continue;

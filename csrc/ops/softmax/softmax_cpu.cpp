@@ -1,189 +1,226 @@
 // softmax on the CPU: see softmax.h for the formulas.
 //
-// bytes: x once, y twice (it holds the exponentials until their sum is known); arithmetic: one exp, ~20
-// operations, an element. Along the last axis a row stays in L1/L2 for its three passes: maximum,
-// exponentials and their sum, scale. Along another axis, 32 columns advance together, row by row. 16-bit
-// floats pass through float32 buffers: a whole row, or the rows of a column block. The maximum passes NaN
-// over: its exponential makes the sum, and with it the row, NaN.
+// bytes: x and y once; arithmetic: one exp an element. Along the last axis a row stays in L1 or L2 for its passes:
+// maximum, exponentials (into a buffer) and their sum, result; short rows take each pass in groups, so that one's sum
+// is known while another's is added up. Along another axis, a block of kColumns columns goes through the same passes
+// row by row, its maxima and sums in registers. The maximum passes NaN over: its exponential makes the sum, and with it
+// the row, NaN.
 #include "ops/softmax/softmax.h"
 
-#include "simd/convert.h"
 #include "simd/row.h"
+#include "simd/stream.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kGrain = 8192;  // elements of a chunk, at least one row or column block
-constexpr int64_t kColumns = 32;
+constexpr int64_t kGrain = 16384;  // elements of a chunk, at least one group of rows or one column block
+constexpr int64_t kGroup = 4;      // short rows that take each pass together
+constexpr int64_t kRegisters = 4;  // of a row of a column block
 
-inline int64_t grain_of(int64_t elements) { return elements < kGrain ? kGrain / elements : 1; }
-
-// A row in the compute type: in place, or loaded into `buffer`.
-template <class T>
-const T* load(const void* data, DType dtype, int64_t first, int64_t n, T* buffer) {
-  if (dtype == dtype_of<T>()) return static_cast<const T*>(data) + first;
-  FASTNN_LEVEL::load_row(buffer, static_cast<const char*>(data) + first * int64_t(item_size(dtype)), dtype, 1, n);
-  return buffer;
-}
-
-// Where to compute a row: in place, or in `buffer`, which `finish` then stores.
-template <class T>
-T* target(void* data, DType dtype, int64_t first, T* buffer) {
-  return dtype == dtype_of<T>() ? static_cast<T*>(data) + first : buffer;
-}
-
-template <class T>
-void finish(void* data, DType dtype, int64_t first, int64_t n, const T* row) {
-  if (dtype == dtype_of<T>()) return;
-  FASTNN_LEVEL::store_row(static_cast<char*>(data) + first * int64_t(item_size(dtype)), dtype, 1, row, n);
-}
+inline int64_t grain_of(int64_t elements) { return max(1, kGrain / elements); }
+inline int64_t group_of(int64_t n) { return n <= kRowBlock / kGroup ? kGroup : 1; }
 
 // ---------------------------------------------------------------------------------- along the last axis
 
-template <class T>
-void forward_row(bool log, const T* x, T* y, int64_t n) {
-  const T highest = row_max(x, n);
-  if (log) {
-    const T log_sum = T(log_(row_sum<T>(n, [&](int64_t i) { return exp_(x[i] - highest); })));
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - highest) - log_sum;
-    return;
-  }
-#pragma GCC ivdep
-  for (int64_t i = 0; i < n; ++i) y[i] = exp_(x[i] - highest);
-  const T scale = T(1 / row_sum<T>(n, [&](int64_t i) { return y[i]; }));
-  for (int64_t i = 0; i < n; ++i) y[i] *= scale;
-}
-
-template <class T>
-void backward_row(bool log, const T* dy, const T* y, T* dx, int64_t n) {
-  if (log) {
-    const T total = T(row_sum<T>(n, [&](int64_t i) { return dy[i]; }));
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) dx[i] = dy[i] - exp_(y[i]) * total;
-  } else {
-    const T total = T(row_sum<T>(n, [&](int64_t i) { return dy[i] * y[i]; }));
-#pragma GCC ivdep
-    for (int64_t i = 0; i < n; ++i) dx[i] = y[i] * (dy[i] - total);
-  }
-}
-
-template <class T>
-T* row_buffers(DType dtype, int64_t n, int64_t count) {
-  if (dtype == dtype_of<T>()) return nullptr;
-  return static_cast<T*>(thread_scratch(Scratch::Operation, size_t(n * count) * sizeof(T)));
-}
-
-template <class T>
-void forward_rows(const SoftmaxArgs& args) {
+// Rows [first, first + rows) in each pass together; `buffer` has room for them.
+template <class Stored, bool kStreamed>
+void forward_group(const SoftmaxArgs& args, int64_t first, int64_t rows, Compute<Stored>* buffer) {
+  using T = Compute<Stored>;
   const int64_t n = args.n;
+  const Stored* x = static_cast<const Stored*>(args.x) + first * n;
+  Stored* y = static_cast<Stored*>(args.y) + first * n;
+  T highest[kGroup], sums[kGroup];
+  for (int64_t k = 0; k < rows; ++k) highest[k] = row_max(x + k * n, n);
+  for (int64_t k = 0; k < rows; ++k) {
+    const Values<T> top = broadcast<T>(highest[k]);
+    sums[k] = T(row_sum<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+      const Values<T> e = exp_lanes(load_values<Stored>(x + k * n + i, count) - top);
+      if (!args.log) store_values<T>(buffer + k * n + i, e, count);
+      return e;
+    }));
+  }
+  for (int64_t k = 0; k < rows; ++k) {
+    const Values<T> top = broadcast<T>(highest[k]), shift = broadcast<T>(args.log ? log_(sums[k]) : T(0));
+    const Values<T> scale = broadcast<T>(T(1) / sums[k]);
+    if (args.log)
+      write_row<kStreamed>(y + k * n, n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+        return (load_values<Stored>(x + k * n + i, count) - top) - shift;
+      });
+    else
+      write_row<kStreamed>(y + k * n, n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+        return load_values<T>(buffer + k * n + i, count) * scale;
+      });
+  }
+}
+
+template <class Stored>
+void forward_rows(const SoftmaxArgs& args) {
+  using T = Compute<Stored>;
+  const int64_t n = args.n, group = group_of(n);
   parallel_for(args.outer, grain_of(n), [&](int64_t begin, int64_t end) {
-    T* buffer = row_buffers<T>(args.dtype, n, 1);
-    for (int64_t row = begin; row < end; ++row) {
-      T* y = target(args.y, args.dtype, row * n, buffer);
-      forward_row(args.log, load(args.x, args.dtype, row * n, n, buffer), y, n);
-      finish(args.y, args.dtype, row * n, n, y);
-    }
+    T* buffer = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(group * n) * sizeof(T)));
+    with_streaming(streams_rows<Stored>(args.outer, n), [&](auto streamed) {
+      for (int64_t row = begin; row < end; row += group)
+        forward_group<Stored, streamed.value>(args, row, min(group, end - row), buffer);
+    });
   });
 }
 
-template <class T>
-void backward_rows(const SoftmaxBackwardArgs& args) {
+template <class Stored, bool kStreamed>
+void backward_group(const SoftmaxBackwardArgs& args, int64_t first, int64_t rows) {
+  using T = Compute<Stored>;
   const int64_t n = args.n;
+  const Stored* dy = static_cast<const Stored*>(args.dy) + first * n;
+  const Stored* y = static_cast<const Stored*>(args.y) + first * n;
+  Stored* dx = static_cast<Stored*>(args.dx) + first * n;
+  T totals[kGroup];
+  for (int64_t k = 0; k < rows; ++k) {
+    const Stored *dy_row = dy + k * n, *y_row = y + k * n;
+    totals[k] = T(row_sum<T>(n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+      const Values<T> gradient = load_values<Stored>(dy_row + i, count);
+      return args.log ? gradient : gradient * load_values<Stored>(y_row + i, count);
+    }));
+  }
+  for (int64_t k = 0; k < rows; ++k) {
+    const Stored *dy_row = dy + k * n, *y_row = y + k * n;
+    const Values<T> total = broadcast<T>(totals[k]);
+    const auto write = [&](auto log) FASTNN_INLINED {
+      write_row<kStreamed>(dx + k * n, n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+        const Values<T> gradient = load_values<Stored>(dy_row + i, count);
+        const Values<T> value = load_values<Stored>(y_row + i, count);
+        if constexpr (log.value) return Values<T>(gradient - exp_lanes(value) * total);
+        return value * (gradient - total);
+      });
+    };
+    args.log ? write(Constant<1>()) : write(Constant<0>());
+  }
+}
+
+template <class Stored>
+void backward_rows(const SoftmaxBackwardArgs& args) {
+  const int64_t n = args.n, group = group_of(n);
   parallel_for(args.outer, grain_of(n), [&](int64_t begin, int64_t end) {
-    T* buffer = row_buffers<T>(args.dtype, n, 2);
-    for (int64_t row = begin; row < end; ++row) {
-      const T* dy = load(args.dy, args.dtype, row * n, n, buffer);
-      const T* y = load(args.y, args.dtype, row * n, n, buffer + n);
-      T* dx = target(args.dx, args.dtype, row * n, buffer);
-      backward_row(args.log, dy, y, dx, n);
-      finish(args.dx, args.dtype, row * n, n, dx);
-    }
+    with_streaming(streams_rows<Stored>(args.outer, n), [&](auto streamed) {
+      for (int64_t row = begin; row < end; row += group)
+        backward_group<Stored, streamed.value>(args, row, min(group, end - row));
+    });
   });
 }
 
 // -------------------------------------------------------------------------------- along another axis
 
-// Calls run(first, columns) for every block of columns: `first` is the block's first element, and rows of
-// the block are `inner` elements apart.
-template <class Run>
-void for_each_block(int64_t outer, int64_t n, int64_t inner, Run run) {
-  const int64_t blocks = (inner + kColumns - 1) / kColumns;
-  parallel_for(outer * blocks, grain_of(n * kColumns), [&](int64_t begin, int64_t end) {
+// Calls run(first, columns, registers) for every block of columns, several registers wide or, at the end, up to one.
+// `first` is the block's first element; rows of the block are `inner` elements apart.
+template <class T, class Run>
+void for_each_column_block(int64_t outer, int64_t n, int64_t inner, const Run& run) {
+  constexpr int64_t wide = kRegisters * kLanes<T>;
+  const int64_t blocks = ceil_div(inner, wide);
+  parallel_for(outer * blocks, grain_of(n * min(inner, wide)), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      const int64_t column = block % blocks * kColumns;
-      const int64_t columns = inner - column < kColumns ? inner - column : kColumns;
-      run(block / blocks * n * inner + column, columns);
+      const int64_t first = block % blocks * wide, last = min(inner, first + wide);
+      const int64_t start = block / blocks * n * inner;
+      if (last - first == wide) {
+        run(start + first, int64_t(kLanes<T>), Constant<kRegisters>());
+      } else {
+        for (int64_t column = first; column < last; column += kLanes<T>)
+          run(start + column, min(last - column, kLanes<T>), Constant<1>());
+      }
     }
   });
 }
 
-template <class T>
+template <class Stored>
 void forward_columns(const SoftmaxArgs& args) {
-  for_each_block(args.outer, args.n, args.inner, [&](int64_t first, int64_t columns) {
-    T highest[kColumns], sums[kColumns] = {}, x_buffer[kColumns], y_buffer[kColumns];
-    auto for_each_row = [&](auto&& visit) {
-      for (int64_t row = 0, at = first; row < args.n; ++row, at += args.inner)
-        visit(at, load(args.x, args.dtype, at, columns, x_buffer));
+  using T = Compute<Stored>;
+  const Stored* x = static_cast<const Stored*>(args.x);
+  Stored* y = static_cast<Stored*>(args.y);
+  for_each_column_block<T>(args.outer, args.n, args.inner, [&](int64_t first, int64_t count, auto registers) {
+    constexpr int64_t width = registers.value * kLanes<T>;
+    T* buffer = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(args.n * width) * sizeof(T)));
+    Values<T> highest[registers.value], sums[registers.value];
+    // Calls visit(where, r, row) for every register.
+    const auto for_each = [&](const auto& visit) FASTNN_INLINED {
+      for (int64_t row = 0; row < args.n; ++row)
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < registers.value; ++r) visit(first + row * args.inner + r * kLanes<T>, r, row);
     };
-    for (int64_t c = 0; c < kColumns; ++c) highest[c] = -static_cast<T>(INFINITY);
-    for_each_row([&](int64_t, const T* x) {
-      for (int64_t c = 0; c < columns; ++c) highest[c] = x[c] > highest[c] ? x[c] : highest[c];
+    for (int64_t r = 0; r < registers.value; ++r) {
+      highest[r] = broadcast<T>(-static_cast<T>(INFINITY));
+      sums[r] = Values<T>{};
+    }
+    for_each([&](int64_t at, int64_t r, int64_t) FASTNN_INLINED {
+      const Values<T> value = load_values<Stored>(x + at, count);
+      highest[r] = value > highest[r] ? value : highest[r];
     });
-    for_each_row([&](int64_t, const T* x) {
-      for (int64_t c = 0; c < columns; ++c) sums[c] += exp_(x[c] - highest[c]);
+    for_each([&](int64_t at, int64_t r, int64_t row) FASTNN_INLINED {
+      const Values<T> e = exp_lanes(load_values<Stored>(x + at, count) - highest[r]);
+      sums[r] += e;
+      store_values<T>(buffer + row * width + r * kLanes<T>, e);
     });
-    for (int64_t c = 0; c < columns; ++c) sums[c] = args.log ? log_(sums[c]) : T(1) / sums[c];
-    for_each_row([&](int64_t at, const T* x) {
-      T* y = target(args.y, args.dtype, at, y_buffer);
-#pragma GCC ivdep
-      for (int64_t c = 0; c < columns; ++c)
-        y[c] = args.log ? (x[c] - highest[c]) - sums[c] : exp_(x[c] - highest[c]) * sums[c];
-      finish(args.y, args.dtype, at, columns, y);
-    });
+    for (int64_t r = 0; r < registers.value; ++r)
+      for (int64_t lane = 0; lane < kLanes<T>; ++lane)
+        sums[r][lane] = args.log ? log_(T(sums[r][lane])) : T(1) / sums[r][lane];
+    if (args.log)
+      for_each([&](int64_t at, int64_t r, int64_t) FASTNN_INLINED {
+        store_values<Stored>(y + at, (load_values<Stored>(x + at, count) - highest[r]) - sums[r], count);
+      });
+    else
+      for_each([&](int64_t at, int64_t r, int64_t row) FASTNN_INLINED {
+        store_values<Stored>(y + at, load_values<T>(buffer + row * width + r * kLanes<T>) * sums[r], count);
+      });
   });
 }
 
-template <class T>
+template <class Stored>
 void backward_columns(const SoftmaxBackwardArgs& args) {
-  for_each_block(args.outer, args.n, args.inner, [&](int64_t first, int64_t columns) {
-    T totals[kColumns] = {}, dy_buffer[kColumns], y_buffer[kColumns], dx_buffer[kColumns];
-    auto for_each_row = [&](auto&& visit) {
-      for (int64_t row = 0, at = first; row < args.n; ++row, at += args.inner)
-        visit(at, load(args.dy, args.dtype, at, columns, dy_buffer), load(args.y, args.dtype, at, columns, y_buffer));
+  using T = Compute<Stored>;
+  const Stored *dy = static_cast<const Stored*>(args.dy), *y = static_cast<const Stored*>(args.y);
+  Stored* dx = static_cast<Stored*>(args.dx);
+  for_each_column_block<T>(args.outer, args.n, args.inner, [&](int64_t first, int64_t count, auto registers) {
+    Values<T> totals[registers.value] = {};
+    const auto for_each = [&](const auto& visit) FASTNN_INLINED {
+      for (int64_t row = 0; row < args.n; ++row)
+#pragma GCC unroll 4
+        for (int64_t r = 0; r < registers.value; ++r) {
+          const int64_t at = first + row * args.inner + r * kLanes<T>;
+          visit(at, r, load_values<Stored>(dy + at, count), load_values<Stored>(y + at, count));
+        }
     };
-    for_each_row([&](int64_t, const T* dy, const T* y) {
-      for (int64_t c = 0; c < columns; ++c) totals[c] += args.log ? dy[c] : dy[c] * y[c];
-    });
-    for_each_row([&](int64_t at, const T* dy, const T* y) {
-      T* dx = target(args.dx, args.dtype, at, dx_buffer);
-#pragma GCC ivdep
-      for (int64_t c = 0; c < columns; ++c)
-        dx[c] = args.log ? dy[c] - exp_(y[c]) * totals[c] : y[c] * (dy[c] - totals[c]);
-      finish(args.dx, args.dtype, at, columns, dx);
-    });
+    for_each([&](int64_t, int64_t r, Values<T> gradient, Values<T> value)
+                 FASTNN_INLINED { totals[r] += args.log ? gradient : gradient * value; });
+    if (args.log)
+      for_each([&](int64_t at, int64_t r, Values<T> gradient, Values<T> value)
+                   FASTNN_INLINED { store_values<Stored>(dx + at, gradient - exp_lanes(value) * totals[r], count); });
+    else
+      for_each([&](int64_t at, int64_t r, Values<T> gradient, Values<T> value)
+                   FASTNN_INLINED { store_values<Stored>(dx + at, value * (gradient - totals[r]), count); });
   });
 }
 
 // ------------------------------------------------------------------------------------------ launchers
 
-template <class Args>
-bool is_empty(const Args& args) {
-  return args.outer == 0 || args.n == 0 || args.inner == 0;
+template <class Stored>
+void forward_of(const SoftmaxArgs& args) {
+  args.inner == 1 ? forward_rows<Stored>(args) : forward_columns<Stored>(args);
+}
+
+template <class Stored>
+void backward_of(const SoftmaxBackwardArgs& args) {
+  args.inner == 1 ? backward_rows<Stored>(args) : backward_columns<Stored>(args);
 }
 
 void forward(const SoftmaxArgs& args) {
-  const bool wide = args.dtype == DType::Float64;
-  if (is_empty(args)) return;
-  if (args.inner == 1) return wide ? forward_rows<double>(args) : forward_rows<float>(args);
-  wide ? forward_columns<double>(args) : forward_columns<float>(args);
+  if (args.outer == 0 || args.n == 0 || args.inner == 0) return;
+  if (args.dtype == DType::Float32) return forward_of<float>(args);
+  if (args.dtype == DType::Float64) return forward_of<double>(args);
+  args.dtype == DType::BFloat16 ? forward_of<bfloat16>(args) : forward_of<float16>(args);
 }
 
 void backward(const SoftmaxBackwardArgs& args) {
-  const bool wide = args.dtype == DType::Float64;
-  if (is_empty(args)) return;
-  if (args.inner == 1) return wide ? backward_rows<double>(args) : backward_rows<float>(args);
-  wide ? backward_columns<double>(args) : backward_columns<float>(args);
+  if (args.outer == 0 || args.n == 0 || args.inner == 0) return;
+  if (args.dtype == DType::Float32) return backward_of<float>(args);
+  if (args.dtype == DType::Float64) return backward_of<double>(args);
+  args.dtype == DType::BFloat16 ? backward_of<bfloat16>(args) : backward_of<float16>(args);
 }
 
 }  // namespace

@@ -22,7 +22,7 @@ from fastnn.nn.activation import (
     Softsign,
     Tanh,
 )
-from fastnn.nn.batchnorm import BatchNorm1d, BatchNorm2d, BatchNorm3d
+from fastnn.nn.attention import KVCache, MultiheadAttention, RotaryEmbedding
 from fastnn.nn.container import ModuleDict, ModuleList, ParameterList, Sequential
 from fastnn.nn.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d
 from fastnn.nn.dropout import Dropout, Dropout1d, Dropout2d
@@ -41,6 +41,17 @@ from fastnn.nn.loss import (
     SmoothL1Loss,
 )
 from fastnn.nn.module import Module, Parameter
+from fastnn.nn.norm import (
+    BatchNorm1d,
+    BatchNorm2d,
+    BatchNorm3d,
+    GroupNorm,
+    InstanceNorm1d,
+    InstanceNorm2d,
+    InstanceNorm3d,
+    LayerNorm,
+    RMSNorm,
+)
 from fastnn.nn.pooling import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -56,6 +67,15 @@ from fastnn.nn.pooling import (
     MaxPool3d,
     MinPool1d,
     MinPool2d,
+)
+from fastnn.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastnn.nn.transformer import (
+    SinusoidalPositionalEncoding,
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
 )
 
 __all__ = [name for name in dir() if not name.startswith("_")]

@@ -12,6 +12,8 @@ OptionalSize = SupportsIndex | None | Iterable[SupportsIndex | None]
 
 def sizes(value: Size, count: int, name: str) -> tuple[int, ...]:
     """``count`` ints: a single one repeated, or a sequence checked for its length."""
+    if type(value) is int:  # most calls; asking for Iterable takes longer than a small kernel
+        return (value,) * count
     try:
         values = tuple(index(v) for v in value) if isinstance(value, Iterable) else (index(value),) * count
     except TypeError:

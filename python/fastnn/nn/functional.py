@@ -123,6 +123,33 @@ def conv_transpose2d(
     )
 
 
+# ---- attention ------------------------------------------------------------------------------------
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(scale Q K^T + mask) V, fused: the (L, S) matrix is never stored. Vaswani et al. 2017.
+
+    query (..., heads, L, E), key (..., heads, S, E), value (..., heads, S, Ev) -> (..., heads, L, Ev). ``attn_mask``
+    broadcasts to (..., heads, L, S): where a boolean one is False the key takes no part, a floating one is added to
+    the scores and may require a gradient. ``is_causal``: query i sees the keys up to i. ``scale`` is 1/sqrt(E) unless
+    given. ``enable_gqa``: every head of key and value serves several of query. ``dropout_p`` applies as given: pass 0
+    in evaluation. A query that sees no key gives 0.
+
+    The result is stored as (..., L, heads, Ev), so that ``transpose(1, 2).flatten(2)`` moves nothing. ValueError for
+    shapes that do not fit, and for both ``attn_mask`` and ``is_causal``; TypeError for dtypes that differ.
+    """
+    return _C.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+
+
 # ---- pooling --------------------------------------------------------------------------------------
 
 
@@ -462,6 +489,60 @@ def batch_norm(
     return _C.batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
 
 
+def layer_norm(
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * weight + bias over the last axes, of ``normalized_shape``. Ba et al. 2016.
+
+    ``weight`` and ``bias`` have that shape. Statistics are kept in float32 for 16-bit inputs.
+    """
+    return _C.layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight over the last axes, of ``normalized_shape``. Zhang and Sennrich 2019.
+
+    Without ``eps``, the machine epsilon of the input's dtype.
+    """
+    return _C.rms_norm(input, normalized_shape, weight, eps)
+
+
+def group_norm(
+    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """Normalizes each group of channels of each sample of (N, C, ...), then x weight + bias by channel (C,).
+
+    Wu and He 2018. ValueError where the channels do not divide into ``num_groups``.
+    """
+    return _C.group_norm(input, num_groups, weight, bias, eps)
+
+
+def instance_norm(
+    input: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalizes each channel of each sample of (N, C, ...), then x weight + bias by channel. Ulyanov et al. 2016.
+
+    The running statistics, if given, are updated in place with the mean over the samples; without
+    ``use_input_stats`` they normalize.
+    """
+    if not use_input_stats:
+        return _C.batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
+    return _C.instance_norm(input, running_mean, running_var, weight, bias, momentum, eps)
+
+
 def normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12) -> Tensor:
     """x / max(||x||_p, eps) along ``dim``."""
     return input / input.norm(p, dim, True).clamp(min=eps)
@@ -498,6 +579,26 @@ def cross_entropy(
     if is_debug():
         _warn_if_probabilities(input)
     return _C.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    bias: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    chunk: int = 0,
+) -> Tensor:
+    """``cross_entropy(linear(input, weight, bias), target)`` without its logits: rows go through in chunks.
+
+    input (..., H), weight (C, H), bias (C,), target (...) of class ids. At most ``chunk`` x C logits are in memory
+    (0: about 8 million) instead of one row for each target. With ``reduction`` "mean" or "sum" the gradients are
+    computed in the forward, and take the place of input, weight and bias once more; with "none" the backward
+    computes the logits again. RuntimeError on a second derivative.
+    """
+    return _C.linear_cross_entropy(input, weight, target, bias, ignore_index, reduction, label_smoothing, chunk)
 
 
 def nll_loss(

@@ -14,8 +14,8 @@ from fastnn.nn.arguments import Size, conv_padding, sizes
 from fastnn.nn.utils.fusion import folded
 
 if TYPE_CHECKING:
-    from fastnn.nn.batchnorm import BatchNorm2d
     from fastnn.nn.conv import Conv2d
+    from fastnn.nn.norm import BatchNorm2d
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": _C.relu,
@@ -96,6 +96,20 @@ def _conv2d(
     if _recorded(input, weight, bias, residual):
         return _finish(_C.conv2d(input, weight, bias, *options), activation, residual)
     return _C.fused_conv2d(input, weight, bias, *options, residual, activation or "")
+
+
+def add_layer_norm(
+    input: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
+) -> tuple[Tensor, Tensor]:
+    """(s, layer_norm(s)) with s = input + residual, in one pass; both (..., *weight.shape). With gradients."""
+    total, normed = _C.add_layer_norm(input, residual, weight, bias, eps)
+    return total, normed
+
+
+def add_rms_norm(input: Tensor, residual: Tensor, weight: Tensor, eps: float | None = None) -> tuple[Tensor, Tensor]:
+    """(s, rms_norm(s)) with s = input + residual, in one pass; both (..., *weight.shape). With gradients."""
+    total, normed = _C.add_rms_norm(input, residual, weight, eps)
+    return total, normed
 
 
 class ConvBN:

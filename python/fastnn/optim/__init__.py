@@ -1,8 +1,26 @@
-"""Optimizers and learning rate schedulers under PyTorch's names."""
+"""Optimizers, learning rate schedulers and weight averages under PyTorch's names."""
 
-from fastnn.optim import lr_scheduler
-from fastnn.optim.adam import Adam, AdamW
+from fastnn.optim import lr_scheduler, swa_utils
+from fastnn.optim.adam import Adam, Adamax, AdamW, NAdam, RAdam
+from fastnn.optim.adaptive import Adadelta, Adagrad, RMSprop
+from fastnn.optim.lion import Lion
+from fastnn.optim.muon import Muon
 from fastnn.optim.optimizer import Optimizer
 from fastnn.optim.sgd import SGD
 
-__all__ = ["SGD", "Adam", "AdamW", "Optimizer", "lr_scheduler"]
+__all__ = [
+    "SGD",
+    "Adadelta",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "Lion",
+    "Muon",
+    "NAdam",
+    "Optimizer",
+    "RAdam",
+    "RMSprop",
+    "lr_scheduler",
+    "swa_utils",
+]

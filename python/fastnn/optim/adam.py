@@ -1,14 +1,33 @@
-"""Adam and AdamW."""
+"""Adam and its relatives: steps scaled by running moments of the gradient."""
 
-from typing import Any
+import math
+from typing import Any, Unpack
 
-from fastnn import _C
 from fastnn._C import Tensor
-from fastnn.nn.utils import gradients_of
-from fastnn.optim.optimizer import Optimizer, Params
+from fastnn.optim.optimizer import Implementation, Optimizer, Params
 
 
-class Adam(Optimizer):
+class _Moments(Optimizer):
+    """What the relatives share: ``betas`` and ``eps``, and a fused step of all that have taken as many steps."""
+
+    states: tuple[str, ...] = ("exp_avg", "exp_avg_sq")
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        for position, beta in enumerate(group["betas"]):
+            self._check_beta(f"betas[{position}]", beta)
+        if not group["eps"] >= 0:
+            raise ValueError(f"{type(self).__name__}: eps must not be negative, got {group['eps']}")
+
+    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        for step, members in self._by_step(params).items():
+            self._step_members(group, members, step)
+
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+        raise NotImplementedError
+
+
+class Adam(_Moments):
     """Adaptive moments, Kingma and Ba 2015, algorithm 1::
 
         g = grad + weight_decay * p
@@ -17,9 +36,8 @@ class Adam(Optimizer):
         p = p - lr * (m / (1 - beta1^t)) / (sqrt(v / (1 - beta2^t)) + eps)
 
     With ``amsgrad`` the largest v so far takes the place of v. Reddi et al. 2018.
+    ``decoupled_weight_decay``: as AdamW.
     """
-
-    decoupled = False  # is the weight decay apart from the gradient?
 
     def __init__(
         self,
@@ -31,52 +49,22 @@ class Adam(Optimizer):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        decoupled_weight_decay: bool = False,
+        **implementation: Unpack[Implementation],
     ) -> None:
-        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(params, {**options, "amsgrad": amsgrad, "maximize": maximize})
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad}
+        options |= {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
+        super().__init__(params, options, **implementation)
 
-    def _check_options(self, group: dict[str, Any]) -> None:
-        super()._check_options(group)
-        for position, beta in enumerate(group["betas"]):
-            if not 0 <= beta < 1:
-                raise ValueError(f"{type(self).__name__}: betas[{position}] must be in [0, 1), got {beta}")
-        if not group["eps"] >= 0:
-            raise ValueError(f"{type(self).__name__}: eps must not be negative, got {group['eps']}")
-
-    def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        by_step: dict[int, list[Tensor]] = {}  # a layer unfrozen later counts from its own start
-        for p in params:
-            state = self._state_of(p, group["amsgrad"])
-            state["step"] += 1
-            by_step.setdefault(state["step"], []).append(p)
-        for step, members in by_step.items():
-            self._update(group, members, step)
-
-    def _state_of(self, p: Tensor, amsgrad: bool) -> dict[str, Any]:
-        state = self.state.setdefault(p, {})
-        if not state:
-            state.update(step=0, exp_avg=_C.zeros_like(p.detach()), exp_avg_sq=_C.zeros_like(p.detach()))
-        if amsgrad and "max_exp_avg_sq" not in state:
-            state["max_exp_avg_sq"] = _C.zeros_like(p.detach())
-        return state
-
-    def _update(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
-        states = [self.state[p] for p in params]
-        beta1, beta2 = group["betas"]
-        _C.adam_step(
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+        (beta1, beta2), amsgrad = group["betas"], group["amsgrad"]
+        self._update(
+            "amsgrad" if amsgrad else "adam",
+            group,
             params,
-            gradients_of(params),
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
-            step,
-            group["lr"],
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            self.decoupled,
-            group["maximize"],
+            (*self.states, "max_exp_avg_sq") if amsgrad else self.states,
+            [beta1, beta2, group["lr"] / (1 - beta1**step), math.sqrt(1 - beta2**step), group["eps"]],
+            group["decoupled_weight_decay"],
         )
 
 
@@ -85,8 +73,6 @@ class AdamW(Adam):
 
     Loshchilov and Hutter 2019.
     """
-
-    decoupled = True
 
     def __init__(
         self,
@@ -98,5 +84,111 @@ class AdamW(Adam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        **implementation: Unpack[Implementation],
     ) -> None:
-        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, maximize=maximize)
+        options = {"maximize": maximize, "decoupled_weight_decay": True}
+        super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **options, **implementation)
+
+
+class NAdam(_Moments):
+    """Adam with Nesterov's momentum, whose strength mu grows with the steps. Dozat 2016::
+
+    mu_t = beta1 * (1 - 0.96^(t * momentum_decay) / 2)
+    p = p - lr * ((1 - mu_t) * g / (1 - mu_1 ... mu_t) + mu_(t+1) * m / (1 - mu_1 ... mu_(t+1)))
+               / (sqrt(v / (1 - beta2^t)) + eps)
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **implementation: Unpack[Implementation],
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        options |= {"momentum_decay": momentum_decay, "decoupled_weight_decay": decoupled_weight_decay}
+        super().__init__(params, {**options, "maximize": maximize}, **implementation)
+
+    def _check_options(self, group: dict[str, Any]) -> None:
+        super()._check_options(group)
+        if not group["momentum_decay"] >= 0:
+            raise ValueError(f"NAdam: momentum_decay must not be negative, got {group['momentum_decay']}")
+
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+        (beta1, beta2), lr, decay = group["betas"], group["lr"], group["momentum_decay"]
+        mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
+        by_product: dict[float, list[Tensor]] = {}  # parameters of one age, unless their options ever differed
+        for p in params:
+            self.state[p]["mu_product"] = product = self.state[p].get("mu_product", 1.0) * mu
+            by_product.setdefault(product, []).append(p)
+        for product, members in by_product.items():
+            of_g, of_m = lr * (1 - mu) / (1 - product), lr * mu_next / (1 - product * mu_next)
+            coefficients = [beta1, beta2, of_g, of_m, math.sqrt(1 - beta2**step), group["eps"]]
+            self._update("nadam", group, members, self.states, coefficients, group["decoupled_weight_decay"])
+
+
+class RAdam(_Moments):
+    """Adam that starts with plain averages until the variance of its step is tractable. Liu et al. 2020."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        *,
+        maximize: bool = False,
+        **implementation: Unpack[Implementation],
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, {**options, "decoupled_weight_decay": decoupled_weight_decay}, **implementation)
+
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+        beta1, beta2 = group["betas"]
+        step_size, correction2 = group["lr"] / (1 - beta1**step), 1 - beta2**step
+        longest = 2 / (1 - beta2) - 1  # length of the average that v becomes, and its length now
+        length = longest - 2 * step * beta2**step / correction2
+        if length > 5:
+            ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            rule, coefficients = "radam", [beta1, beta2, step_size * math.sqrt(ratio * correction2), group["eps"]]
+        else:
+            rule, coefficients = "radam_start", [beta1, beta2, step_size]
+        self._update(rule, group, params, self.states, coefficients, group["decoupled_weight_decay"])
+
+
+class Adamax(_Moments):
+    """Adam with the infinity norm, Kingma and Ba 2015, algorithm 2::
+
+    m = beta1 * m + (1 - beta1) * g
+    u = max(beta2 * u, |g| + eps)
+    p = p - lr / (1 - beta1^t) * m / u
+    """
+
+    states = ("exp_avg", "exp_inf")
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        *,
+        maximize: bool = False,
+        **implementation: Unpack[Implementation],
+    ) -> None:
+        options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
+        super().__init__(params, options, **implementation)
+
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+        beta1, beta2 = group["betas"]
+        coefficients = [beta1, beta2, group["lr"] / (1 - beta1**step), group["eps"]]
+        self._update("adamax", group, params, self.states, coefficients)

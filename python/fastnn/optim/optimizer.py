@@ -1,23 +1,41 @@
 """Optimizer: parameter groups, per-parameter state, and both as a state_dict in PyTorch's format."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
+from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.autograd import enable_grad, no_grad
 from fastnn.nn.module import clear_grad
+from fastnn.nn.utils import gradients_of
 
-Params = Iterable[Tensor] | Iterable[dict[str, Any]]
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Implementation(TypedDict, total=False):
+    """PyTorch's choice among its implementations: accepted and without effect, for every step here is fused."""
+
+    foreach: bool | None
+    fused: bool | None
+    capturable: bool
+    differentiable: bool
 
 
 class Optimizer:
     """The base: a subclass gives ``defaults`` and ``_step_group``.
 
-    ``params`` are tensors, or dicts with ``params`` and options that override the defaults.
-    A step is one fused call for each group.
+    ``params`` are tensors, (name, tensor) pairs, or dicts with ``params`` and options that override the
+    defaults. A step is one fused call for each group. Of the keywords for PyTorch's implementations
+    (``foreach``, ``fused``, ``capturable``, ``differentiable``) only ``differentiable=True`` is refused:
+    a step is outside autograd.
     """
 
-    def __init__(self, params: Params, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: Params, defaults: dict[str, Any], **implementation: Unpack[Implementation]) -> None:
+        kind = type(self).__name__
+        if unknown := set(implementation) - set(Implementation.__annotations__):
+            raise TypeError(f"{kind}: unknown arguments {sorted(unknown)}")
+        if implementation.get("differentiable"):
+            raise ValueError(f"{kind}: differentiable=True is not supported, a step is outside autograd")
         if isinstance(params, Tensor):
             raise TypeError("an optimizer takes an iterable of tensors or dicts, got a single Tensor")
         self.defaults = defaults
@@ -35,6 +53,10 @@ class Optimizer:
             raise TypeError(f"a parameter group must be a dict, got {type(param_group).__name__}")
         given = param_group["params"]
         params = [given] if isinstance(given, Tensor) else list(given)
+        names = [p[0] for p in params if isinstance(p, tuple)]
+        params = [p[1] if isinstance(p, tuple) else p for p in params]
+        if 0 < len(names) < len(params):
+            raise ValueError("an optimizer got parameters of which some have names and some do not")
         seen = {id(p) for group in self.param_groups for p in group["params"]}
         for p in params:
             if not isinstance(p, Tensor):
@@ -45,6 +67,8 @@ class Optimizer:
                 raise ValueError(f"a parameter of shape {tuple(p.shape)} is given to the optimizer twice")
             seen.add(id(p))
         group = {**self.defaults, **param_group, "params": params}
+        if names:
+            group["param_names"] = names
         self._check_options(group)
         self.param_groups.append(group)
 
@@ -54,9 +78,57 @@ class Optimizer:
             if not group[name] >= 0:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {group[name]}")
 
+    def _check_beta(self, name: str, value: float) -> None:
+        if not 0 <= value < 1:
+            raise ValueError(f"{type(self).__name__}: {name} must be in [0, 1), got {value}")
+
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Updates the parameters of one group that have a gradient."""
         raise NotImplementedError
+
+    def _by_step(self, params: list[Tensor]) -> dict[int, list[Tensor]]:
+        """Counts a step for each parameter; the parameters by that count.
+
+        A layer unfrozen later counts from its own start.
+        """
+        found: dict[int, list[Tensor]] = {}
+        for p in params:
+            state = self.state.setdefault(p, {"step": 0})
+            state["step"] += 1
+            found.setdefault(state["step"], []).append(p)
+        return found
+
+    def _update(
+        self,
+        rule: str,
+        group: dict[str, Any],
+        params: list[Tensor],
+        states: Iterable[str],
+        coefficients: list[float],
+        decoupled: bool = False,
+    ) -> None:
+        """One fused step of these parameters; a state that is not there yet starts at zero.
+
+        With ``decoupled`` the weight decay acts on the parameter itself, else it adds to the gradient.
+        """
+        rows = []
+        for name in states:
+            for p in params:
+                state = self.state.setdefault(p, {})
+                if name not in state:
+                    state[name] = _C.zeros_like(p.detach())
+            rows.append([self.state[p][name] for p in params])
+        decay = group["weight_decay"]
+        _C.optimizer_step(
+            rule,
+            params,
+            gradients_of(params),
+            rows,
+            coefficients,
+            0.0 if decoupled else decay,
+            1 - group["lr"] * decay if decoupled else 1.0,
+            group["maximize"],
+        )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update from the gradients now in ``.grad``. ``closure`` computes the loss anew and is returned."""
@@ -113,6 +185,8 @@ class Optimizer:
         for name, value in saved.items():
             if name == "step":
                 restored[name] = int(value)
+            elif name == "mu_product":
+                restored[name] = float(value)
             elif isinstance(value, Tensor):
                 if tuple(value.shape) != tuple(p.shape):
                     raise ValueError(

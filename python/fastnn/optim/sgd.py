@@ -1,11 +1,9 @@
 """Stochastic gradient descent with momentum."""
 
-from typing import Any
+from typing import Any, Unpack
 
-from fastnn import _C
 from fastnn._C import Tensor
-from fastnn.nn.utils import gradients_of
-from fastnn.optim.optimizer import Optimizer, Params
+from fastnn.optim.optimizer import Implementation, Optimizer, Params
 
 
 class SGD(Optimizer):
@@ -28,9 +26,10 @@ class SGD(Optimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        **implementation: Unpack[Implementation],
     ) -> None:
-        options = {"lr": lr, "momentum": momentum, "dampening": dampening}
-        super().__init__(params, {**options, "weight_decay": weight_decay, "nesterov": nesterov, "maximize": maximize})
+        options = {"lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
+        super().__init__(params, {**options, "nesterov": nesterov, "maximize": maximize}, **implementation)
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
@@ -40,28 +39,14 @@ class SGD(Optimizer):
             raise ValueError("SGD: nesterov needs a momentum and no dampening")
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        if group["momentum"] == 0:
-            self._update(group, params, None, True)
+        lr, momentum = group["lr"], group["momentum"]
+        if momentum == 0:
+            self._update("descent", group, params, (), [lr])
             return
+        rule, states = "nesterov" if group["nesterov"] else "momentum", ("momentum_buffer",)
         fresh = [p for p in params if "momentum_buffer" not in self.state.get(p, {})]
         moving = [p for p in params if "momentum_buffer" in self.state.get(p, {})]
-        for p in fresh:
-            self.state.setdefault(p, {})["momentum_buffer"] = _C.empty_like(p.detach())
-        for members, first_step in ((fresh, True), (moving, False)):
-            if members:
-                self._update(group, members, [self.state[p]["momentum_buffer"] for p in members], first_step)
-
-    @staticmethod
-    def _update(group: dict[str, Any], params: list[Tensor], buffers: list[Tensor] | None, first_step: bool) -> None:
-        _C.sgd_step(
-            params,
-            gradients_of(params),
-            buffers,
-            group["lr"],
-            group["momentum"],
-            group["dampening"],
-            group["weight_decay"],
-            group["nesterov"],
-            group["maximize"],
-            first_step,
-        )
+        if fresh:
+            self._update(rule, group, fresh, states, [lr, momentum, 0.0, 1.0])
+        if moving:
+            self._update(rule, group, moving, states, [lr, momentum, momentum, 1 - group["dampening"]])

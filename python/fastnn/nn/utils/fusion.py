@@ -11,9 +11,9 @@ from fastnn.autograd import no_grad
 from fastnn.nn.module import Parameter
 
 if TYPE_CHECKING:
-    from fastnn.nn.batchnorm import _BatchNorm
     from fastnn.nn.conv import _Conv
     from fastnn.nn.linear import Linear
+    from fastnn.nn.norm import _BatchNorm
 
 
 @no_grad()

@@ -3,7 +3,7 @@
 // nothing stored shortly before is loaded again. Ordinary stores at levels below AVX2.
 #pragma once
 
-#include "ops/pool/lanes_cpu.h"
+#include "simd/lanes.h"
 
 namespace fastnn {
 namespace {
@@ -11,6 +11,12 @@ namespace {
 constexpr int64_t kStreamedBytes = int64_t(16) << 20;
 
 inline bool is_line_start(const void* p) { return reinterpret_cast<uintptr_t>(p) % 64 == 0; }
+
+// Do `rows` rows of n values want to be streamed: are they stored at full width, and too many for the caches?
+template <class Stored>
+inline bool streams_rows(int64_t rows, int64_t n) {
+  return sizeof(Stored) == sizeof(Compute<Stored>) && rows * n * int64_t(sizeof(Stored)) > kStreamedBytes;
+}
 
 // 32-bit and 64-bit values only; p is aligned to the register.
 template <class T>
@@ -24,6 +30,22 @@ inline void stream_values(T* p, Values<T> values) {
 #endif
 }
 
+// A row written register by register, put(i, count) giving the values: partial registers at its ends where it is
+// streamed, so that the others are aligned.
+template <bool kStreamed, class Stored, class Put>
+inline FASTNN_INLINED void write_row(Stored* to, int64_t n, const Put& put) {
+  using T = Compute<Stored>;
+  int64_t i = 0;
+  if constexpr (kStreamed && sizeof(Stored) == sizeof(T)) {
+    i = min(int64_t(-reinterpret_cast<uintptr_t>(to) % kVectorBytes / sizeof(T)), n);
+    if (i) store_values<Stored>(to, put(int64_t(0), i), i);
+    for (; i + kLanes<T> <= n; i += kLanes<T>) stream_values<T>(to + i, put(i, int64_t(kLanes<T>)));
+  } else {
+    for (; i + kLanes<T> <= n; i += kLanes<T>) store_values<Stored>(to + i, put(i, int64_t(kLanes<T>)));
+  }
+  if (i < n) store_values<Stored>(to + i, put(i, n - i), n - i);
+}
+
 // Streamed stores are seen by other threads only after this.
 inline void finish_streaming() {
 #if defined(__AVX2__)
@@ -31,11 +53,19 @@ inline void finish_streaming() {
 #endif
 }
 
+// Calls run(streamed) with a constant, and finishes.
+template <class Run>
+inline FASTNN_INLINED void with_streaming(bool streamed, const Run& run) {
+  if (!streamed) return run(Constant<0>());
+  run(Constant<1>());
+  finish_streaming();
+}
+
 // memcpy whose whole lines are streamed.
 inline void stream_copy(void* to, const void* from, int64_t bytes) {
   char* target = static_cast<char*>(to);
   const char* source = static_cast<const char*>(from);
-  const int64_t head = smaller(int64_t(-reinterpret_cast<uintptr_t>(target) % 64), bytes);
+  const int64_t head = min(int64_t(-reinterpret_cast<uintptr_t>(target) % 64), bytes);
   memcpy(target, source, size_t(head));
   int64_t i = head;
   for (; i + 64 <= bytes; i += 64)
@@ -55,7 +85,7 @@ inline void fill(Stored* to, Compute<Stored> value, int64_t n) {
 template <class Stored>
 inline void stream_fill(Stored* to, Compute<Stored> value, int64_t n) {
   constexpr int64_t per_line = 64 / int64_t(sizeof(Stored));
-  const int64_t head = smaller(int64_t(-reinterpret_cast<uintptr_t>(to) % 64) / int64_t(sizeof(Stored)), n);
+  const int64_t head = min(int64_t(-reinterpret_cast<uintptr_t>(to) % 64) / int64_t(sizeof(Stored)), n);
   alignas(64) Stored line[per_line];
   fill<Stored>(line, value, per_line);
   fill<Stored>(to, value, head);

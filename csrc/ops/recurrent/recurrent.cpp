@@ -1,0 +1,313 @@
+#include "ops/recurrent/recurrent.h"
+
+#include <algorithm>
+#include <iterator>
+#include <memory>
+
+#include "core/autograd.h"
+#include "ops/copy/copy.h"
+#include "ops/copy/create.h"
+#include "ops/copy/view.h"
+#include "ops/elementwise/elementwise.h"
+#include "ops/matmul/matmul.h"
+#include "ops/reduce/reduce.h"
+
+namespace fastnn {
+
+Kernel<RecurrentArgs> recurrent_forward{"recurrent", Subnormals::Flush};
+Kernel<RecurrentBackwardArgs> recurrent_backward{"recurrent_backward", Subnormals::Flush};
+
+namespace {
+
+constexpr const char* kCellNames[] = {"rnn_tanh", "rnn_relu", "lstm", "gru", "gru_reset_before"};
+
+// How the rows of a sequence lie; shared by the forward and its backward.
+struct Layout {
+  std::vector<int64_t> batch_sizes, begins;  // of a packed sequence
+  bool packed, batch_first, reverse;
+  int64_t n_steps, batch, n_rows;
+
+  RecurrentRows rows() const {
+    return {n_steps,
+            batch,
+            packed ? batch_sizes.data() : nullptr,
+            packed ? begins.data() : nullptr,
+            batch_first ? 1 : batch,
+            batch_first ? n_steps : 1,
+            reverse};
+  }
+};
+
+std::shared_ptr<const Layout> packed_layout(const char* op, const Tensor& x, const RecurrentOptions& options) {
+  auto layout = std::make_shared<Layout>();
+  layout->packed = true;
+  layout->batch_first = false;
+  layout->reverse = options.reverse;
+  layout->batch_sizes = options.batch_sizes;
+  layout->n_steps = int64_t(options.batch_sizes.size());
+  layout->batch = options.batch_sizes[0];
+  layout->n_rows = 0;
+  int64_t before = layout->batch;
+  for (const int64_t size : options.batch_sizes) {
+    check(size >= 1 && size <= before, op, ": batch_sizes of a packed sequence must be positive and not increase, got ",
+          size, " after ", before);
+    before = size;
+    layout->begins.push_back(layout->n_rows);
+    layout->n_rows += size;
+    check(layout->n_rows <= x.size(0), op, ": batch_sizes add up to more than the ", x.size(0), " packed rows");
+  }
+  check(layout->n_rows == x.size(0), op, ": batch_sizes add up to ", layout->n_rows, ", but there are ", x.size(0),
+        " packed rows");
+  return layout;
+}
+
+std::shared_ptr<const Layout> make_layout(const char* op, const Tensor& x, const RecurrentOptions& options) {
+  if (!options.batch_sizes.empty()) {
+    check(x.ndim() == 2, op, ": expected packed rows (rows, features), got shape ", x.shape());
+    return packed_layout(op, x, options);
+  }
+  check(x.ndim() == 3, op, ": expected a 3-D input, got shape ", x.shape());
+  const int time = options.batch_first ? 1 : 0;
+  auto layout = std::make_shared<Layout>();
+  layout->packed = false;
+  layout->batch_first = options.batch_first;
+  layout->reverse = options.reverse;
+  layout->n_steps = x.size(time);
+  layout->batch = x.size(1 - time);
+  layout->n_rows = layout->n_steps * layout->batch;
+  check(layout->n_steps >= 1, op, ": expected a sequence of at least one step, got shape ", x.shape());
+  return layout;
+}
+
+void check_matrix(const char* op, const char* name, const Tensor& x, const Tensor& like, const Dims& shape) {
+  check_same_device(op, like, x);
+  check_same_dtype(op, like, x);
+  check(x.shape() == shape, op, ": ", name, " has shape ", x.shape(), ", but ", shape, " is expected");
+}
+
+void check_weights(const char* op, Cell cell, const Tensor& x, const RecurrentWeights& w) {
+  check<TypeError>(x.is_floating(), op, ": not implemented for ", x.dtype());
+  check(w.ih.ndim() == 2 && w.hh.ndim() == 2, op, ": expected 2-D weights, got shapes ", w.ih.shape(), " and ",
+        w.hh.shape());
+  const int64_t gates = cell_gates(cell), hidden = w.ih.size(0) / gates;
+  check(hidden >= 1 && w.ih.size(0) == gates * hidden, op, ": weight_ih has ", w.ih.size(0),
+        " rows, but a positive multiple of ", gates, " is expected");
+  check(x.size(-1) == w.ih.size(1), op, ": input of shape ", x.shape(), " has ", x.size(-1),
+        " features, but weight_ih of shape ", w.ih.shape(), " expects ", w.ih.size(1));
+  check(!w.hr.defined() || cell == Cell::Lstm, op, ": only an LSTM has a projection");
+  check(!w.hr.defined() || (w.hr.ndim() == 2 && w.hr.size(0) >= 1), op,
+        ": expected a 2-D projection of at least one row");
+  const int64_t outputs = w.hr.defined() ? w.hr.size(0) : hidden;
+  check_matrix(op, "weight_ih", w.ih, x, {gates * hidden, x.size(-1)});
+  check_matrix(op, "weight_hh", w.hh, x, {gates * hidden, outputs});
+  if (w.hr.defined()) check_matrix(op, "weight_hr", w.hr, x, {outputs, hidden});
+  check(w.bias_ih.defined() == w.bias_hh.defined(), op, ": expected both biases or none");
+  if (!w.bias_ih.defined()) return;
+  check_matrix(op, "bias_ih", w.bias_ih, x, {gates * hidden});
+  check_matrix(op, "bias_hh", w.bias_hh, x, {gates * hidden});
+}
+
+const void* data_of(const Tensor& x) { return x.defined() ? x.raw() : nullptr; }
+void* writable(const Tensor& x) { return x.defined() ? x.raw() : nullptr; }
+Tensor plain(const Tensor& x) { return x.defined() ? contiguous(detach(x)) : x; }
+// The first n elements, or columns.
+Tensor first_columns(const Tensor& x, int64_t begin, int64_t n) { return narrow(x, x.ndim() - 1, begin, n); }
+
+// All biases that are added before the steps, in the compute type. In Cell::Gru, b_hn comes after a product.
+Tensor added_bias(Cell cell, const RecurrentWeights& w) {
+  if (!w.bias_ih.defined()) return Tensor();
+  const DType compute = compute_dtype(w.ih.dtype());
+  const Tensor ih = to(w.bias_ih, compute), hh = to(w.bias_hh, compute);
+  if (cell != Cell::Gru) return add(ih, hh);
+  const int64_t hidden = ih.size(0) / 3;
+  return cat(
+      {add(first_columns(ih, 0, 2 * hidden), first_columns(hh, 0, 2 * hidden)), first_columns(ih, 2 * hidden, hidden)},
+      0);
+}
+
+// gates[:, :columns] = x W_ih^T + bias, in the compute type.
+void multiply_input(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates) {
+  GemmArgs args{};
+  args.m = gates.size(0), args.n = weight.size(0), args.k = weight.size(1);
+  args.a = x.raw(), args.a_row = args.k, args.a_column = 1;
+  args.b = weight.raw(), args.b_row = 1, args.b_column = args.k;
+  args.c = gates.raw(), args.c_row = gates.size(1);
+  args.dtype = x.dtype();
+  args.c_dtype = gates.dtype();
+  if (bias.defined()) args.bias_kind = GemmBias::PerColumn, args.bias = bias.raw();
+  matmul_forward(x.device(), args);
+}
+
+// What the forward leaves for its backward.
+struct SavedSequence {
+  Cell cell;
+  std::shared_ptr<const Layout> layout;
+  Saved x, ih, hh, hr, h0, c0;
+  SavedOutput y;
+  Tensor gates, cells, unprojected;  // of this node alone
+};
+
+Tensor as_rows(const Tensor& x) { return x.ndim() == 2 ? x : reshape(x, {x.size(0) * x.size(1), x.size(2)}); }
+
+// The state that each row came from: y one step earlier, h0 (or zeros) at the first.
+Tensor previous_states(const Layout& layout, const Tensor& y, const Tensor& h0) {
+  const Tensor previous = empty(y.shape(), y.dtype(), y.device());
+  const auto rows_at = [&](const Tensor& x, int64_t step, int64_t n_steps) {
+    if (layout.packed) return narrow(x, 0, layout.begins[size_t(step)], layout.batch_sizes[size_t(step)]);
+    return narrow(x, layout.batch_first ? 1 : 0, step, n_steps);
+  };
+  const auto start = [&](const Tensor& target, int64_t first) {
+    if (target.numel() == 0) return;
+    if (!h0.defined()) return fill_into(target, Scalar(0));
+    const Tensor states = narrow(h0, 0, first, target.numel() / h0.size(1));
+    copy_into(target, layout.packed ? states : unsqueeze(states, layout.batch_first ? 1 : 0));
+  };
+  const int64_t last = layout.n_steps - 1;
+  if (!layout.packed) {
+    start(rows_at(previous, layout.reverse ? last : 0, 1), 0);
+    if (last > 0) copy_into(rows_at(previous, layout.reverse ? 0 : 1, last), rows_at(y, layout.reverse ? 1 : 0, last));
+    return as_rows(previous);
+  }
+  for (int64_t step = 0; step <= last; ++step) {
+    const int64_t from = layout.reverse ? step + 1 : step - 1, size = layout.batch_sizes[size_t(step)];
+    const int64_t known = from < 0 || from > last ? 0 : std::min(size, layout.batch_sizes[size_t(from)]);
+    const Tensor target = rows_at(previous, step, 1);
+    if (known > 0) copy_into(narrow(target, 0, 0, known), narrow(rows_at(y, from, 1), 0, 0, known));
+    start(narrow(target, 0, known, size - known), known);
+  }
+  return previous;
+}
+
+Tensor transposed_product(const Tensor& a, const Tensor& b) { return mm(transpose(a, 0, 1), b); }
+
+// r h of Cell::GruResetBefore, for all rows.
+Tensor reset_states(const Tensor& gates, const Tensor& previous, int64_t hidden) {
+  return mul(to(first_columns(gates, 0, hidden), previous.dtype()), previous);
+}
+
+// The gradient of weight_hh, from dgates as RecurrentBackwardArgs lays them out.
+Tensor hidden_weight_grad(const SavedSequence& saved, const Tensor& dgates, const Tensor& previous, int64_t hidden) {
+  if (saved.cell == Cell::Gru) {
+    const Tensor n_r_z = transposed_product(first_columns(dgates, 0, 3 * hidden), previous);
+    return cat({narrow(n_r_z, 0, hidden, 2 * hidden), narrow(n_r_z, 0, 0, hidden)}, 0);
+  }
+  if (saved.cell == Cell::GruResetBefore)
+    return cat(
+        {transposed_product(first_columns(dgates, 0, 2 * hidden), previous),
+         transposed_product(first_columns(dgates, 2 * hidden, hidden), reset_states(saved.gates, previous, hidden))},
+        0);
+  return transposed_product(dgates, previous);
+}
+
+Tensor hidden_bias_grad(Cell cell, const Tensor& dgates, int64_t hidden) {
+  if (cell != Cell::Gru) return sum(dgates, {0});
+  const Tensor n_r_z = sum(first_columns(dgates, 0, 3 * hidden), {0});
+  return cat({narrow(n_r_z, 0, hidden, 2 * hidden), narrow(n_r_z, 0, 0, hidden)}, 0);
+}
+
+enum Input : uint32_t { kX, kIh, kHh, kBiasIh, kBiasHh, kHr, kH0, kC0 };
+
+void backward(const SavedSequence& saved, Backward& b) {
+  const Tensor x = contiguous(b.get(saved.x)), ih = b.get(saved.ih), hh = plain(b.get(saved.hh));
+  const Tensor hr = plain(b.get(saved.hr));
+  const Tensor h0 = plain(b.get(saved.h0)), c0 = plain(b.get(saved.c0)), y = b.get(saved.y);
+  const bool lstm = saved.cell == Cell::Lstm, gru = saved.cell >= Cell::Gru;
+  const auto grad = [&](uint32_t output) { return b.has_grad(output) ? contiguous(b.grad(output)) : Tensor(); };
+  const Tensor dy = grad(0), dhn = grad(1), dcn = lstm ? grad(2) : Tensor();
+
+  const int64_t gates = cell_gates(saved.cell), hidden = hh.size(0) / gates, outputs = hh.size(1);
+  const Dims states{saved.layout->batch, outputs}, cell_states{saved.layout->batch, hidden};
+  const Tensor dgates = empty({saved.layout->n_rows, cell_saved(saved.cell) * hidden}, x.dtype(), x.device());
+  const Tensor doutputs = hr.defined() ? empty({saved.layout->n_rows, outputs}, x.dtype(), x.device()) : Tensor();
+  const Tensor dh0 = empty(states, x.dtype(), x.device());
+  const Tensor dc0 = lstm ? empty(cell_states, x.dtype(), x.device()) : Tensor();
+  recurrent_backward(x.device(), {saved.cell, x.dtype(), hidden, outputs, saved.layout->rows(), hh.raw(), data_of(hr),
+                                  saved.gates.raw(), data_of(saved.cells), gru ? y.raw() : nullptr, data_of(h0),
+                                  data_of(c0), data_of(dy), data_of(dhn), data_of(dcn), dgates.raw(),
+                                  writable(doutputs), dh0.raw(), writable(dc0)});
+
+  const Tensor dinput = saved.cell == Cell::Gru ? first_columns(dgates, hidden, 3 * hidden) : dgates;
+  if (b.needs(kX)) b.set(kX, reshape(mm(dinput, ih), x.shape()));
+  if (b.needs(kIh)) b.set(kIh, transposed_product(dinput, as_rows(x)));
+  if (b.needs(kHh)) b.set(kHh, hidden_weight_grad(saved, dgates, previous_states(*saved.layout, y, h0), hidden));
+  if (b.needs(kBiasIh)) b.set(kBiasIh, sum(dinput, {0}));
+  if (b.needs(kBiasHh)) b.set(kBiasHh, hidden_bias_grad(saved.cell, dgates, hidden));
+  if (b.needs(kHr)) b.set(kHr, transposed_product(doutputs, saved.unprojected));
+  if (b.needs(kH0)) b.set(kH0, dh0);
+  if (b.needs(kC0)) b.set(kC0, dc0);
+}
+
+}  // namespace
+
+Cell parse_cell(const std::string& name) {
+  for (size_t i = 0; i < std::size(kCellNames); ++i)
+    if (name == kCellNames[i]) return Cell(i);
+  fail("recurrent: expected 'rnn_tanh', 'rnn_relu', 'lstm', 'gru' or 'gru_reset_before', got '", name, "'");
+}
+
+std::vector<Tensor> recurrent(const Tensor& input, const RecurrentWeights& weights, const Tensor& h0, const Tensor& c0,
+                              const RecurrentOptions& options) {
+  const char* op = kCellNames[int(options.cell)];
+  const bool lstm = options.cell == Cell::Lstm;
+  check_weights(op, options.cell, input, weights);
+  const auto layout = make_layout(op, input, options);
+  const int64_t gates = cell_gates(options.cell), hidden = weights.hh.size(0) / gates, outputs = weights.hh.size(1);
+  const Dims states{layout->batch, outputs}, cell_states{layout->batch, hidden};
+  if (h0.defined()) check_matrix(op, "h_0", h0, input, states);
+  if (c0.defined()) check_matrix(op, "c_0", c0, input, cell_states);
+  check(!c0.defined() || lstm, op, ": only an LSTM has cell states");
+
+  const DType dtype = input.dtype(), compute = compute_dtype(dtype);
+  const Device device = input.device();
+  const bool save = needs_grad({input, weights.ih, weights.hh, weights.bias_ih, weights.bias_hh, weights.hr, h0, c0});
+  Dims shape = input.shape();
+  shape[shape.size() - 1] = outputs;
+  const Tensor y = empty(shape, dtype, device), hn = empty(states, dtype, device);
+  const Tensor cn = lstm ? empty(cell_states, dtype, device) : Tensor();
+  const Tensor activations = empty({layout->n_rows, cell_saved(options.cell) * hidden}, compute, device);
+  const Tensor cells = lstm && save ? empty({layout->n_rows, hidden}, compute, device) : Tensor();
+  const Tensor unprojected = weights.hr.defined() && save ? empty({layout->n_rows, hidden}, dtype, device) : Tensor();
+  {
+    GradMode off(false);
+    const Tensor hh = plain(weights.hh), hr = plain(weights.hr), first_h = plain(h0), first_c = plain(c0),
+                 bias_n = options.cell == Cell::Gru && weights.bias_hh.defined()
+                              ? to(plain(first_columns(weights.bias_hh, 2 * hidden, hidden)), compute)
+                              : Tensor();
+    const Tensor x = plain(input), ih = plain(weights.ih), bias = added_bias(options.cell, weights);
+    bool exact = true;
+    RecurrentArgs args{options.cell,
+                       dtype,
+                       save,
+                       hidden,
+                       outputs,
+                       layout->rows(),
+                       hh.raw(),
+                       data_of(hr),
+                       data_of(bias_n),
+                       activations.raw(),
+                       writable(cells),
+                       writable(unprojected),
+                       y.raw(),
+                       data_of(first_h),
+                       data_of(first_c),
+                       hn.raw(),
+                       writable(cn),
+                       &exact};
+    multiply_input(x, ih, bias, activations);
+    recurrent_forward(device, args);
+    if (!exact) {
+      args.exact = nullptr;
+      multiply_input(x, ih, bias, activations);
+      recurrent_forward(device, args);
+    }
+  }
+  std::vector<Tensor> results{y, hn};
+  if (lstm) results.push_back(cn);
+  return record(op, std::move(results),
+                {input, weights.ih, weights.hh, weights.bias_ih, weights.bias_hh, weights.hr, h0, c0},
+                [saved = SavedSequence{options.cell, layout, Saved(input), Saved(weights.ih), Saved(weights.hh),
+                                       Saved(weights.hr), Saved(h0), Saved(c0), SavedOutput(y, 0), activations, cells,
+                                       unprojected}](Backward& b) { backward(saved, b); });
+}
+
+}  // namespace fastnn

@@ -1,0 +1,104 @@
+// Recurrent layers over whole sequences: one node for one layer and direction.
+//
+//   rnn_tanh, rnn_relu   h' = act(x W_ih^T + b_ih + h W_hh^T + b_hh)
+//   lstm                 i, f, o = sigmoid(...), g = tanh(...)      c' = f c + i g     h' = o tanh(c') [W_hr^T]
+//   gru                  r, z = sigmoid(...)                        h' = (1 - z) n + z h
+//                        n = tanh(x W_in^T + b_in + r (h W_hn^T + b_hn))
+//   gru_reset_before     n = tanh(x W_in^T + b_in + (r h) W_hn^T + b_hn)          (Cho et al. 2014)
+//
+// Weights are stacked by gate, in this order, as PyTorch stacks them: i, f, g, o; r, z, n. W_hr (lstm alone) projects
+// the state to fewer outputs.
+//
+// A sequence is steps of rows: x (T, B, I), (B, T, I) when the batch comes first, or packed (rows, I), where step t
+// has batch_sizes[t] rows, non-increasing (PackedSequence of PyTorch). Results: y, which is x's shape with `outputs`
+// in place of I, and the last states h_n (B, outputs) and c_n (B, hidden).
+//
+// The input's products are made for all steps at once by the matrix engine and held, in the compute type, in `gates`,
+// where the steps leave the activations. Saved for backward: the activations, and c of an LSTM. The backward walks
+// the steps the other way and gives the gradients of the gates; those of the weights are products over all rows.
+// 16-bit types are storage: states stay float32 from step to step, y is rounded. There is no second derivative.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "core/kernel.h"
+#include "core/tensor.h"
+
+namespace fastnn {
+
+enum class Cell : uint8_t { RnnTanh, RnnRelu, Lstm, Gru, GruResetBefore };
+
+// Stacked in the weights.
+constexpr int64_t cell_gates(Cell cell) { return cell == Cell::Lstm ? 4 : cell >= Cell::Gru ? 3 : 1; }
+// Columns of `hidden` that the activations of a row take: a GRU that resets after keeps h W_hn^T + b_hn, too.
+constexpr int64_t cell_saved(Cell cell) { return cell == Cell::Gru ? 4 : cell_gates(cell); }
+
+// Row b of step t lies at begin(t) + b * row_stride.
+struct RecurrentRows {
+  int64_t n_steps, batch;
+  const int64_t* batch_sizes;  // of each step, non-increasing; null: `batch` each
+  const int64_t* begins;       // of each step; null: t * step_stride
+  int64_t step_stride, row_stride;
+  bool reverse;  // the last step comes first
+};
+
+// Matrices are contiguous. Of `dtype`, unless "compute" (float64, or float32).
+struct RecurrentArgs {
+  Cell cell;
+  DType dtype;
+  bool save;  // leave the activations
+  int64_t hidden, outputs;
+  RecurrentRows rows;
+  const void* weight_hh;  // (gates * hidden, outputs)
+  const void* weight_hr;  // (outputs, hidden); null: outputs = hidden
+  const void* bias_n;     // of h W_hn^T in Cell::Gru, compute; null: none. All other biases are in `gates`
+  void* gates;            // compute: (rows, saved * hidden), of which the first gates * hidden come filled
+  void* cells;            // compute: (rows, hidden); null unless an LSTM saves
+  void* unprojected;      // (rows, hidden); null unless an LSTM with a projection saves
+  void* y;                // (rows, outputs)
+  const void *h0, *c0;    // (batch, outputs), (batch, hidden); null: zeros
+  void *hn, *cn;          // of these shapes; cn null unless an LSTM
+  // Becomes false where matrix tiles were used on numbers that they are not exact for: then the gates have to be filled
+  // and the call made again, with null, which forbids tiles.
+  bool* exact;
+};
+extern Kernel<RecurrentArgs> recurrent_forward;
+
+// dgates is (rows, saved * hidden), the gradients before the activations. Cell::Gru keeps them in the order
+// (n times r, r, z, n): the first three are of h's products, the last three of x's.
+struct RecurrentBackwardArgs {
+  Cell cell;
+  DType dtype;
+  int64_t hidden, outputs;
+  RecurrentRows rows;
+  const void *weight_hh, *weight_hr;
+  const void *gates, *cells;   // as saved
+  const void* y;               // null unless a GRU
+  const void *h0, *c0;         // null: zeros
+  const void *dy, *dhn, *dcn;  // null: zeros
+  void* dgates;
+  void* doutputs;   // (rows, outputs): the whole gradient of y; null without a projection
+  void *dh0, *dc0;  // dc0 null unless an LSTM
+};
+extern Kernel<RecurrentBackwardArgs> recurrent_backward;
+
+struct RecurrentWeights {
+  Tensor ih, hh, bias_ih, bias_hh, hr;  // the biases may be undefined, hr is so without a projection
+};
+
+struct RecurrentOptions {
+  Cell cell;
+  bool batch_first = false;  // of a 3-D x
+  bool reverse = false;
+  std::vector<int64_t> batch_sizes;  // of a packed, 2-D x
+};
+
+// {y, h_n}, and c_n of an LSTM. The states may be undefined: zeros.
+std::vector<Tensor> recurrent(const Tensor& x, const RecurrentWeights& weights, const Tensor& h0, const Tensor& c0,
+                              const RecurrentOptions& options);
+
+// "rnn_tanh", "rnn_relu", "lstm", "gru" or "gru_reset_before". Throws ValueError for any other word.
+Cell parse_cell(const std::string& name);
+
+}  // namespace fastnn
