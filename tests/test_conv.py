@@ -1,4 +1,7 @@
-"""Convolution where the table of cases does not reach: derivatives of higher order, adjoints, module arguments."""
+"""Convolution where the table of cases does not reach: derivatives of higher order, adjoints, module arguments,
+Winograd's filtering."""
+
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -104,3 +107,113 @@ def test_channels_last_stays(name: str, dtype: str) -> None:
     roundoff = {"float64": 2.0**-53, "float32": 2.0**-24, "bfloat16": 2.0**-8}[dtype]
     for planes, pixels in zip(*results, strict=True):
         np.testing.assert_allclose(pixels, planes, rtol=0, atol=16 * roundoff * np.abs(planes).max())
+
+
+# ---- Winograd's filtering: 3x3, stride 1, float32, enough channels and tiles; on AMX the tiles do these ----
+
+
+@pytest.fixture
+def winograd() -> Iterator[None]:
+    """The switch as it was before."""
+    before = fastnn.is_winograd_enabled()
+    yield
+    fastnn.set_winograd_enabled(before)
+
+
+def both_ways(x: np.ndarray, w: np.ndarray, padding: tuple[int, int], dtype: type, enabled: bool) -> list[np.ndarray]:
+    """The convolution, and its input gradient at small integers."""
+    fastnn.set_winograd_enabled(enabled)
+    leaf = fastnn.tensor(x.astype(dtype)).requires_grad_()
+    y = F.conv2d(leaf, fastnn.tensor(w.astype(dtype)), padding=padding)
+    dy = np.random.default_rng(1).integers(-4, 5, y.shape).astype(dtype)
+    return [y.detach().numpy(), grad(y, leaf, fastnn.tensor(dy))[0].numpy()]
+
+
+def float32_normal(*shape: int) -> np.ndarray:
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def test_winograd_switch(winograd: None) -> None:
+    """On to begin with; where it is used, the sums are others than the direct convolution's."""
+    assert fastnn.is_winograd_enabled()
+    x, w = float32_normal(2, 32, 16, 16), float32_normal(32, 32, 3, 3)
+    filtered, direct = (both_ways(x, w, (1, 1), np.float32, enabled) for enabled in (True, False))
+    assert not fastnn.is_winograd_enabled()
+    for one, other in zip(filtered, direct, strict=True):
+        assert np.array_equal(one, other) == (fastnn._C.cpu_level() == "amx")
+    with pytest.raises(TypeError):
+        fastnn.set_winograd_enabled("yes")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("padding", [(0, 0), (1, 1), (2, 2), (0, 5)])
+@pytest.mark.parametrize(
+    "shape", [(40, 16, 17, 1, 1), (12, 19, 33, 5, 7), (1, 33, 19, 56, 56), (2, 18, 71, 9, 23), (1, 70, 16, 3, 130)]
+)
+def test_winograd_values(winograd: None, shape: tuple[int, ...], padding: tuple[int, int]) -> None:
+    """Within 9 C + 2 roundings of sum |x| |w| for every result: tails of channels, filters, tiles and blocks."""
+    n, c, k, height, width = shape
+    if min(height + 2 * padding[0], width + 2 * padding[1]) < 3:
+        padding = (1, 1)
+    x, w = float32_normal(n, c, height, width), float32_normal(k, c, 3, 3)
+    exact = both_ways(x, w, padding, np.float64, True)
+    actual = both_ways(x, w, padding, np.float32, True)
+    magnitude = F.conv2d(fastnn.tensor(np.abs(x)), fastnn.tensor(np.abs(w)), padding=padding).numpy()
+    assert (np.abs(actual[0] - exact[0]) <= (9 * c + 2) * 2.0**-24 * magnitude).all()
+    dy = np.random.default_rng(1).integers(-4, 5, exact[0].shape)
+    sums = F.conv_transpose2d(fastnn.tensor(np.abs(dy).astype(np.float64)), fastnn.tensor(np.abs(w).astype(np.float64)))
+    rows, columns = (slice(p, p + size) for p, size in zip(padding, (height, width), strict=True))
+    assert (np.abs(actual[1] - exact[1]) <= (9 * k + 2) * 2.0**-24 * sums.numpy()[:, :, rows, columns]).all()
+
+
+@pytest.mark.parametrize("channels", [64, 128, 256, 512])
+def test_winograd_error(winograd: None, channels: int) -> None:
+    """What set_winograd_enabled promises: at most 4 times the direct convolution's error on normal data."""
+    x, w = float32_normal(2, channels, 14, 14), float32_normal(channels, channels, 3, 3)
+    exact, filtered, direct = (
+        both_ways(x, w, (1, 1), dtype, enabled)
+        for dtype, enabled in ((np.float64, False), (np.float32, True), (np.float32, False))
+    )
+    for truth, actual, reference in zip(exact, filtered, direct, strict=True):
+        assert np.linalg.norm(actual - truth) <= 4 * np.linalg.norm(reference - truth)
+
+
+def test_winograd_leaves_what_is_not_finite_to_the_direct_convolution(winograd: None) -> None:
+    x, w = float32_normal(1, 32, 20, 20), float32_normal(32, 32, 3, 3)
+    for value in (np.inf, -np.inf, np.nan, 3e38):
+        x[0, 5, 4, 4] = value
+        with np.errstate(invalid="ignore"):
+            filtered, direct = (both_ways(x, w, (1, 1), np.float32, enabled)[0] for enabled in (True, False))
+        np.testing.assert_array_equal(filtered, direct)
+        assert np.isfinite(filtered).mean() > 0.9
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_winograd_with_bias_residual_and_activation(winograd: None, last: bool) -> None:
+    x, w, b, residual = (
+        normal(*s, requires_grad=False) for s in ((3, 20, 13, 15), (37, 20, 3, 3), (37,), (3, 37, 13, 15))
+    )
+    results = []
+    for dtype in (fastnn.float64, fastnn.float32):
+        image = x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2) if last else x
+        operands = [t.to(dtype) for t in (image, w, b)]
+        options = ((1, 1), (1, 1), (1, 1), 1, False)  # stride, padding, dilation, groups, same
+        results.append(fastnn._C.fused_conv2d(*operands, *options, residual.to(dtype), "gelu").double().numpy())
+    np.testing.assert_allclose(results[1], results[0], rtol=0, atol=(9 * 20 + 8) * 2.0**-24 * np.abs(results[0]).max())
+
+
+@pytest.mark.parametrize("shape", [(2, 24, 40, 56, 56), (2, 80, 40, 14, 14)])
+def test_winograd_is_bit_equal_over_thread_counts(winograd: None, shape: tuple[int, ...]) -> None:
+    """Tasks of blocks of tiles, and of panels of filters."""
+    n, c, k, height, width = shape
+    x, w = float32_normal(n, c, height, width), float32_normal(k, c, 3, 3)
+    before = fastnn.get_num_threads()
+    try:
+        results = []
+        for threads in (1, 2, 5):
+            fastnn.set_num_threads(threads)
+            results.append(both_ways(x, w, (1, 1), np.float32, True))
+    finally:
+        fastnn.set_num_threads(before)
+    for other in results[1:]:
+        for one, two in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)

@@ -343,6 +343,13 @@ void bind_matmul(Binder& b) {
 
 void bind_conv(Binder& b) {
   b.function(
+      "set_winograd_enabled", set_winograd_enabled, arg("enabled"),
+      "Whether float32 convolutions of 3 x 3 taps, stride and dilation 1, may run by Winograd's minimal filtering\n"
+      "F(4 x 4, 3 x 3) where that is faster (on by default; CPU levels without matrix tiles). Its error, relative\n"
+      "to the largest values of a tile, is up to 4 times the direct convolution's. Lavin and Gray,\n"
+      "arXiv:1509.09308.");
+  b.function("is_winograd_enabled", is_winograd_enabled, "What set_winograd_enabled was given last.");
+  b.function(
       "fused_conv2d",
       [](const Tensor& x, const Tensor& weight, const MaybeTensor& bias, const Dims& stride, const Dims& padding,
          const Dims& dilation, int64_t groups, bool same_padding, const MaybeTensor& residual,

@@ -1,6 +1,7 @@
 #include "ops/conv/conv.h"
 
 #include <algorithm>
+#include <atomic>
 #include <vector>
 
 #include "core/autograd.h"
@@ -17,6 +18,13 @@ Kernel<ConvArgs> conv_forward{"conv", Subnormals::Flush};
 Kernel<ConvArgs> conv_input_grad{"conv_input_grad", Subnormals::Flush};
 Kernel<ConvArgs> conv_weight_grad{"conv_weight_grad", Subnormals::Flush};
 Kernel<ConvPacking> conv_packing{"conv_packing"};
+
+namespace {
+std::atomic<bool> winograd_enabled{true};
+}  // namespace
+
+void set_winograd_enabled(bool enabled) { winograd_enabled = enabled; }
+bool is_winograd_enabled() { return winograd_enabled; }
 
 namespace {
 
@@ -119,6 +127,7 @@ Geometry make_geometry(const Tensor& given, const Tensor& weight, int64_t groups
   args.height = axes.begin()[0];
   args.width = spatial == 2 ? axes.begin()[1] : ConvAxis{1, 1, 1, 1, 0, 1};
   args.dtype = given.dtype();
+  args.winograd = is_winograd_enabled();
   args.channels_last =
       batched && spatial == 2 &&
       (given.memory_format() == MemoryFormat::ChannelsLast || weight.memory_format() == MemoryFormat::ChannelsLast);

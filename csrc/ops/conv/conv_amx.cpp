@@ -419,10 +419,16 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
   return plan;
 }
 
+// The vector units' direct convolution: of what tiles do not suit, and of what they could not do exactly.
+void convolve_directly(const Kernel<ConvArgs>& kernel, ConvArgs args) {
+  args.winograd = false;
+  call_level(kernel, CpuLevel::Avx512, args);
+}
+
 void forward(const ConvArgs& given) {
   const ConvArgs args = with_long_rows(given);
   const PassPlan plan = forward_plan(args);
-  if (!suits_tiles(args, plan) || !run_plan(args, plan)) call_level(conv_forward, CpuLevel::Avx512, given);
+  if (!suits_tiles(args, plan) || !run_plan(args, plan)) convolve_directly(conv_forward, given);
 }
 
 void packing(const ConvPacking& request) {
@@ -448,7 +454,7 @@ bool input_grad_by_tiles(const ConvArgs& args) {
 }
 
 void input_grad(const ConvArgs& args) {
-  if (!input_grad_by_tiles(with_long_rows(args))) call_level(conv_input_grad, CpuLevel::Avx512, args);
+  if (!input_grad_by_tiles(with_long_rows(args))) convolve_directly(conv_input_grad, args);
 }
 
 }  // namespace

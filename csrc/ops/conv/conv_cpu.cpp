@@ -14,6 +14,7 @@
 #include "ops/conv/conv.h"
 #include "ops/conv/depthwise_cpu.h"
 #include "ops/conv/planes_cpu.h"
+#include "ops/conv/winograd_cpu.h"
 
 namespace fastnn {
 namespace {
@@ -339,12 +340,12 @@ void input_grad_typed(const ConvArgs& args) {
 
 void forward(const ConvArgs& args) {
   if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::Forward, forward);
-  if (FASTNN_LEVEL::depthwise_forward(args)) return;
+  if (FASTNN_LEVEL::depthwise_forward(args) || FASTNN_LEVEL::winograd_forward(args)) return;
   return args.dtype == DType::Float64 ? forward_typed<double>(args) : forward_typed<float>(args);
 }
 void input_grad(const ConvArgs& args) {
   if (args.channels_last) return FASTNN_LEVEL::conv_through_planes(args, ConvPass::InputGrad, input_grad);
-  if (FASTNN_LEVEL::depthwise_input_grad(args)) return;
+  if (FASTNN_LEVEL::depthwise_input_grad(args) || FASTNN_LEVEL::winograd_input_grad(args)) return;
   return args.dtype == DType::Float64 ? input_grad_typed<double>(args) : input_grad_typed<float>(args);
 }
 
