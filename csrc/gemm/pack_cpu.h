@@ -1,5 +1,6 @@
 // Packing: a strip of a matrix, `kWidth` wide and `depth` deep, rewritten as [depth][kWidth] in the
-// type the micro-kernel computes in, padded with zeros to the full width. Included by gemm_cpu.cpp and conv_cpu_winograd.cpp.
+// type the micro-kernel computes in, padded with zeros to the full width. Included by gemm_cpu.cpp and
+// conv_cpu_winograd.cpp.
 //
 // The strip's element (p, w) is source[p * depth_stride + w * width_stride]: panels of A have w = row,
 // panels of B have w = column, so one function packs both, transposed or not. 16-bit floats are
