@@ -12,8 +12,8 @@ inline Values<float> exp_lanes(Values<float> x) {
   // Outside this range the result is 0 or infinity; NaN passes through both comparisons.
   x = x > 89.0f ? 89.0f - Values<float>{} : x;
   x = x < -104.0f ? -104.0f - Values<float>{} : x;
-  const Values<float> shifted = x * 1.44269504f + 12582912.0f;
-  const Values<float> n = shifted - 12582912.0f;
+  const Values<float> shifted = x * 1.44269504f + kRoundToInteger;
+  const Values<float> n = shifted - kRoundToInteger;
   const Values<float> p = expm1_small((x - n * 0.693359375f) + n * 2.12194440e-4f) + 1.0f;
 #ifdef __AVX512F__
   return Values<float>(_mm512_maskz_scalef_ps(0xffff, __m512(p), __m512(n)));

@@ -9,7 +9,7 @@
 //   tanh, erf    both are expm1 of something: precise near 0 without a second formula
 //   sin, cos     n = rint(x 2/pi), x - n pi/2 in double, polynomials on [-pi/4, pi/4]
 //
-// Errors against float64, over the whole range: at most 1 unit in the last place for exp, log, exp2; 1.6 for sin
+// Errors against float64, over the whole range: at most 1.1 units in the last place for exp, log, exp2; 1.6 for sin
 // and cos; 2.5 for the others but tan, 3.7 (tests/test_math.py).
 #pragma once
 
