@@ -16,8 +16,7 @@ class _Moments(Optimizer):
         super()._check_options(group)
         for position, beta in enumerate(group["betas"]):
             self._check_beta(f"betas[{position}]", beta)
-        if not group["eps"] >= 0:
-            raise ValueError(f"{type(self).__name__}: eps must not be negative, got {group['eps']}")
+        self._check_not_negative(group, "eps")
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for step, members in self._by_step(params).items():
@@ -117,8 +116,7 @@ class NAdam(_Moments):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
-        if not group["momentum_decay"] >= 0:
-            raise ValueError(f"NAdam: momentum_decay must not be negative, got {group['momentum_decay']}")
+        self._check_not_negative(group, "momentum_decay")
 
     def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
         (beta1, beta2), lr, decay = group["betas"], group["lr"], group["momentum_decay"]

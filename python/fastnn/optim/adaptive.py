@@ -11,9 +11,7 @@ class _Adaptive(Optimizer):
     """What they share: options of which none may be negative."""
 
     def _check_options(self, group: dict[str, Any]) -> None:
-        for name, value in self.defaults.items():
-            if not isinstance(value, bool) and not group[name] >= 0:
-                raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {group[name]}")
+        self._check_not_negative(group, *(name for name, value in self.defaults.items() if not isinstance(value, bool)))
 
 
 class Adagrad(_Adaptive):

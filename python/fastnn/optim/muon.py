@@ -38,8 +38,7 @@ class Muon(Optimizer):
 
     def _check_options(self, group: dict[str, Any]) -> None:
         super()._check_options(group)
-        if not group["momentum"] >= 0:
-            raise ValueError(f"Muon: momentum must not be negative, got {group['momentum']}")
+        self._check_not_negative(group, "momentum")
         if not 0 <= group["ns_steps"] < 100:
             raise ValueError(f"Muon: ns_steps must be in [0, 100), got {group['ns_steps']}")
         if len(group["ns_coefficients"]) != 3:
@@ -54,12 +53,7 @@ class Muon(Optimizer):
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
         momentum = group["momentum"]
-        for p in params:
-            state = self.state.setdefault(p, {})
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = _C.zeros_like(p.detach())
-        grads = gradients_of(params)
-        buffers = [self.state[p]["momentum_buffer"] for p in params]
+        grads, buffers = gradients_of(params), self._state_of(params, "momentum_buffer")
         _C.optimizer_step("average", buffers, grads, [], [1 - momentum])
         for p, grad, buffer in zip(params, grads, buffers, strict=True):
             direction = _C.lerp(grad, buffer, momentum) if group["nesterov"] else buffer

@@ -74,7 +74,10 @@ class Optimizer:
 
     def _check_options(self, group: dict[str, Any]) -> None:
         """ValueError for an option out of range."""
-        for name in ("lr", "weight_decay"):
+        self._check_not_negative(group, "lr", "weight_decay")
+
+    def _check_not_negative(self, group: dict[str, Any], *names: str) -> None:
+        for name in names:
             if not group[name] >= 0:
                 raise ValueError(f"{type(self).__name__}: {name} must not be negative, got {group[name]}")
 
@@ -98,6 +101,14 @@ class Optimizer:
             found.setdefault(state["step"], []).append(p)
         return found
 
+    def _state_of(self, params: list[Tensor], name: str) -> list[Tensor]:
+        """The states of this name; one that is not there yet starts at zero."""
+        for p in params:
+            state = self.state.setdefault(p, {})
+            if name not in state:
+                state[name] = _C.zeros_like(p.detach())
+        return [self.state[p][name] for p in params]
+
     def _update(
         self,
         rule: str,
@@ -107,17 +118,11 @@ class Optimizer:
         coefficients: list[float],
         decoupled: bool = False,
     ) -> None:
-        """One fused step of these parameters; a state that is not there yet starts at zero.
+        """One fused step of these parameters.
 
         With ``decoupled`` the weight decay acts on the parameter itself, else it adds to the gradient.
         """
-        rows = []
-        for name in states:
-            for p in params:
-                state = self.state.setdefault(p, {})
-                if name not in state:
-                    state[name] = _C.zeros_like(p.detach())
-            rows.append([self.state[p][name] for p in params])
+        rows = [self._state_of(params, name) for name in states]
         decay = group["weight_decay"]
         _C.optimizer_step(
             rule,
