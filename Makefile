@@ -79,7 +79,7 @@ sanitize: $(VENV)
 	cp $(SANITIZE)/_C*.so $(SANITIZE)/package/fastnn
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZE)/package \
-	  $(VENV)/bin/python -m pytest -q --capture=sys -m "not slow and not torch" $(SANITIZE_TESTS)
+	  $(VENV)/bin/python -m pytest -q -n $$(nproc) --capture=sys -m "not slow and not torch" $(SANITIZE_TESTS)
 
 clean:
 	rm -rf build dist $(VENV) .venv-*
