@@ -224,7 +224,7 @@ class Spin {
  private:
   bool first_ = true;
 #else
-  __device__ Spin() : start_(clock64()) {}
+  __device__ Spin() { start_ = clock64(); }
   __device__ void wait(const char*) {
     if (clock64() - start_ > kLimit) __trap();
   }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/cuda.h"
 #include "core/cuda_device.h"
 #include "core/cuda_launch.h"
 #include "gemm/mma_cuda.h"
@@ -22,9 +23,12 @@ void check_cuda(cudaError_t error, const char* what) {
   check<DeviceError>(error == cudaSuccess, what, ": ", cudaGetErrorString(error));
 }
 cudaStream_t cuda_stream() { return nullptr; }
-}  // namespace fastnn
-
-using namespace fastnn;
+void* cuda_allocate(size_t bytes, Device) {
+  void* block = nullptr;
+  check_cuda(cudaMalloc(&block, bytes), "cudaMalloc");
+  return block;
+}
+void cuda_release(void* block, size_t, Device) { cudaFree(block); }
 
 namespace {
 
@@ -372,8 +376,10 @@ bool make_mistake(const std::string& name) {
 }
 
 }  // namespace
+}  // namespace fastnn
 
 int main(int argc, char** argv) {
+  using namespace fastnn;
   try {
     if (argc > 1) {
       if (!make_mistake(argv[1])) printf("no such mistake: %s\n", argv[1]);
