@@ -34,6 +34,7 @@ struct WeightPass {
   int64_t filters, all_filters;   // of the group, of all groups
   int64_t out_rows, out_columns;  // of patches 1 and all positions
   int64_t patch_images = 0;       // that are laid out as patches at a time; 0: as planes
+  bool packed_by_tasks = false;   // dy: each reads some of it alone
 
   int64_t taps() const { return row_taps * column_taps; }
   int64_t positions() const { return (out_rows - 1) * x.planes.columns.length + out_columns; }
@@ -121,6 +122,17 @@ void pack_pixels(const WeightPass& pass, int64_t image, int64_t filter, int64_t 
   }
 }
 
+// Some steps of a panel and an image.
+template <int P, class T>
+void pack_steps(const WeightPass& pass, int64_t panel, int64_t image, int64_t step, int64_t steps, char* target,
+                RangeLanes& range) {
+  if (!pass.x.channels_last) return pack_rows<P, T>(pass, panel, image, step, steps, target, range);
+  for (int64_t i = 0; i < steps; ++i)
+    for (int64_t half = 0; half < 2; ++half)
+      pack_pixels<P, T>(pass, image, panel * kBlock + half * 16, (step + i) * kStepK,
+                        target + i * P * kBlockBytes + half * kTileBytes, range);
+}
+
 template <int P, class T>
 PartRange pack_gradient(const WeightPass& pass, char* memory) {
   PartRange* ranges = reinterpret_cast<PartRange*>(memory + pass.panels() * pass.panel_bytes<P>());
@@ -130,21 +142,24 @@ PartRange pack_gradient(const WeightPass& pass, char* memory) {
       const int64_t panel = unit / pass.x.images, image = unit % pass.x.images;
       char* target = memory + panel * pass.panel_bytes<P>() + image * steps * P * kBlockBytes;
       RangeLanes range;
-      for (int64_t s = 0; s < steps; s += kPackedSteps) {
-        const int64_t step_end = min(steps, s + kPackedSteps);
-        if (!pass.x.channels_last)
-          pack_rows<P, T>(pass, panel, image, s, step_end - s, target + s * P * kBlockBytes, range);
-        for (int64_t i = s; i < step_end && pass.x.channels_last; ++i)
-          for (int64_t half = 0; half < 2; ++half)
-            pack_pixels<P, T>(pass, image, panel * kBlock + half * 16, i * kStepK,
-                              target + i * P * kBlockBytes + half * kTileBytes, range);
-      }
+      for (int64_t s = 0; s < steps; s += kPackedSteps)
+        pack_steps<P, T>(pass, panel, image, s, min(kPackedSteps, steps - s), target + s * P * kBlockBytes, range);
       ranges[unit] = range.finish();
     }
   });
   PartRange range;
   for (int64_t unit = 0; unit < n; ++unit) range.add(ranges[unit]);
   return range;
+}
+
+// Steps [begin, end) of a panel, counted over the images present.
+template <int P, class T>
+void pack_chunk(const WeightPass& pass, int64_t panel, int64_t begin, int64_t end, char* target, RangeLanes& range) {
+  const int64_t steps = pass.image_steps();
+  for (int64_t s = begin, n = 0; s < end; s += n, target += n * P * kBlockBytes) {
+    n = min(end - s, steps - s % steps);
+    pack_steps<P, T>(pass, panel, s / steps, s % steps, n, target, range);
+  }
 }
 
 template <int P>
@@ -256,20 +271,23 @@ PartRange gather_patches(const WeightPass& pass, const int32_t* offsets, char* m
   return range;
 }
 
-// dy and x of `images` images from pass.x.first_image on. False: their parts are not exact.
+struct Prepared {
+  PartRange dy, x;
+
+  bool exact() const { return parts_are_exact(dy, x); }
+};
+
+// dy, unless tasks pack it, and x of `images` images from pass.x.first_image on.
 template <int P, class T>
-bool prepare(const ConvArgs& args, const WeightPass& pass, int64_t images, const PatchTables& tables, char* dy,
-             char* x) {
-  PartRange dy_range, x_range;
-  if (pass.patch_images) {
-    fill_tables(args, pass, images, tables);
-    dy_range = gather_gradient<P, T>(args, pass, tables.dy, dy);
-    x_range = gather_patches<P, T>(pass, tables.x, x);
-  } else {
-    dy_range = pack_gradient<P, T>(pass, dy);
-    x_range = prepare_planes<P>(pass.x, x);
+Prepared prepare(const ConvArgs& args, const WeightPass& pass, int64_t images, const PatchTables& tables, char* dy,
+                 char* x) {
+  if (!pass.patch_images) {
+    const PartRange packed = pass.packed_by_tasks ? PartRange() : pack_gradient<P, T>(pass, dy);
+    return {packed, prepare_planes<P>(pass.x, x)};
   }
-  return P == 1 || parts_are_exact(dy_range, x_range);
+  fill_tables(args, pass, images, tables);
+  const PartRange gathered = gather_gradient<P, T>(args, pass, tables.dy, dy);
+  return {gathered, gather_patches<P, T>(pass, tables.x, x)};
 }
 
 // --------------------------------------------------------------------------------------- product
@@ -300,7 +318,8 @@ WeightGrid make_grid(const WeightPass& pass, int64_t images) {
 // What the tasks share. Tables hold offsets of steps in a panel of dy, and of positions in x.
 struct WeightMemory {
   const char *dy, *x;
-  float* sums;  // null: a task stores its sums at once
+  float* sums;        // null: a task stores its sums at once
+  PartRange* ranges;  // of the dy that each task packs
   const int64_t *dy_steps, *x_steps;
 };
 
@@ -321,25 +340,35 @@ void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory
   const int64_t panel = block / grid.group_blocks * grid.panels, group = block % grid.group_blocks * grid.groups;
   const int64_t panel_end = min(panel + grid.panels, pass.panels()),
                 group_end = min(group + grid.groups, pass.groups());
-  const int64_t steps = pass.x.images * pass.image_steps();
-  const int64_t begin = steps * split / grid.splits, end = steps * (split + 1) / grid.splits;
+  const int64_t all_steps = pass.x.images * pass.image_steps();
+  const int64_t begin = all_steps * split / grid.splits, end = all_steps * (split + 1) / grid.splits;
   const int64_t floats = grid.task_floats(pass);
   float* sums = memory.sums ? memory.sums + task * floats
                             : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
   if (first && begin == end) fill_zero(sums, floats);
+  char* const chunk =
+      pass.packed_by_tasks
+          ? static_cast<char*>(thread_scratch(Scratch::GemmA, size_t(chunk_steps<P>() * P * kBlockBytes)))
+          : nullptr;
+  RangeLanes range;
   _tile_loadconfig(&kTileConfig);
   for (int64_t s = begin; s < end; s += chunk_steps<P>())
-    for (int64_t i = panel; i < panel_end; ++i)
+    for (int64_t i = panel; i < panel_end; ++i) {
+      const int64_t steps = min(chunk_steps<P>(), end - s);
+      if (chunk) pack_chunk<P, T>(pass, i, s, s + steps, chunk, range);
+      const char* dy = chunk ? chunk - memory.dy_steps[s] : memory.dy + i * pass.panel_bytes<P>();
       for (int64_t g = group; g < group_end; ++g)
         for (int64_t tap = 0; tap < pass.taps(); ++tap) {
-          const TileStream a{memory.dy + i * pass.panel_bytes<P>(), memory.dy_steps, 64, kTileBytes, kBlockBytes};
+          const TileStream a{dy, memory.dy_steps, 64, kTileBytes, kBlockBytes};
           const TileStream b{memory.x + pass.tap_offset(tap) + 2 * g * pass.x.group_bytes(), memory.x_steps, kLineBytes,
                              pass.x.group_bytes(), pass.x.part_bytes()};
           float* target = sums + (((i - panel) * grid.groups + g - group) * pass.taps() + tap) * kSumsPerBlock;
-          tile_block<P>(a, b, s, min(chunk_steps<P>(), end - s), pass.filters - i * kBlock > 16,
-                        pass.x.channels() - g * kStepK > 16, target, first && s == begin);
+          tile_block<P>(a, b, s, steps, pass.filters - i * kBlock > 16, pass.x.channels() - g * kStepK > 16, target,
+                        first && s == begin);
         }
+    }
   _tile_release();
+  if (chunk) memory.ranges[task] = range.finish();
   if (memory.sums) return;
   for (int64_t i = panel; i < panel_end; ++i)
     for (int64_t g = group; g < group_end; ++g)
@@ -401,39 +430,46 @@ bool suits_tiles(const ConvArgs& args) {
 template <int P, class T>
 bool run_group(const ConvArgs& args, int64_t group) {
   WeightPass pass = make_pass(args, group);
-  if (patches_pay<P>(args, pass)) {
-    lay_out_patches<P>(args, pass);
-  } else {
+  if (patches_pay<P>(args, pass)) lay_out_patches<P>(args, pass);
+  const WeightGrid grid = make_grid<P>(pass, pass.patch_images ? 1 : args.images);
+  if (!pass.patch_images) {
+    pass.packed_by_tasks = grid.group_blocks == 1 && grid.tasks() >= num_threads();
     set_slots<P>(pass.x, args.images);
-    pass.x.slots = max(1, min(pass.x.slots, kGradientBytes * pass.x.slots / gradient_bytes<P>(pass)));
+    if (!pass.packed_by_tasks)
+      pass.x.slots = max(1, min(pass.x.slots, kGradientBytes * pass.x.slots / gradient_bytes<P>(pass)));
   }
   const int64_t turn = pass.patch_images ? pass.patch_images : pass.x.slots;  // images at a time
-  const WeightGrid grid = make_grid<P>(pass, pass.patch_images ? 1 : args.images);
   const bool at_once = grid.splits == 1 && turn >= args.images;
   const int64_t max_steps = pass.x.slots * pass.image_steps();
   const int64_t table_bytes = ceil_div(max_steps * 16 + PatchTables::bytes(pass), 64) * 64;
+  const int64_t range_bytes = ceil_div(grid.tasks() * int64_t(sizeof(PartRange)), 64) * 64;
   const int64_t sum_bytes = at_once ? 0 : grid.tasks() * grid.task_floats(pass) * int64_t(sizeof(float));
+  const int64_t dy_bytes = pass.packed_by_tasks ? 0 : gradient_bytes<P>(pass);
   char* memory = static_cast<char*>(thread_scratch(
-      Scratch::GemmB, size_t(table_bytes + sum_bytes + gradient_bytes<P>(pass) + planes_bytes<P>(pass.x))));
+      Scratch::GemmB, size_t(table_bytes + range_bytes + sum_bytes + dy_bytes + planes_bytes<P>(pass.x))));
   int64_t *dy_steps = reinterpret_cast<int64_t*>(memory), *x_steps = dy_steps + max_steps;
   for (int64_t s = 0; s < max_steps; ++s) {
     dy_steps[s] = s * P * kBlockBytes;
     x_steps[s] = (s / pass.image_steps() * pass.x.plane() + s % pass.image_steps() * kStepK) / 2 * kLineBytes;
   }
   int32_t* offsets = reinterpret_cast<int32_t*>(x_steps + max_steps);
-  float* sums = at_once ? nullptr : reinterpret_cast<float*>(memory + table_bytes);
-  char *dy = memory + table_bytes + sum_bytes, *x = dy + gradient_bytes<P>(pass);
+  PartRange* ranges = reinterpret_cast<PartRange*>(memory + table_bytes);
+  float* sums = at_once ? nullptr : reinterpret_cast<float*>(memory + table_bytes + range_bytes);
+  char *dy = memory + table_bytes + range_bytes + sum_bytes, *x = dy + dy_bytes;
   const int64_t kernel = args.height.kernel * args.width.kernel;
   T* dw = static_cast<T*>(args.out) + group * args.out_channels * args.in_channels * kernel;
   for (int64_t image = 0; image < args.images; image += turn) {
     const int64_t images = min(turn, args.images - image);
     pass.x.first_image = image;
     if (!pass.patch_images) pass.x.images = images;
-    if (!prepare<P, T>(args, pass, images, {offsets, offsets + pass.out_columns}, dy, x)) return false;
+    Prepared parts = prepare<P, T>(args, pass, images, {offsets, offsets + pass.out_columns}, dy, x);
+    if (P > 1 && !parts.exact()) return false;
     parallel_for(grid.tasks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        run_task<P>(pass, grid, {dy, x, sums, dy_steps, x_steps}, task, image == 0, dw);
+        run_task<P>(pass, grid, {dy, x, sums, ranges, dy_steps, x_steps}, task, image == 0, dw);
     });
+    for (int64_t task = 0; task < grid.tasks() && pass.packed_by_tasks; ++task) parts.dy.add(ranges[task]);
+    if (P > 1 && !parts.exact()) return false;
   }
   if (sums) store_gradient(pass, grid, sums, dw);
   return true;
