@@ -32,9 +32,9 @@ struct WeightPass {
   const char* dy;                 // of the group's first channel
   DType dtype;
   int64_t filters, all_filters;   // of the group, of all groups
+  int64_t gradient_plane;         // positions of a filter of dy, in memory
   int64_t out_rows, out_columns;  // of patches 1 and all positions
   int64_t patch_images = 0;       // that are laid out as patches at a time; 0: as planes
-  bool packed_by_tasks = false;   // dy: each reads some of it alone
 
   int64_t taps() const { return row_taps * column_taps; }
   int64_t positions() const { return (out_rows - 1) * x.planes.columns.length + out_columns; }
@@ -42,7 +42,7 @@ struct WeightPass {
   bool gapless() const { return out_rows == 1 || x.planes.columns.length == out_columns; }
   template <class T>
   const T* gradient(int64_t image, int64_t filter) const {
-    return reinterpret_cast<const T*>(dy) + ((x.first_image + image) * all_filters + filter) * out_rows * out_columns;
+    return reinterpret_cast<const T*>(dy) + ((x.first_image + image) * all_filters + filter) * gradient_plane;
   }
   // Where a tap's pairs of the first group begin.
   int64_t tap_offset(int64_t tap) const {
@@ -101,7 +101,7 @@ void pack_pixels(const WeightPass& pass, int64_t image, int64_t filter, int64_t 
   const int64_t pitch = pass.x.planes.columns.length;
   const __mmask16 mask = lane_mask(pass.filters - filter);
   const T* pixels = reinterpret_cast<const T*>(pass.dy) +
-                    (pass.x.first_image + image) * pass.out_rows * pass.out_columns * pass.all_filters + filter;
+                    (pass.x.first_image + image) * pass.gradient_plane * pass.all_filters + filter;
   __m512i squares[P][16];
   for (int64_t q = 0; q < 16; ++q) {
     const char* pixel[2] = {};
@@ -150,16 +150,6 @@ PartRange pack_gradient(const WeightPass& pass, char* memory) {
   PartRange range;
   for (int64_t unit = 0; unit < n; ++unit) range.add(ranges[unit]);
   return range;
-}
-
-// Steps [begin, end) of a panel, counted over the images present.
-template <int P, class T>
-void pack_chunk(const WeightPass& pass, int64_t panel, int64_t begin, int64_t end, char* target, RangeLanes& range) {
-  const int64_t steps = pass.image_steps();
-  for (int64_t s = begin, n = 0; s < end; s += n, target += n * P * kBlockBytes) {
-    n = min(end - s, steps - s % steps);
-    pack_steps<P, T>(pass, panel, s / steps, s % steps, n, target, range);
-  }
 }
 
 template <int P>
@@ -271,18 +261,19 @@ PartRange gather_patches(const WeightPass& pass, const int32_t* offsets, char* m
   return range;
 }
 
+// What was seen of both.
 struct Prepared {
   PartRange dy, x;
 
   bool exact() const { return parts_are_exact(dy, x); }
 };
 
-// dy, unless tasks pack it, and x of `images` images from pass.x.first_image on.
+// dy and x of `images` images from pass.x.first_image on.
 template <int P, class T>
 Prepared prepare(const ConvArgs& args, const WeightPass& pass, int64_t images, const PatchTables& tables, char* dy,
                  char* x) {
   if (!pass.patch_images) {
-    const PartRange packed = pass.packed_by_tasks ? PartRange() : pack_gradient<P, T>(pass, dy);
+    const PartRange packed = pack_gradient<P, T>(pass, dy);
     return {packed, prepare_planes<P>(pass.x, x)};
   }
   fill_tables(args, pass, images, tables);
@@ -318,9 +309,24 @@ WeightGrid make_grid(const WeightPass& pass, int64_t images) {
 // What the tasks share. Tables hold offsets of steps in a panel of dy, and of positions in x.
 struct WeightMemory {
   const char *dy, *x;
-  float* sums;        // null: a task stores its sums at once
-  PartRange* ranges;  // of the dy that each task packs
+  float* sums;  // null: a task stores its sums at once
   const int64_t *dy_steps, *x_steps;
+};
+
+// What a task takes.
+struct TaskBlocks {
+  int64_t panel, panel_end, group, group_end;
+  int64_t split;
+  float* sums;  // [panel][group][tap]
+
+  TaskBlocks(const WeightPass& pass, const WeightGrid& grid, const WeightMemory& memory, int64_t task) {
+    const int64_t block = task / grid.splits, floats = grid.task_floats(pass);
+    split = task % grid.splits;
+    panel = block / grid.group_blocks * grid.panels, group = block % grid.group_blocks * grid.groups;
+    panel_end = min(panel + grid.panels, pass.panels()), group_end = min(group + grid.groups, pass.groups());
+    sums = memory.sums ? memory.sums + task * floats
+                       : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
+  }
 };
 
 // The sums of a panel and group go to dw.
@@ -333,46 +339,45 @@ void store_sums(const WeightPass& pass, const float* sums, int64_t splits, int64
                            min(kStepK, pass.x.channels() - group * kStepK)});
 }
 
+// Some steps of a panel, for all groups and taps of a task.
+template <int P>
+void multiply_panel(const WeightPass& pass, const WeightGrid& grid, const TaskBlocks& blocks, int64_t panel,
+                    const char* dy, const int64_t* dy_steps, const char* x, const int64_t* x_steps, int64_t step,
+                    int64_t steps, bool first) {
+  const TileStream a{dy, dy_steps, 64, kTileBytes, kBlockBytes};
+  float* sums = blocks.sums + (panel - blocks.panel) * grid.groups * pass.taps() * kSumsPerBlock;
+  for (int64_t g = blocks.group; g < blocks.group_end; ++g)
+    for (int64_t tap = 0; tap < pass.taps(); ++tap, sums += kSumsPerBlock) {
+      const TileStream b{x + pass.tap_offset(tap) + 2 * g * pass.x.group_bytes(), x_steps, kLineBytes,
+                         pass.x.group_bytes(), pass.x.part_bytes()};
+      tile_block<P>(a, b, step, steps, pass.filters - panel * kBlock > 16, pass.x.channels() - g * kStepK > 16, sums,
+                    first);
+    }
+}
+
+template <class T>
+void store_task(const WeightPass& pass, const WeightGrid& grid, const TaskBlocks& blocks, T* dw) {
+  for (int64_t i = blocks.panel; i < blocks.panel_end; ++i)
+    for (int64_t g = blocks.group; g < blocks.group_end; ++g)
+      store_sums(pass,
+                 blocks.sums + ((i - blocks.panel) * grid.groups + g - blocks.group) * pass.taps() * kSumsPerBlock, 1,
+                 0, i, g, dw);
+}
+
 template <int P, class T>
 void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory& memory, int64_t task, bool first,
               T* dw) {
-  const int64_t split = task % grid.splits, block = task / grid.splits;
-  const int64_t panel = block / grid.group_blocks * grid.panels, group = block % grid.group_blocks * grid.groups;
-  const int64_t panel_end = min(panel + grid.panels, pass.panels()),
-                group_end = min(group + grid.groups, pass.groups());
-  const int64_t all_steps = pass.x.images * pass.image_steps();
-  const int64_t begin = all_steps * split / grid.splits, end = all_steps * (split + 1) / grid.splits;
-  const int64_t floats = grid.task_floats(pass);
-  float* sums = memory.sums ? memory.sums + task * floats
-                            : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
-  if (first && begin == end) fill_zero(sums, floats);
-  char* const chunk =
-      pass.packed_by_tasks
-          ? static_cast<char*>(thread_scratch(Scratch::GemmA, size_t(chunk_steps<P>() * P * kBlockBytes)))
-          : nullptr;
-  RangeLanes range;
+  const TaskBlocks blocks(pass, grid, memory, task);
+  const int64_t steps = pass.x.images * pass.image_steps();
+  const int64_t begin = steps * blocks.split / grid.splits, end = steps * (blocks.split + 1) / grid.splits;
+  if (first && begin == end) fill_zero(blocks.sums, grid.task_floats(pass));
   _tile_loadconfig(&kTileConfig);
   for (int64_t s = begin; s < end; s += chunk_steps<P>())
-    for (int64_t i = panel; i < panel_end; ++i) {
-      const int64_t steps = min(chunk_steps<P>(), end - s);
-      if (chunk) pack_chunk<P, T>(pass, i, s, s + steps, chunk, range);
-      const char* dy = chunk ? chunk - memory.dy_steps[s] : memory.dy + i * pass.panel_bytes<P>();
-      for (int64_t g = group; g < group_end; ++g)
-        for (int64_t tap = 0; tap < pass.taps(); ++tap) {
-          const TileStream a{dy, memory.dy_steps, 64, kTileBytes, kBlockBytes};
-          const TileStream b{memory.x + pass.tap_offset(tap) + 2 * g * pass.x.group_bytes(), memory.x_steps, kLineBytes,
-                             pass.x.group_bytes(), pass.x.part_bytes()};
-          float* target = sums + (((i - panel) * grid.groups + g - group) * pass.taps() + tap) * kSumsPerBlock;
-          tile_block<P>(a, b, s, steps, pass.filters - i * kBlock > 16, pass.x.channels() - g * kStepK > 16, target,
-                        first && s == begin);
-        }
-    }
+    for (int64_t i = blocks.panel; i < blocks.panel_end; ++i)
+      multiply_panel<P>(pass, grid, blocks, i, memory.dy + i * pass.panel_bytes<P>(), memory.dy_steps, memory.x,
+                        memory.x_steps, s, min(chunk_steps<P>(), end - s), first && s == begin);
   _tile_release();
-  if (chunk) memory.ranges[task] = range.finish();
-  if (memory.sums) return;
-  for (int64_t i = panel; i < panel_end; ++i)
-    for (int64_t g = group; g < group_end; ++g)
-      store_sums(pass, sums + ((i - panel) * grid.groups + g - group) * pass.taps() * kSumsPerBlock, 1, 0, i, g, dw);
+  if (!memory.sums) store_task(pass, grid, blocks, dw);
 }
 
 // The sums of all tasks, those of different steps added up.
@@ -388,6 +393,140 @@ void store_gradient(const WeightPass& pass, const WeightGrid& grid, const float*
       store_sums(pass, first, grid.splits, floats, panel, group, dw);
     }
   });
+}
+
+// ---------------------------------------------------------------------------------------- pieces
+
+// Parts of images, each prepared by the task that takes it, where it stays: in its core's second-level cache.
+struct WeightPieces {
+  WeightGrid grid{};  // without tasks: what tasks share is prepared once more by each of them, which does not pay
+  int64_t images;
+  int64_t bands, band;  // of an image; rows of a band, columns where there is one row
+  bool by_rows;
+
+  int64_t count() const { return images * bands; }
+};
+
+constexpr int64_t kPieceBlocks = 144;                  // of 4 KiB sums of a task
+constexpr int64_t kPieceBytes = int64_t(1536) << 10;   // of x and sums of a task
+constexpr int64_t kPieceSumBytes = int64_t(3) << 20;   // of all tasks, that pay for their splits
+
+WeightPass piece_of(const WeightPass& whole, const WeightPieces& pieces, int64_t number) {
+  WeightPass piece = whole;
+  const int64_t first = number % pieces.bands * pieces.band;
+  const int64_t n = min(pieces.band, (pieces.by_rows ? whole.out_rows : whole.out_columns) - first);
+  PlaneAxis &rows = piece.x.planes.rows, &columns = piece.x.planes.columns;
+  piece.x.first_image = number / pieces.bands;
+  piece.x.images = piece.x.slots = 1;
+  if (pieces.by_rows) {
+    rows.pad -= first * rows.step, rows.length -= whole.out_rows - n, piece.out_rows = n;
+  } else {
+    columns.pad -= first * columns.step, piece.out_columns = n;
+    columns.length = ceil_div(columns.length - whole.out_columns + n, 2) * 2;
+  }
+  const int64_t positions = pieces.by_rows ? first * whole.out_columns : first;
+  piece.dy += positions * (whole.x.channels_last ? whole.all_filters : 1) * int64_t(item_size(whole.dtype));
+  return piece;
+}
+
+// Tasks prepare dy once for every block of groups, and x for every block of panels: the grid that does the least of
+// that. A square of 32 x 32 costs four products of dy, and eight of x.
+template <int P>
+WeightPieces make_pieces(const WeightPass& pass, int64_t images) {
+  WeightPieces pieces;
+  WeightGrid& grid = pieces.grid;
+  double least = 0;
+  for (int64_t panels = 1; panels <= pass.panels() && panels * pass.taps() <= kPieceBlocks; ++panels) {
+    const int64_t groups = min(pass.groups(), kPieceBlocks / (pass.taps() * panels));
+    const int64_t panel_blocks = ceil_div(pass.panels(), panels), group_blocks = ceil_div(pass.groups(), groups);
+    const double cost = double(group_blocks * pass.panels()) * 4 + double(panel_blocks * pass.groups()) * 8;
+    if (grid.panels == 0 || cost < least)
+      least = cost, grid = {panels, groups, panel_blocks, group_blocks, 0};
+  }
+  const double products = double(pass.panels() * pass.groups() * pass.taps()) * double(P * (P + 1) / 2);
+  const int64_t blocks = grid.panel_blocks * grid.group_blocks;
+  const double once = double(pass.panels() * 4 + pass.groups() * 8);
+  if ((least - once) * P * 16 > products) return pieces;
+  pieces.images = images;
+  pieces.by_rows = pass.out_rows > 1;
+  const int64_t count = pieces.by_rows ? pass.out_rows : pass.out_columns;
+  const int64_t bytes = pass.x.parities * pass.x.phases() * grid.groups * pass.x.plane() * kLineBytes * P;
+  const int64_t sum_bytes = grid.task_floats(pass) * int64_t(sizeof(float));
+  pieces.bands = min(count, ceil_div(bytes, kPieceBytes - sum_bytes));
+  pieces.band = ceil_div(count, pieces.bands);
+  if (!pieces.by_rows) pieces.band = min(count, ceil_div(pieces.band, kStepK) * kStepK);
+  pieces.bands = ceil_div(count, pieces.band);
+  const int64_t work = int64_t(products) * images * pass.image_steps();
+  const int64_t most = min(min(ceil_div(kTasks, blocks), work / kSplitProducts),
+                           min(kPieceSumBytes / (blocks * sum_bytes), pieces.count()));
+  for (grid.splits = 1; 2 * grid.splits <= most;) grid.splits *= 2;  // even shares
+  return pieces;
+}
+
+// x of a task's groups.
+template <int P, class T>
+void prepare_piece(const WeightPass& piece, const TaskBlocks& blocks, char* x, RangeLanes& range) {
+  constexpr int64_t kPositions = 512;  // at a time: they stay in the first-level cache
+  const PlaneAxis &rows = piece.x.planes.rows, &columns = piece.x.planes.columns;
+  const int64_t n = max(1, kPositions / columns.length);
+  for (int64_t phase = 0; phase < piece.x.phases(); ++phase)
+    for (int64_t group = blocks.group; group < blocks.group_end; ++group)
+      for (int64_t row = 0; row < rows.length; row += n)
+        prepare_pair_rows<P, T>(piece.x, {phase, group, 0, row}, min(n, rows.length - row), x, range);
+}
+
+// The pieces of a task. `memory` has room for the largest piece of x, and for a chunk of dy.
+template <int P, class T>
+Prepared run_piece_task(const WeightPass& pass, const WeightPieces& pieces, const WeightMemory& memory, int64_t task,
+                        char* x, char* dy, T* dw) {
+  const WeightGrid& grid = pieces.grid;
+  const TaskBlocks blocks(pass, grid, memory, task);
+  const int64_t begin = pieces.count() * blocks.split / grid.splits;
+  const int64_t end = pieces.count() * (blocks.split + 1) / grid.splits;
+  RangeLanes dy_range, x_range;
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t number = begin; number < end; ++number) {
+    const WeightPass piece = piece_of(pass, pieces, number);
+    prepare_piece<P, T>(piece, blocks, x, x_range);
+    for (int64_t s = 0, n = 0; s < piece.image_steps(); s += n) {
+      n = min(chunk_steps<P>(), piece.image_steps() - s);
+      for (int64_t panel = blocks.panel; panel < blocks.panel_end; ++panel) {
+        pack_steps<P, T>(piece, panel, 0, s, n, dy, dy_range);
+        multiply_panel<P>(piece, grid, blocks, panel, dy - memory.dy_steps[s], memory.dy_steps, x, memory.x_steps, s, n,
+                          number == begin && s == 0);
+      }
+    }
+  }
+  _tile_release();
+  if (!memory.sums) store_task(pass, grid, blocks, dw);
+  return {dy_range.finish(), x_range.finish()};
+}
+
+// False: the parts of some images are not exact.
+template <int P, class T>
+bool run_pieces(const WeightPass& pass, const WeightPieces& pieces, T* dw) {
+  const WeightGrid& grid = pieces.grid;
+  const WeightPass largest = piece_of(pass, pieces, 0);
+  const int64_t tasks = grid.tasks(), steps = largest.image_steps();
+  const int64_t table_bytes = ceil_div(steps * 16 + tasks * int64_t(sizeof(Prepared)), 64) * 64;
+  const int64_t sum_bytes = grid.splits == 1 ? 0 : tasks * grid.task_floats(pass) * int64_t(sizeof(float));
+  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + sum_bytes)));
+  int64_t *dy_steps = reinterpret_cast<int64_t*>(memory), *x_steps = dy_steps + steps;
+  Prepared* seen = reinterpret_cast<Prepared*>(x_steps + steps);
+  for (int64_t s = 0; s < steps; ++s) dy_steps[s] = s * P * kBlockBytes, x_steps[s] = s * kStepK / 2 * kLineBytes;
+  float* sums = sum_bytes == 0 ? nullptr : reinterpret_cast<float*>(memory + table_bytes);
+  const int64_t x_bytes = P * largest.x.part_bytes(), dy_bytes = chunk_steps<P>() * P * kBlockBytes;
+  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
+    char* x = static_cast<char*>(thread_scratch(Scratch::GemmA, size_t(x_bytes + dy_bytes)));
+    for (int64_t task = begin; task < end; ++task)
+      seen[task] =
+          run_piece_task<P>(pass, pieces, {nullptr, nullptr, sums, dy_steps, x_steps}, task, x, x + x_bytes, dw);
+  });
+  Prepared parts;
+  for (int64_t task = 0; task < tasks; ++task) parts.dy.add(seen[task].dy), parts.x.add(seen[task].x);
+  if (P > 1 && !parts.exact()) return false;
+  if (sums) store_gradient(pass, grid, sums, dw);
+  return true;
 }
 
 // --------------------------------------------------------------------------------- whole operation
@@ -408,6 +547,7 @@ WeightPass make_pass(const ConvArgs& args, int64_t group) {
                   args.dtype,
                   args.out_channels,
                   args.groups * args.out_channels,
+                  h.output * w.output,
                   h.output,
                   w.output};
   for (int64_t column = 0; column < pass.column_taps; ++column)
@@ -430,46 +570,42 @@ bool suits_tiles(const ConvArgs& args) {
 template <int P, class T>
 bool run_group(const ConvArgs& args, int64_t group) {
   WeightPass pass = make_pass(args, group);
-  if (patches_pay<P>(args, pass)) lay_out_patches<P>(args, pass);
-  const WeightGrid grid = make_grid<P>(pass, pass.patch_images ? 1 : args.images);
-  if (!pass.patch_images) {
-    pass.packed_by_tasks = grid.group_blocks == 1 && grid.tasks() >= num_threads();
+  const int64_t kernel = args.height.kernel * args.width.kernel;
+  T* dw = static_cast<T*>(args.out) + group * args.out_channels * args.in_channels * kernel;
+  if (patches_pay<P>(args, pass)) {
+    lay_out_patches<P>(args, pass);
+  } else {
+    const WeightPieces pieces = make_pieces<P>(pass, args.images);
+    if (pieces.grid.tasks() > 0) return run_pieces<P>(pass, pieces, dw);
     set_slots<P>(pass.x, args.images);
-    if (!pass.packed_by_tasks)
-      pass.x.slots = max(1, min(pass.x.slots, kGradientBytes * pass.x.slots / gradient_bytes<P>(pass)));
+    pass.x.slots = max(1, min(pass.x.slots, kGradientBytes * pass.x.slots / gradient_bytes<P>(pass)));
   }
   const int64_t turn = pass.patch_images ? pass.patch_images : pass.x.slots;  // images at a time
+  const WeightGrid grid = make_grid<P>(pass, pass.patch_images ? 1 : args.images);
   const bool at_once = grid.splits == 1 && turn >= args.images;
   const int64_t max_steps = pass.x.slots * pass.image_steps();
   const int64_t table_bytes = ceil_div(max_steps * 16 + PatchTables::bytes(pass), 64) * 64;
-  const int64_t range_bytes = ceil_div(grid.tasks() * int64_t(sizeof(PartRange)), 64) * 64;
   const int64_t sum_bytes = at_once ? 0 : grid.tasks() * grid.task_floats(pass) * int64_t(sizeof(float));
-  const int64_t dy_bytes = pass.packed_by_tasks ? 0 : gradient_bytes<P>(pass);
   char* memory = static_cast<char*>(thread_scratch(
-      Scratch::GemmB, size_t(table_bytes + range_bytes + sum_bytes + dy_bytes + planes_bytes<P>(pass.x))));
+      Scratch::GemmB, size_t(table_bytes + sum_bytes + gradient_bytes<P>(pass) + planes_bytes<P>(pass.x))));
   int64_t *dy_steps = reinterpret_cast<int64_t*>(memory), *x_steps = dy_steps + max_steps;
   for (int64_t s = 0; s < max_steps; ++s) {
     dy_steps[s] = s * P * kBlockBytes;
     x_steps[s] = (s / pass.image_steps() * pass.x.plane() + s % pass.image_steps() * kStepK) / 2 * kLineBytes;
   }
   int32_t* offsets = reinterpret_cast<int32_t*>(x_steps + max_steps);
-  PartRange* ranges = reinterpret_cast<PartRange*>(memory + table_bytes);
-  float* sums = at_once ? nullptr : reinterpret_cast<float*>(memory + table_bytes + range_bytes);
-  char *dy = memory + table_bytes + range_bytes + sum_bytes, *x = dy + dy_bytes;
-  const int64_t kernel = args.height.kernel * args.width.kernel;
-  T* dw = static_cast<T*>(args.out) + group * args.out_channels * args.in_channels * kernel;
+  float* sums = at_once ? nullptr : reinterpret_cast<float*>(memory + table_bytes);
+  char *dy = memory + table_bytes + sum_bytes, *x = dy + gradient_bytes<P>(pass);
   for (int64_t image = 0; image < args.images; image += turn) {
     const int64_t images = min(turn, args.images - image);
     pass.x.first_image = image;
     if (!pass.patch_images) pass.x.images = images;
-    Prepared parts = prepare<P, T>(args, pass, images, {offsets, offsets + pass.out_columns}, dy, x);
+    const Prepared parts = prepare<P, T>(args, pass, images, {offsets, offsets + pass.out_columns}, dy, x);
     if (P > 1 && !parts.exact()) return false;
     parallel_for(grid.tasks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
-        run_task<P>(pass, grid, {dy, x, sums, ranges, dy_steps, x_steps}, task, image == 0, dw);
+        run_task<P>(pass, grid, {dy, x, sums, dy_steps, x_steps}, task, image == 0, dw);
     });
-    for (int64_t task = 0; task < grid.tasks() && pass.packed_by_tasks; ++task) parts.dy.add(ranges[task]);
-    if (P > 1 && !parts.exact()) return false;
   }
   if (sums) store_gradient(pass, grid, sums, dw);
   return true;
