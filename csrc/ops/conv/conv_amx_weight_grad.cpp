@@ -68,7 +68,7 @@ void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, int64_t 
   int64_t row = begin / pitch, column = begin % pitch;
   for (int64_t i = 0; i < count; ++row, column = 0) {
     const int64_t n = min(pitch - column, count - i);
-    copy_adjacent<1>(positions + i, n, source + row * pass.out_columns, row < pass.out_rows ? pass.out_columns : 0,
+    copy_adjacent<1>(positions + i, n, 1, source + row * pass.out_columns, 0, 0, row < pass.out_rows, pass.out_columns,
                      column);
     i += n;
   }
