@@ -22,7 +22,6 @@ namespace {
 constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared source
 constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
 constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
-constexpr int64_t kStreamedBytes = int64_t(1) << 24;
 constexpr int64_t kSpreadSteps = 12;    // of a block, that pay for storing the one before piece by piece
 constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
 constexpr int64_t kTasksPerThread = 4;
@@ -359,8 +358,7 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
                 plan.rows,
                 plan.columns,
                 args.groups * plan.m * channel_elements,
-                args.groups * plan.m,
-                args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
+                args.groups * plan.m};
   FilterSource weights;
   PartRange weight_range;
   for (int f = 0; f < plan.column_phases; ++f) {

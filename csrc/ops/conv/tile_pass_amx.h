@@ -29,7 +29,6 @@ struct TilePass {
   OutputAxis rows, columns;
   int64_t image_elements;  // of the whole output
   int64_t pixel_elements;  // of all channels, in NHWC
-  bool streamed;           // the output is larger than the caches: it need not be read before it is written
 
   int64_t panels() const { return ceil_div(m, kBlock); }
 };
@@ -222,23 +221,6 @@ inline void store_woven(char* target, __mmask32 mask, __m512 even_x, __m512 even
   }
 }
 
-// 32 adjacent elements.
-template <class T>
-inline void store_whole(const TilePass& pass, char* target, __m512 x, __m512 y) {
-  const bool streamed = pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0;
-  if constexpr (sizeof(T) == 4) {
-    if (streamed) {
-      _mm512_stream_ps(reinterpret_cast<float*>(target), x);
-      _mm512_stream_ps(reinterpret_cast<float*>(target) + 16, y);
-    } else {
-      _mm512_storeu_ps(target, x), _mm512_storeu_ps(target + 64, y);
-    }
-  } else {
-    const __m512i packed = __m512i(_mm512_cvtne2ps_pbh(y, x));
-    streamed ? _mm512_stream_si512(reinterpret_cast<__m512i*>(target), packed) : _mm512_storeu_si512(target, packed);
-  }
-}
-
 // The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
 // vector units idle.
 template <class T>
@@ -326,7 +308,7 @@ class BlockStore {
         for (int i = 0; i < runs_.count; ++i)
           store_woven<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y, odd_x, odd_y);
       } else if (whole) {
-        store_whole<T>(pass_, run + (f - begin) * channel_bytes, x, y);
+        store_whole<T>(run + (f - begin) * channel_bytes, x, y);
       } else {
         for (int i = 0; i < runs_.count; ++i)
           store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
@@ -399,7 +381,7 @@ class BlockStore {
         _mm512_mask_storeu_ps(target, low, x);
         _mm512_mask_storeu_ps(target + 64, high, y);
       } else if (mask == ~0u) {
-        store_whole<T>(pass_, target, x, y);
+        store_whole<T>(target, x, y);
       } else {
         _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
       }
