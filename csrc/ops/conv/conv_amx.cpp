@@ -22,8 +22,8 @@ namespace {
 constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared source
 constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
 constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
-constexpr int64_t kSpreadSteps = 12;    // of a block, that pay for storing the one before piece by piece
-constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
+constexpr int64_t kSpreadSteps = 12;                  // of a block, that pay for storing the one before piece by piece
+constexpr int64_t kUnpackedSteps = 18;                // of a panel that are packed at a time: 108 KiB in three parts
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kTaskCycles = 16384;  // pay for a task
 constexpr double kMostSourceBytes = double(int64_t(1) << 29);

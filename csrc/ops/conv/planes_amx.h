@@ -227,8 +227,8 @@ void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, 
     const int64_t begin = tiles.folded ? tiles.tap_begin(c, k % folds)
                                        : tiles.planes.columns.phase_begin(at.phase % tiles.column_phases());
     if (stride == 1 && c.step <= 2) {
-      (c.step == 1 ? copy_adjacent<1, T> : copy_adjacent<2, T>)(
-          flat, c.length, n_rows, channel + top * c.source, r.step * c.source, first_row, end_row, c.source, begin);
+      (c.step == 1 ? copy_adjacent<1, T> : copy_adjacent<2, T>)(flat, c.length, n_rows, channel + top * c.source,
+                                                                r.step * c.source, first_row, end_row, c.source, begin);
       continue;
     }
     for (int64_t i = 0; i < n_rows; ++i)

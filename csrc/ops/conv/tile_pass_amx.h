@@ -304,7 +304,8 @@ class BlockStore {
       // The second operand where one is NaN.
       if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
       if (pass_.column_phases == 2) {
-        const __m512 odd_x = _mm512_load_ps(lanes + kSumsPerBlock), odd_y = _mm512_load_ps(lanes + kSumsPerBlock + half);
+        const __m512 odd_x = _mm512_load_ps(lanes + kSumsPerBlock),
+                     odd_y = _mm512_load_ps(lanes + kSumsPerBlock + half);
         for (int i = 0; i < runs_.count; ++i)
           store_woven<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y, odd_x, odd_y);
       } else if (whole) {
