@@ -11,8 +11,9 @@
 // How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
 //
 // The gradient of the input is the same product for each residue class of the positions modulo the stride, with
-// the class's taps in reverse and channels swapped. Float64, float16, few channels in or out, and float32 whose
-// parts are not exact are left to the vector kernels.
+// the class's taps in reverse and channels swapped; two classes of columns are taken together, and their results woven
+// into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
+// vector kernels.
 #include "ops/conv/filters_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 

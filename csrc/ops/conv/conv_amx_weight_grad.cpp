@@ -7,7 +7,11 @@
 // filters, one group of 32 channels and one tap. A task takes some panels and groups with all taps, and a part
 // of the steps: dy and x of a chunk of steps stay in the second-level cache while all taps pass. Tasks of different
 // steps have sums of their own, which are added in order; a task that has all steps stores its sums while they are in
-// the cache. Small images are laid out as patches (patches_amx.h) where that saves more products than it costs.
+// the cache.
+//
+// Where one task's sums are (nearly) all of them, tasks share nothing: each prepares its dy and x itself, of a piece of
+// an image at a time, which never leaves its core's second-level cache. Else both are prepared once, for all tasks.
+// Small images are laid out as patches (patches_amx.h) where that saves more products than it costs.
 #include "ops/conv/patches_amx.h"
 #include "ops/conv/weight_pass_amx.h"
 #include "ops/conv/weight_sums_amx.h"
