@@ -1,7 +1,18 @@
-// Rows of a tensor on a GPU: a warp or a block shares a row, each of its threads takes packs of 16 bytes.
+// Rows of a tensor on a GPU: a warp or a block, the team of a row, takes it in packs of 16 bytes.
 //
-// A kernel over rows is launched with blocks of (threads of a team, rows): threadIdx.x is the rank within the team,
-// threadIdx.y tells the rows of a block apart. A team of 32 is a warp; a larger one is a whole block.
+// An operation along rows whose every result needs the whole row (softmax, normalization) is a class Rows:
+//
+//   int64_t count, n;                    rows, and their elements
+//   Rows::Element                        what is read for a result: a struct of a value or a few
+//   Rows::State                          what elements are added to; the default is of no elements, merge(a, b) joins
+//   two auto row = rows.at(index)            and of a row:
+//     row.load<W>(i, elements)           W elements from element i on
+//     row.add(state, element)
+//     row.finish(state)                  the state of the whole row, known to every thread of its team
+//     row.store<W>(i, elements)          their results
+//
+// map_rows walks it: rows that fit into the registers of a warp or a block are read once; longer ones are read twice,
+// and the second read finds a row of up to some 300 KB in L2.
 #pragma once
 
 #include <type_traits>
@@ -40,18 +51,12 @@ LaunchShape row_shape(int64_t rows) {
   return {dim3(unsigned((rows + together - 1) / together)), dim3(kTeam, unsigned(together))};
 }
 
-// Can a row of n elements at every one of these addresses be read in packs of `width`?
+// Can rows of n elements from each of these addresses be read in packs of 16 bytes? Null addresses do not count.
 template <class Stored>
-bool rows_fit_packs(int64_t n, int width, std::initializer_list<const Stored*> rows) {
-  for (const Stored* row : rows)
-    if (!is_aligned(row, width * int(sizeof(Stored)))) return false;
-  return n % width == 0;
-}
-
-// visit(first element, count) for each pack of a row that this thread takes.
-template <int kTeam, int kWidth, class Visit>
-__device__ void for_packs(int64_t n, const Visit& visit) {
-  for (int64_t i = int64_t(threadIdx.x) * kWidth; i < n; i += kTeam * kWidth) visit(i);
+bool rows_fit_packs(int64_t n, std::initializer_list<const void*> rows) {
+  for (const void* row : rows)
+    if (row && !is_aligned(row, 16)) return false;
+  return n % kPackOf16<Stored> == 0;
 }
 
 // kWidth elements as they are computed with, and back.
@@ -70,6 +75,22 @@ __device__ void store_values(Stored* to, const Pack<Compute<Stored>, kWidth>& va
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) stored.at[i] = to_stored<Stored>(values.at[i]);
   store_pack(to, stored);
+}
+
+template <int kWidth, class Stored>
+__device__ void load_elements(const Stored* from, Compute<Stored> (&elements)[kWidth]) {
+  const Pack<Compute<Stored>, kWidth> values = load_values<kWidth>(from);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) elements[i] = values.at[i];
+}
+
+// result(element) of each.
+template <int kWidth, class Stored, class Element, class Result>
+__device__ void store_elements(Stored* to, const Element (&elements)[kWidth], const Result& result) {
+  Pack<Compute<Stored>, kWidth> values;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) values.at[i] = result(elements[i]);
+  store_values<kWidth>(to, values);
 }
 
 // The values of all threads of a team merged in a fixed order; every thread gets the result. `partial` is shared
@@ -103,6 +124,74 @@ __device__ State merge_team(State state, State* partial) {
   state = merge_warp(lane_id() < kTeam / kWarp ? partial[lane_id()] : State());
   block_sync();
   return state;
+}
+
+// -------------------------------------------------------------------------------------------- walks
+
+// Elements that a thread holds: 64 registers at the most.
+template <class Rows>
+constexpr int kHeld = sizeof(typename Rows::Element) > 8 ? 256 / int(sizeof(typename Rows::Element)) : 32;
+constexpr int kBlockTeam = 256;  // threads of a row that a block holds
+constexpr int kLongTeam = 512;   // threads of a longer one
+
+template <class Rows, int kTeam, int kWidth>
+__global__ void __launch_bounds__(kTeam == kWarp ? kWarp * kRowsOfWarps : kTeam)
+    map_held_rows(const __grid_constant__ Rows rows) {
+  constexpr int kPacks = kHeld<Rows> / kWidth;
+  __shared__ typename Rows::State partial[kWarp];
+  if (team_row() >= rows.count) return;
+  auto row = rows.at(team_row());
+  typename Rows::Element held[kPacks][kWidth];
+  typename Rows::State state;
+#pragma unroll
+  for (int pack = 0; pack < kPacks; ++pack) {
+    const int64_t i = int64_t(pack * kTeam + threadIdx.x) * kWidth;
+    if (i >= rows.n) break;
+    row.template load<kWidth>(i, held[pack]);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) row.add(state, held[pack][j]);
+  }
+  row.finish(merge_team<kTeam>(state, partial));
+#pragma unroll
+  for (int pack = 0; pack < kPacks; ++pack) {
+    const int64_t i = int64_t(pack * kTeam + threadIdx.x) * kWidth;
+    if (i >= rows.n) break;
+    row.template store<kWidth>(i, held[pack]);
+  }
+}
+
+template <class Rows, int kWidth>
+__global__ void __launch_bounds__(kLongTeam) map_long_rows(const __grid_constant__ Rows rows) {
+  __shared__ typename Rows::State partial[kWarp];
+  auto row = rows.at(team_row());
+  typename Rows::Element elements[kWidth];
+  typename Rows::State state;
+  for (int64_t i = int64_t(threadIdx.x) * kWidth; i < rows.n; i += kLongTeam * kWidth) {
+    row.template load<kWidth>(i, elements);
+#pragma unroll
+    for (int j = 0; j < kWidth; ++j) row.add(state, elements[j]);
+  }
+  row.finish(merge_team<kLongTeam>(state, partial));
+  for (int64_t i = int64_t(threadIdx.x) * kWidth; i < rows.n; i += kLongTeam * kWidth) {
+    row.template load<kWidth>(i, elements);
+    row.template store<kWidth>(i, elements);
+  }
+}
+
+template <int kWidth, class Rows>
+void map_rows_of(const Rows& rows) {
+  if (rows.n <= kHeld<Rows> * kWarp)
+    launch(map_held_rows<Rows, kWarp, kWidth>, row_shape<kWarp>(rows.count), rows);
+  else if (rows.n <= kHeld<Rows> * kBlockTeam)
+    launch(map_held_rows<Rows, kBlockTeam, kWidth>, row_shape<kBlockTeam>(rows.count), rows);
+  else
+    launch(map_long_rows<Rows, kWidth>, row_shape<kLongTeam>(rows.count), rows);
+}
+
+// `packs`: all rows can be read in packs of 16 bytes of Stored.
+template <class Stored, class Rows>
+void map_rows(const Rows& rows, bool packs) {
+  packs ? map_rows_of<kPackOf16<Stored>>(rows) : map_rows_of<1>(rows);
 }
 
 }  // namespace
