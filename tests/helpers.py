@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+import fastnn
 from cases.case import COMPUTE_ROUNDOFF, SMALLEST_NORMAL, STORAGE_ROUNDOFF, Case, rounded, to_numpy, to_tensor
 
-PACKAGE_PARENT = None  # set on the first run_python: where this interpreter found fastnn
+gpu = pytest.mark.skipif(
+    not fastnn.cuda.is_available() and os.environ.get("FASTNN_REQUIRE_CUDA") != "1",
+    reason=f"needs a GPU: {fastnn.cuda.unavailable_reason()}",
+)
 
 
 def run_python(code: str, *flags: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs code in a fresh interpreter that finds the same fastnn as this one."""
-    import fastnn
-
     package = str(Path(fastnn.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([package, str(Path(__file__).parent)]), **environment}
     return subprocess.run(
@@ -111,8 +114,6 @@ def central_difference(
 
 def layouts(x: Any) -> Iterator[tuple[str, Any]]:
     """The values of a contiguous tensor with other strides."""
-    import fastnn
-
     if x.numel() == 0 or x.dim() == 0:
         return
     order = tuple(reversed(range(x.dim())))
@@ -126,8 +127,6 @@ def layouts(x: Any) -> Iterator[tuple[str, Any]]:
 
 def tensors(args: Any, dtype: str, lib: Any = None, device: str | None = None) -> list[Any]:
     """The arguments with their arrays as tensors, on a device where one is named."""
-    import fastnn
-
     return [_moved(to_tensor(lib or fastnn, a, dtype), device) for a in args]
 
 
@@ -143,8 +142,6 @@ def floating(results: Any) -> list[Any]:
 
 def cotangents(outputs: list[Any], dtype: str, lib: Any = None) -> list[Any]:
     """Weights of the outputs, the same in every run."""
-    import fastnn
-
     rng = np.random.default_rng(1)
     weights = [np.asarray(rng.uniform(0.5, 1.5, tuple(y.shape))) for y in outputs]
     return [to_tensor(lib or fastnn, w, dtype).to(y.device) for w, y in zip(weights, outputs, strict=True)]
@@ -162,8 +159,6 @@ def recorded(case: Case, args: Any, dtype: str, lib: Any = None, device: str | N
 
 def backward_of(case: Case, args: Any, kwargs: Any, dtype: str, lib: Any = None, device: str | None = None) -> list:
     """The gradients of a weighted sum of the results, as float64 arrays."""
-    import fastnn
-
     lib = lib or fastnn
     built, leaves = recorded(case, args, dtype, lib, device)
     outputs = floating(case.run(lib, *built, **kwargs))
@@ -172,8 +167,6 @@ def backward_of(case: Case, args: Any, kwargs: Any, dtype: str, lib: Any = None,
 
 def check_rounding(case: Case, args: Any, kwargs: Any, dtype: str, device: str | None = None) -> None:
     """Backward in a smaller type against backward in float64, on the CPU, of the same rounded inputs."""
-    import fastnn
-
     exact = [rounded(a, dtype) for a in args]
     actual = backward_of(case, exact, kwargs, dtype, device=device)
     built, leaves = recorded(case, exact, "float64")
