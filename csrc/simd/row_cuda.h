@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "core/cuda_device.h"
+#include "core/cuda_index.h"
 #include "core/cuda_launch.h"
 #include "core/dtype.h"
 #include "simd/element.h"
@@ -93,9 +94,8 @@ __device__ void store_elements(Stored* to, const Element (&elements)[kWidth], co
   store_values<kWidth>(to, values);
 }
 
-// The values of all threads of a team merged in a fixed order; every thread gets the result. `partial` is shared
-// memory of 32 values, and is not used by a team that is a warp. State: a struct of 4, 8, 16 ... bytes with
-// State::merge(a, b), commutative.
+// The states of all threads of a team merged in a fixed order: every thread gets the same bits. `partial` is shared
+// memory for 32 states, which a team that is a warp does not use.
 template <class State>
 __device__ State shuffle_state(const State& mine, int lane_mask) {
   static_assert(sizeof(State) % 4 == 0, "shuffles move 4 bytes");
@@ -111,7 +111,10 @@ __device__ State shuffle_state(const State& mine, int lane_mask) {
 template <class State>
 __device__ State merge_warp(State state) {
 #pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) state = State::merge(state, shuffle_state(state, step));
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    const State theirs = shuffle_state(state, step);
+    state = lane_id() & step ? State::merge(theirs, state) : State::merge(state, theirs);
+  }
   return state;
 }
 

@@ -129,7 +129,7 @@ struct Backward {
 // -------------------------------------------------------------------------------- along another axis
 
 template <class Lines>
-__global__ void __launch_bounds__(kColumns* kStrips)
+__global__ void __launch_bounds__(kColumns* kStrips, 2)
     map_columns(const __grid_constant__ Lines lines, int64_t outer, int64_t inner) {
   using State = typename Lines::State;
   __shared__ State strips[kStrips][kColumns];
