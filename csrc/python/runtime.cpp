@@ -59,6 +59,13 @@ void bind_devices(py::module_& m) {
   m.def("cuda_is_available", cuda_is_available);
   m.def("cuda_unavailable_reason", cuda_reason);
   m.def("cuda_device_count", cuda_device_count);
+  m.def("cuda_is_emulated", [] {
+#ifdef FASTNN_CUDA_EMULATED
+    return true;
+#else
+    return false;
+#endif
+  });
   m.def("cuda_synchronize", cuda_synchronize, arg("index") = 0);
 }
 

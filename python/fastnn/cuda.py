@@ -28,6 +28,11 @@ def unavailable_reason() -> str:
     return _C.cuda_unavailable_reason()
 
 
+def is_emulated() -> bool:
+    """Whether this build runs CUDA kernels on the CPU, thread by thread, for tests (``make cuda-emulated``)."""
+    return _C.cuda_is_emulated()
+
+
 def device_count() -> int:
     """The number of GPUs; 0 when CUDA is not available."""
     return _C.cuda_device_count()
