@@ -16,7 +16,8 @@ class BackwardWalk {
       : args_(args),
         projected_(args.weight_hr != nullptr),
         resets_(args.cell == Cell::GruResetBefore),
-        width_(cell_saved(args.cell) * args.hidden) {
+        saved_(cell_saved(args.cell)),
+        width_(cell_gradients(args.cell) * args.hidden) {
     const int64_t hidden = args.hidden, outputs = args.outputs, gates = resets_ ? 2 : cell_gates(args.cell);
     weights_[0] = {args.weight_hh, args.dtype, 1, outputs, gates, hidden, 0, 1, outputs};
     if (args.cell == Cell::Gru) weights_[0].first_run = 2;
@@ -36,10 +37,10 @@ class BackwardWalk {
         split_work(args_.rows, phases, work, packed_bytes_, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
     // After the last step its gradients still go back to the first state.
     walk(split, args_.rows.n_steps * phases + 1, work * args_.rows.batch / phases,
-         [&](int64_t phase, const Share& rows, const Share& units) {
+         [&](int64_t phase, const Piece& piece) {
            const int64_t s = phase / phases;
-           if (phase % phases == 1) return projected_ ? unproject(s, rows, units) : reset(s, rows, units);
-           go_back(s, rows, units);
+           if (phase % phases == 1) return projected_ ? unproject(s, piece) : reset(s, piece);
+           go_back(s, piece);
          });
     finish();
     return exact();
@@ -77,16 +78,22 @@ class BackwardWalk {
 
   int64_t row_at(const Step& step, int64_t row) const { return step.begin + row * args_.rows.row_stride; }
 
-  const T* gates_at(const Step& step, int64_t row) const {
-    return static_cast<const T*>(args_.gates) + row_at(step, row) * width_;
+  // The v-th vector that the forward saved of a row and block.
+  Units<T> saved(const Step& step, int64_t row, int64_t block, int64_t v) const {
+    const int64_t at = saved_at<T>(args_.rows, row_at(step, row), block, saved_) + v * kUnits<T>;
+    return load_units<T>(args_.saved, args_.dtype, at, kUnits<T>);
   }
 
-  // The state (c of an LSTM, else h) that a row of the s-th step came from.
-  Units<T> state_before(const void* states, DType dtype, const void* first, int64_t s, int64_t row, int64_t unit,
-                        int64_t n) const {
-    const Step before = step_at(args_.rows, s - 1);
-    if (row < before.rows) return load_units<T>(states, dtype, row_at(before, row) * args_.hidden + unit, n);
-    return load_units<T>(first, args_.dtype, row * args_.hidden + unit, n);
+  // h that a row of the s-th step came from.
+  Units<T> h_before(int64_t forward_s, int64_t row, int64_t unit, int64_t n) const {
+    const Step before = step_at(args_.rows, forward_s - 1);
+    if (row < before.rows) return load_units<T>(args_.y, args_.dtype, row_at(before, row) * args_.hidden + unit, n);
+    return load_units<T>(args_.h0, args_.dtype, row * args_.hidden + unit, n);
+  }
+  Units<T> c_before(int64_t forward_s, int64_t row, int64_t block, int64_t n) const {
+    const Step before = step_at(args_.rows, forward_s - 1);
+    if (row < before.rows) return saved(before, row, block, 4);
+    return load_units<T>(args_.c0, args_.dtype, row * args_.hidden + block * kUnits<T>, n);
   }
 
   // A gate's gradient goes to dgates and, where `into` is one, to an operand.
@@ -97,67 +104,59 @@ class BackwardWalk {
   }
 
   // dh of the step before the one just made, and the gradients of its gates.
-  void go_back(int64_t s, const Share& rows, const Share& units) {
-    const int64_t forward_s = args_.rows.n_steps - 1 - s;
+  void go_back(int64_t s, const Piece& piece) {
+    const int64_t forward_s = args_.rows.n_steps - 1 - s, outputs = args_.outputs;
     const Step made = step_at(args_.rows, forward_s + 1), step = step_at(args_.rows, forward_s);
     const Operand& operand = gates_[(s + 1) % 2];
-    const int64_t outputs = args_.outputs;
-    alignas(64) T sums[Product::kSums];
-    for_each_tile<Product>(
-        outputs, max(made.rows, step.rows), rows, units, [&](int64_t block, int64_t first, int64_t count) {
-          const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, outputs - unit);
-          const int64_t with_sums = min(count, made.rows - first);
-          for (int64_t i = 0; i < count && first + i < step.rows && !projected_; ++i)
-            prefetch_units(gates_at(step, first + i) + unit, width_ / args_.hidden, args_.hidden);
-          if (with_sums > 0) products_[0].multiply(operand, first, with_sums, block, sums);
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t row = first + i;
-            Units<T> dh = dh_.get(row, unit);
-            if (i < with_sums) {
-              const Units<T> sum = Product::units(sums, 0, i);
-              for (int64_t k = 0; k < kUnits<T>; ++k) dh[k] += sum[k];
-            }
-            if (row < step.rows) {
-              const Units<T> dy = load_units<T>(args_.dy, args_.dtype, row_at(step, row) * outputs + unit, n);
-              for (int64_t k = 0; k < kUnits<T>; ++k) dh[k] += dy[k];
-              differentiate(s, forward_s, step, row, unit, n, dh);
-            }
-            dh_.set(row, unit, dh);
-          }
-        });
+    const int64_t n_rows = max(made.rows, step.rows);
+    alignas(64) T sums[Product::kGateSums];
+    for_each_tile<Product>(outputs, args_.rows.batch, n_rows, piece, [&](int64_t block, int64_t first, int64_t count) {
+      const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, outputs - unit);
+      const int64_t with_sums = min(count, made.rows - first);
+      if (with_sums > 0) products_[0].multiply(operand, first, with_sums, block, sums);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t row = first + i;
+        Units<T> dh = dh_.get(row, unit);
+        if (i < with_sums) add_units(dh, Product::units(sums, 0, i));
+        if (row < step.rows) {
+          add_units(dh, load_units<T>(args_.dy, args_.dtype, row_at(step, row) * outputs + unit, n));
+          differentiate(s, forward_s, step, row, block, n, dh);
+        }
+        dh_.set(row, unit, dh);
+      }
+    });
   }
 
   // Through the cell; dh becomes what goes to the state before it directly.
-  void differentiate(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t unit, int64_t n,
+  void differentiate(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t block, int64_t n,
                      Units<T>& dh) {
+    const int64_t unit = block * kUnits<T>;
     if (projected_) {
       middle_.set(row, unit, dh, n);
       store_units(args_.doutputs, args_.dtype, row_at(step, row) * args_.outputs + unit, dh, n);
       return clear(dh);
     }
-    const int64_t hidden = args_.hidden;
-    const T* saved = gates_at(step, row) + unit;
     Operand& operand = gates_[s % 2];
     if (args_.cell == Cell::Lstm) {
-      differentiate_lstm(s, forward_s, step, row, unit, n, dh);
+      differentiate_lstm(s, forward_s, step, row, block, n, dh);
       return clear(dh);
     }
     if (args_.cell < Cell::Lstm) {
-      Units<T> a = load_units(saved, n);
+      Units<T> a = saved(step, row, block, 0);
       rnn_gradient(args_.cell == Cell::RnnRelu, &a, dh);
       set_gate(&operand, step, row, 0, unit, a, n);
       return clear(dh);
     }
-    const Units<T> before = state_before(args_.y, args_.dtype, args_.h0, forward_s, row, unit, n);
+    const Units<T> before = h_before(forward_s, row, unit, n);
     if (resets_) {
-      Units<T> z = load_units(saved + hidden, n), candidate = load_units(saved + 2 * hidden, n);
+      Units<T> z = saved(step, row, block, 1), candidate = saved(step, row, block, 2);
       gru_update_gradient(z, candidate, before, dh);
       set_gate(&operand, step, row, 1, unit, z, n);
       set_gate(nullptr, step, row, 2, unit, candidate, n);
       return middle_.set(row, unit, candidate, n);
     }
     Units<T> a[4];
-    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = load_units(saved + gate * hidden, n);
+    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved(step, row, block, gate);
     gru_gradient(a, before, dh);
     for (int64_t gate = 0; gate < 4; ++gate) set_gate(gate < 3 ? &operand : nullptr, step, row, gate, unit, a[gate], n);
   }
@@ -166,45 +165,45 @@ class BackwardWalk {
     for (int64_t i = 0; i < kUnits<T>; ++i) units[i] = 0;
   }
 
-  void differentiate_lstm(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t unit, int64_t n,
+  void differentiate_lstm(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t block, int64_t n,
                           const Units<T>& dh) {
-    const int64_t hidden = args_.hidden, at = row_at(step, row);
+    const int64_t unit = block * kUnits<T>;
     Units<T> a[4], dc = dc_.get(row, unit);
-    const T* saved = gates_at(step, row) + unit;
-    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = load_units(saved + gate * hidden, n);
-    lstm_gradient(a, load_units(static_cast<const T*>(args_.cells) + at * hidden + unit, n),
-                  state_before(args_.cells, dtype_of<T>(), args_.c0, forward_s, row, unit, n), dh, dc);
+    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved(step, row, block, gate);
+    lstm_gradient(a, saved(step, row, block, 4), c_before(forward_s, row, block, n), dh, dc);
     dc_.set(row, unit, dc);
     for (int64_t gate = 0; gate < 4; ++gate) set_gate(&gates_[s % 2], step, row, gate, unit, a[gate], n);
   }
 
   template <class Visit>
-  void for_each_second(const Step& step, const Share& rows, const Share& units, const Visit& visit) {
-    alignas(64) T sums[Product::kSums];
-    for_each_tile<Product>(args_.hidden, step.rows, rows, units, [&](int64_t block, int64_t first, int64_t count) {
-      products_[1].multiply(middle_, first, count, block, sums);
-      const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, args_.hidden - unit);
-      for (int64_t i = 0; i < count; ++i) visit(first + i, unit, n, Product::units(sums, 0, i));
-    });
+  void for_each_second(const Step& step, const Piece& piece, const Visit& visit) {
+    alignas(64) T sums[Product::kGateSums];
+    for_each_tile<Product>(args_.hidden, args_.rows.batch, step.rows, piece,
+                           [&](int64_t block, int64_t first, int64_t count) {
+                             products_[1].multiply(middle_, first, count, block, sums);
+                             const int64_t n = min(kUnits<T>, args_.hidden - block * kUnits<T>);
+                             for (int64_t i = 0; i < count; ++i) visit(first + i, block, n, Product::units(sums, 0, i));
+                           });
   }
 
   // dh before the projection, and the LSTM's gates.
-  void unproject(int64_t s, const Share& rows, const Share& units) {
+  void unproject(int64_t s, const Piece& piece) {
     const int64_t forward_s = args_.rows.n_steps - 1 - s;
     const Step step = step_at(args_.rows, forward_s);
-    for_each_second(step, rows, units, [&](int64_t row, int64_t unit, int64_t n, const Units<T>& dh) {
-      differentiate_lstm(s, forward_s, step, row, unit, n, dh);
+    for_each_second(step, piece, [&](int64_t row, int64_t block, int64_t n, const Units<T>& dh) {
+      differentiate_lstm(s, forward_s, step, row, block, n, dh);
     });
   }
 
   // The reset gate of a GRU that resets before the product.
-  void reset(int64_t s, const Share& rows, const Share& units) {
+  void reset(int64_t s, const Piece& piece) {
     const int64_t forward_s = args_.rows.n_steps - 1 - s;
     const Step step = step_at(args_.rows, forward_s);
-    for_each_second(step, rows, units, [&](int64_t row, int64_t unit, int64_t n, const Units<T>& dreset) {
-      Units<T> r = load_units(gates_at(step, row) + unit, n);
+    for_each_second(step, piece, [&](int64_t row, int64_t block, int64_t n, const Units<T>& dreset) {
+      const int64_t unit = block * kUnits<T>;
+      Units<T> r = saved(step, row, block, 0);
       Units<T> dh = dh_.get(row, unit);
-      gru_reset_gradient(r, dreset, state_before(args_.y, args_.dtype, args_.h0, forward_s, row, unit, n), dh);
+      gru_reset_gradient(r, dreset, h_before(forward_s, row, unit, n), dh);
       set_gate(&gates_[s % 2], step, row, 0, unit, r, n);
       dh_.set(row, unit, dh);
     });
@@ -212,7 +211,8 @@ class BackwardWalk {
 
   const RecurrentBackwardArgs& args_;
   const bool projected_, resets_;
-  const int64_t width_;  // of a row of gates
+  const int64_t saved_;  // vectors that a row of a block saved
+  const int64_t width_;  // of a row of dgates
   PhaseWeights weights_[2] = {};
   Product products_[2];
   Operand gates_[2];  // their gradients: step s writes gates_[s % 2]
