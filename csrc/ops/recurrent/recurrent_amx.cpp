@@ -13,7 +13,7 @@ namespace fastnn {
 namespace {
 
 bool has_few_rows(DType dtype, const RecurrentRows& rows) {
-  constexpr int64_t kLeastBatch = 24;  // of what takes several parts
+  constexpr int64_t kLeastBatch = 16;  // of what takes several parts
   return parts_of(dtype) > 1 && rows.batch < kLeastBatch;
 }
 

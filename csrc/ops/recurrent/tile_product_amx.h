@@ -107,14 +107,12 @@ class TileProduct {
     const bool wide = outputs_ - block * kBlock > 16;
     const TileStream state{operand.data + row * operand.row_bytes, operand_steps_, operand.row_bytes,
                            16 * operand.row_bytes, operand.part_bytes};
-    const char* panel = panels_ + block * gates_ * panel_bytes();
-    // Weights beyond the second-level cache: while a panel is used, that of the next block comes into it.
-    const bool ahead = ceil_div(outputs_, kBlock) * gates_ * panel_bytes() > kCachedWeights;
-    const int64_t lines = ahead ? panel_bytes() / 64 : 0;
+    const char* panels = panels_ + block * gates_ * panel_bytes();
     const TileScope tiles;
-    for (int64_t gate = 0; gate < gates_; ++gate, panel += panel_bytes())
-      tile_block<P>(state, {panel, panel_steps_, 64, kTileBytes, kBlockBytes}, 0, n_steps_, rows > 16, wide,
-                    sums + gate * kSumsPerBlock, true, TileAhead{panel + gates_ * panel_bytes(), lines});
+    for (int64_t step = 0; step < n_steps_; step += kSteps)
+      for (int64_t gate = 0; gate < gates_; ++gate)
+        tile_block<P>(state, {panels + gate * panel_bytes(), panel_steps_, 64, kTileBytes, kBlockBytes}, step,
+                      min(kSteps, n_steps_ - step), rows > 16, wide, sums + gate * kSumsPerBlock, step == 0);
   }
 
   static Units<float> units(float* sums, int64_t gate, int64_t row) {
@@ -131,6 +129,9 @@ class TileProduct {
   }
 
  private:
+  // Of k, that all gates take at a time: one part of the state then stays in the first-level cache. Of more parts the
+  // sums would come and go too often. Fetching weights ahead of their use, into either cache, is slower than without.
+  static constexpr int64_t kSteps = P == 1 ? 8 : int64_t(1) << 30;
   static constexpr int64_t kPackWork = int64_t(1) << 16;  // bytes that pay for a task
   int64_t panel_bytes() const { return n_steps_ * P * kBlockBytes; }
 
