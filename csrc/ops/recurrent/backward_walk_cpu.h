@@ -16,7 +16,6 @@ class BackwardWalk {
       : args_(args),
         projected_(args.weight_hr != nullptr),
         resets_(args.cell == Cell::GruResetBefore),
-        saved_(cell_saved(args.cell)),
         width_(cell_gradients(args.cell) * args.hidden) {
     const int64_t hidden = args.hidden, outputs = args.outputs, gates = resets_ ? 2 : cell_gates(args.cell);
     weights_[0] = {args.weight_hh, args.dtype, 1, outputs, gates, hidden, 0, 1, outputs};
@@ -27,6 +26,11 @@ class BackwardWalk {
 
   // False where a number is not one that the products are exact for.
   bool run() {
+    const int64_t bytes = packed_bytes(*this);
+    if (args_.form_hh) {
+      *args_.form_hh = {bytes, Product::kForm};
+      return true;
+    }
     Arena measure;
     lay_out(measure);
     Arena memory{static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(measure.used)))};
@@ -34,7 +38,7 @@ class BackwardWalk {
     start();
     const int64_t phases = phases_per_step(), work = weights_[0].work() + weights_[1].work();
     const Split split =
-        split_work(args_.rows, phases, work, packed_bytes_, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
+        split_work(args_.rows, phases, work, bytes, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
     // After the last step its gradients still go back to the first state.
     walk(split, args_.rows.n_steps * phases + 1, work * args_.rows.batch / phases,
          [&](int64_t phase, const Piece& piece) {
@@ -44,6 +48,10 @@ class BackwardWalk {
          });
     finish();
     return exact();
+  }
+
+  void take_weights(Arena& memory) {
+    for (int i = 0; i < phases_per_step(); ++i) products_[i].take(memory, weights_[i]);
   }
 
  private:
@@ -57,8 +65,7 @@ class BackwardWalk {
 
   void lay_out(Arena& memory) {
     const int64_t batch = args_.rows.batch;
-    for (int i = 0; i < phases_per_step(); ++i) products_[i].take(memory, weights_[i]);
-    packed_bytes_ = memory.used;
+    place_weights(*this, args_.packed_hh, memory);
     for (Operand& gates : gates_) gates.take(memory, batch, weights_[0].runs * Product::padded(weights_[0].depth));
     if (phases_per_step() == 2) middle_.take(memory, batch, weights_[1].depth);
     dh_.take(memory, batch, args_.outputs);
@@ -66,7 +73,7 @@ class BackwardWalk {
   }
 
   void start() {
-    for (int i = 0; i < phases_per_step(); ++i) products_[i].pack(weights_[i]);
+    for (int i = 0; i < phases_per_step() && !args_.packed_hh.ready; ++i) products_[i].pack(weights_[i]);
     dh_.load(args_.dhn, args_.dtype);
     if (dc_.taken()) dc_.load(args_.dcn, args_.dtype);
   }
@@ -78,9 +85,12 @@ class BackwardWalk {
 
   int64_t row_at(const Step& step, int64_t row) const { return step.begin + row * args_.rows.row_stride; }
 
-  // The v-th vector that the forward saved of a row and block.
-  Units<T> saved(const Step& step, int64_t row, int64_t block, int64_t v) const {
-    const int64_t at = saved_at<T>(args_.rows, row_at(step, row), block, saved_) + v * kUnits<T>;
+  Units<T> saved_gate(const Step& step, int64_t row, int64_t block, int64_t gate) const {
+    const int64_t at = saved_gates_at<T>(args_.cell, args_.rows, row_at(step, row), block) + gate * kUnits<T>;
+    return load_units<T>(args_.saved, args_.dtype, at, kUnits<T>);
+  }
+  Units<T> saved_cells(const Step& step, int64_t row, int64_t block) const {
+    const int64_t at = saved_cells_at<T>(args_.rows, args_.hidden, row_at(step, row), block);
     return load_units<T>(args_.saved, args_.dtype, at, kUnits<T>);
   }
 
@@ -92,7 +102,7 @@ class BackwardWalk {
   }
   Units<T> c_before(int64_t forward_s, int64_t row, int64_t block, int64_t n) const {
     const Step before = step_at(args_.rows, forward_s - 1);
-    if (row < before.rows) return saved(before, row, block, 4);
+    if (row < before.rows) return saved_cells(before, row, block);
     return load_units<T>(args_.c0, args_.dtype, row * args_.hidden + block * kUnits<T>, n);
   }
 
@@ -142,21 +152,21 @@ class BackwardWalk {
       return clear(dh);
     }
     if (args_.cell < Cell::Lstm) {
-      Units<T> a = saved(step, row, block, 0);
+      Units<T> a = saved_gate(step, row, block, 0);
       rnn_gradient(args_.cell == Cell::RnnRelu, &a, dh);
       set_gate(&operand, step, row, 0, unit, a, n);
       return clear(dh);
     }
     const Units<T> before = h_before(forward_s, row, unit, n);
     if (resets_) {
-      Units<T> z = saved(step, row, block, 1), candidate = saved(step, row, block, 2);
+      Units<T> z = saved_gate(step, row, block, 1), candidate = saved_gate(step, row, block, 2);
       gru_update_gradient(z, candidate, before, dh);
       set_gate(&operand, step, row, 1, unit, z, n);
       set_gate(nullptr, step, row, 2, unit, candidate, n);
       return middle_.set(row, unit, candidate, n);
     }
     Units<T> a[4];
-    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved(step, row, block, gate);
+    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved_gate(step, row, block, gate);
     gru_gradient(a, before, dh);
     for (int64_t gate = 0; gate < 4; ++gate) set_gate(gate < 3 ? &operand : nullptr, step, row, gate, unit, a[gate], n);
   }
@@ -169,8 +179,8 @@ class BackwardWalk {
                           const Units<T>& dh) {
     const int64_t unit = block * kUnits<T>;
     Units<T> a[4], dc = dc_.get(row, unit);
-    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved(step, row, block, gate);
-    lstm_gradient(a, saved(step, row, block, 4), c_before(forward_s, row, block, n), dh, dc);
+    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved_gate(step, row, block, gate);
+    lstm_gradient(a, saved_cells(step, row, block), c_before(forward_s, row, block, n), dh, dc);
     dc_.set(row, unit, dc);
     for (int64_t gate = 0; gate < 4; ++gate) set_gate(&gates_[s % 2], step, row, gate, unit, a[gate], n);
   }
@@ -201,7 +211,7 @@ class BackwardWalk {
     const Step step = step_at(args_.rows, forward_s);
     for_each_second(step, piece, [&](int64_t row, int64_t block, int64_t n, const Units<T>& dreset) {
       const int64_t unit = block * kUnits<T>;
-      Units<T> r = saved(step, row, block, 0);
+      Units<T> r = saved_gate(step, row, block, 0);
       Units<T> dh = dh_.get(row, unit);
       gru_reset_gradient(r, dreset, h_before(forward_s, row, unit, n), dh);
       set_gate(&gates_[s % 2], step, row, 0, unit, r, n);
@@ -211,13 +221,11 @@ class BackwardWalk {
 
   const RecurrentBackwardArgs& args_;
   const bool projected_, resets_;
-  const int64_t saved_;  // vectors that a row of a block saved
   const int64_t width_;  // of a row of dgates
   PhaseWeights weights_[2] = {};
   Product products_[2];
   Operand gates_[2];  // their gradients: step s writes gates_[s % 2]
   Operand middle_;
-  int64_t packed_bytes_ = 0;
   Carried<T> dh_, dc_;
 };
 

@@ -26,10 +26,15 @@ inline Step step_at(const RecurrentRows& rows, int64_t s) {
   return {rows.begins[t], rows.batch_sizes[t]};
 }
 
-// Where what a row and block save begins: [block][row][vector of kUnits], so that a walk reads and writes in order.
+// Where the vectors begin that a row saves of a block's gates: [block][row][vector of kUnits]. An LSTM's c follows,
+// [block][row], since the backward reads it a step ahead of the gates: all is written and read in order.
 template <class T>
-inline int64_t saved_at(const RecurrentRows& rows, int64_t row, int64_t block, int64_t vectors) {
-  return (block * rows.n_rows + row) * vectors * kUnits<T>;
+inline int64_t saved_gates_at(Cell cell, const RecurrentRows& rows, int64_t row, int64_t block) {
+  return (block * rows.n_rows + row) * cell_gradients(cell) * kUnits<T>;
+}
+template <class T>
+inline int64_t saved_cells_at(const RecurrentRows& rows, int64_t hidden, int64_t row, int64_t block) {
+  return 4 * rows.n_rows * saved_units(hidden) + (block * rows.n_rows + row) * kUnits<T>;
 }
 
 // The units of one row of a block.

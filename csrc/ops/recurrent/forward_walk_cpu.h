@@ -14,10 +14,7 @@ class ForwardWalk {
 
  public:
   explicit ForwardWalk(const RecurrentArgs& args)
-      : args_(args),
-        projected_(args.weight_hr != nullptr),
-        resets_(args.cell == Cell::GruResetBefore),
-        saved_(cell_saved(args.cell)) {
+      : args_(args), projected_(args.weight_hr != nullptr), resets_(args.cell == Cell::GruResetBefore), inputs_(args) {
     const int64_t gates = cell_gates(args.cell), hidden = args.hidden, outputs = args.outputs;
     weights_[0] = {args.weight_hh, args.dtype, resets_ ? 2 : gates, hidden, 1, outputs, hidden * outputs, outputs, 1};
     if (projected_) weights_[1] = {args.weight_hr, args.dtype, 1, outputs, 1, hidden, 0, hidden, 1};
@@ -27,9 +24,13 @@ class ForwardWalk {
   // False where a number is not one that the products are exact for.
   bool run() {
     const int64_t phases = phases_per_step(), work = weights_[0].work() + weights_[1].work();
-    Arena packed;
-    take_weights(packed);
-    split_ = split_work(args_.rows, phases, work, packed.used, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
+    const int64_t bytes = packed_bytes(*this);
+    if (args_.form_ih) {
+      *args_.form_ih = {packed_bytes(inputs_), InputProduct::kForm};
+      *args_.form_hh = {bytes, Product::kForm};
+      return true;
+    }
+    split_ = split_work(args_.rows, phases, work, bytes, ceil_div(min(args_.hidden, args_.outputs), kUnits<T>));
     Arena measure;
     lay_out(measure);
     Arena memory{static_cast<char*>(thread_scratch(Scratch::OperationShared, size_t(measure.used)))};
@@ -44,6 +45,10 @@ class ForwardWalk {
     return exact();
   }
 
+  void take_weights(Arena& memory) {
+    for (int i = 0; i < phases_per_step(); ++i) products_[i].take(memory, weights_[i]);
+  }
+
  private:
   bool exact() const {
     for (int i = 0; i < phases_per_step(); ++i)
@@ -53,14 +58,11 @@ class ForwardWalk {
 
   int64_t phases_per_step() const { return projected_ || resets_ ? 2 : 1; }
 
-  void take_weights(Arena& memory) {
-    for (int i = 0; i < phases_per_step(); ++i) products_[i].take(memory, weights_[i]);
-  }
-
   void lay_out(Arena& memory) {
     const int64_t batch = args_.rows.batch;
-    take_weights(memory);
-    inputs_.take(memory, args_, split_);
+    place_weights(*this, args_.packed_hh, memory);
+    place_weights(inputs_, args_.packed_ih, memory);
+    inputs_.take(memory, split_);
     for (Operand& state : states_) state.take(memory, batch, args_.outputs);
     if (phases_per_step() == 2) middle_.take(memory, batch, args_.hidden);
     h_.take(memory, batch, args_.outputs);
@@ -68,8 +70,8 @@ class ForwardWalk {
   }
 
   void start() {
-    for (int i = 0; i < phases_per_step(); ++i) products_[i].pack(weights_[i]);
-    inputs_.pack();
+    for (int i = 0; i < phases_per_step() && !args_.packed_hh.ready; ++i) products_[i].pack(weights_[i]);
+    if (!args_.packed_ih.ready) inputs_.pack();
     h_.load(args_.h0, args_.dtype);
     h_.for_each([&](int64_t row, int64_t unit, int64_t n) {
       for (Operand& state : states_) state.set(row, unit, h_.get(row, unit), n);
@@ -98,10 +100,15 @@ class ForwardWalk {
     if (args_.middle) store_units(args_.middle, args_.dtype, row_at(step, row) * args_.hidden + unit, units, n);
   }
 
-  void save(const Step& step, int64_t row, int64_t block, int64_t gate, const Units<T>& units) {
+  void save_gate(const Step& step, int64_t row, int64_t block, int64_t gate, const Units<T>& units) {
     if (!args_.saved) return;
-    const int64_t at = saved_at<T>(args_.rows, row_at(step, row), block, saved_) + gate * kUnits<T>;
+    const int64_t at = saved_gates_at<T>(args_.cell, args_.rows, row_at(step, row), block) + gate * kUnits<T>;
     store_units(args_.saved, args_.dtype, at, units, kUnits<T>);
+  }
+  void save_cells(const Step& step, int64_t row, int64_t block, const Units<T>& c) {
+    if (!args_.saved) return;
+    const int64_t at = saved_cells_at<T>(args_.rows, args_.hidden, row_at(step, row), block);
+    store_units(args_.saved, args_.dtype, at, c, kUnits<T>);
   }
 
   template <class Visit>
@@ -147,7 +154,7 @@ class ForwardWalk {
         Units<T> c = c_.get(row, unit);
         const Units<T> h = lstm_cell(x, c);
         c_.set(row, unit, c);
-        save(step, row, block, 4, c);
+        save_cells(step, row, block, c);
         projected_ ? set_middle(step, row, unit, h, n) : set_state(s, step, row, unit, h, n);
       } else if (resets_) {
         set_middle(step, row, unit, gru_reset(x, h_.get(row, unit)), n);
@@ -156,11 +163,11 @@ class ForwardWalk {
         x[3] = made[2];
         if (args_.bias_n) add_units(x[3], bias_units(args_.bias_n, unit, n));
         set_state(s, step, row, unit, gru_cell(x, x[3], h_.get(row, unit)), n);
-        save(step, row, block, 3, x[3]);
+        save_gate(step, row, block, 3, x[3]);
       } else {
         set_state(s, step, row, unit, rnn_cell(args_.cell == Cell::RnnRelu, x), n);
       }
-      for (int64_t gate = 0; gate < gates; ++gate) save(step, row, block, gate, x[gate]);
+      for (int64_t gate = 0; gate < gates; ++gate) save_gate(step, row, block, gate, x[gate]);
     });
   }
 
@@ -180,14 +187,13 @@ class ForwardWalk {
       Units<T> candidate = input_units(inputs, row, block, 2, n);
       add_units(candidate, made[0]);
       const Units<T> h = gru_update(candidate, inputs_.get(inputs, row, block, 1), h_.get(row, unit));
-      save(step, row, block, 2, candidate);
+      save_gate(step, row, block, 2, candidate);
       set_state(s, step, row, unit, h, n);
     });
   }
 
   const RecurrentArgs& args_;
   const bool projected_, resets_;
-  const int64_t saved_;  // units' vectors that a row of a block saves
   PhaseWeights weights_[2] = {};
   Split split_{};
   Product products_[2];

@@ -22,24 +22,24 @@ class InputSums {
     int64_t first;  // where the batch's row 0 would lie
   };
 
-  void take(Arena& memory, const RecurrentArgs& args, const Split& split) {
-    constexpr int64_t kRingBytes = int64_t(1) << 19, kMostRows = 256;  // of a thread: a quarter of its cache
+  explicit InputSums(const RecurrentArgs& args)
+      : rows_(args.rows), x_data_(args.x), blocks_(ceil_div(args.hidden, kUnits<T>)) {
     const int64_t gates = cell_gates(args.cell), hidden = args.hidden, inputs = args.inputs;
-    const PhaseWeights weights{args.weight_ih, args.dtype, gates, hidden, 1, inputs, hidden * inputs, inputs, 1};
-    const RecurrentRows& rows = args.rows;
-    weights_ = weights;
-    rows_ = rows;
-    x_data_ = args.x;
-    blocks_ = ceil_div(weights.outputs, kUnits<T>);
+    weights_ = {args.weight_ih, args.dtype, gates, hidden, 1, inputs, hidden * inputs, inputs, 1};
+  }
+
+  void take_weights(Arena& memory) { product_.take(memory, weights_); }
+
+  void take(Arena& memory, const Split& split) {
+    constexpr int64_t kRingBytes = int64_t(1) << 19, kMostRows = 256;  // of a thread: a quarter of its cache
     const int64_t row_parts = split.by_rows ? split.parts : 1, unit_parts = split.by_rows ? 1 : split.parts;
-    const int64_t height = ceil_div(rows.batch, row_parts);
-    const int64_t row_bytes = ceil_div(blocks_, unit_parts) * weights.gates * kUnits<T> * int64_t(sizeof(T));
+    const int64_t height = ceil_div(rows_.batch, row_parts);
+    const int64_t row_bytes = ceil_div(blocks_, unit_parts) * weights_.gates * kUnits<T> * int64_t(sizeof(T));
     const int64_t most_rows = min(kMostRows, kRingBytes / row_bytes);
-    stretch_ = min(max(1, most_rows / height), rows.n_steps);
+    stretch_ = min(max(1, most_rows / height), rows_.n_steps);
     tiles_ = ceil_div(stretch_ * height, Product::kRows);
-    product_.take(memory, weights);
-    x_.take(memory, split.parts * tiles_ * Product::kRows, weights.depth);
-    sums_ = memory.take<T>(row_parts * blocks_ * tiles_ * weights.gates * Product::kGateSums);
+    x_.take(memory, split.parts * tiles_ * Product::kRows, weights_.depth);
+    sums_ = memory.take<T>(row_parts * blocks_ * tiles_ * weights_.gates * Product::kGateSums);
   }
 
   void pack() { product_.pack(weights_); }
@@ -104,13 +104,14 @@ class InputSums {
                           tile(sums, block, row / Product::kRows));
   }
 
-  PhaseWeights weights_{};
-  RecurrentRows rows_{};
-  int64_t blocks_ = 0, stretch_ = 0, tiles_ = 0;
+  const RecurrentRows rows_;
+  const void* const x_data_;
+  const int64_t blocks_;
+  PhaseWeights weights_;
+  int64_t stretch_ = 0, tiles_ = 0;  // steps of a stretch, tiles of its rows
   Product product_;
   typename Product::Operand x_;
   T* sums_ = nullptr;
-  const void* x_data_ = nullptr;
 };
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "core/autograd.h"
+#include "core/derived.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
@@ -126,6 +127,27 @@ Tensor added_bias(Cell cell, const RecurrentWeights& w) {
       0);
 }
 
+// Weights packed by a kernel, kept while they stay the same: over the calls of a cell, and of a model in use.
+class KeptWeights {
+ public:
+  enum Use : uint8_t { Input, State, StateGradient };
+
+  // `alone`: whether the kernel packs no other weights along with these.
+  KeptWeights(Cell cell, Use use, const Tensor& weights, const PackedForm& form, bool alone = true)
+      : weights_(weights) {
+    if (alone && form.bytes > 0) block_ = derived_block(weights, purpose_of('R', cell, use, form.form), form.bytes);
+  }
+  PackedWeights packed() const { return {block_.data(), block_.ready}; }
+  // After the kernel's call.
+  void mark_filled() const {
+    if (block_.to_fill()) mark_ready(weights_, block_);
+  }
+
+ private:
+  const Tensor weights_;
+  DerivedBlock block_;
+};
+
 // What the forward leaves for its backward.
 struct SavedSequence {
   Cell cell;
@@ -181,13 +203,17 @@ Tensor hidden_weight_grad(const SavedSequence& saved, const Tensor& dgates, cons
   return transposed_product(dgates, previous);
 }
 
-Tensor hidden_bias_grad(Cell cell, const Tensor& dgates, int64_t hidden) {
-  if (cell != Cell::Gru) return sum(dgates, {0});
-  const Tensor n_r_z = sum(first_columns(dgates, 0, 3 * hidden), {0});
-  return cat({narrow(n_r_z, 0, hidden, 2 * hidden), narrow(n_r_z, 0, 0, hidden)}, 0);
-}
-
 enum Input : uint32_t { kX, kIh, kHh, kBiasIh, kBiasHh, kHr, kH0, kC0 };
+
+// The biases' gradients are the same sums, or parts of the same; each has its own, since users change gradients.
+void set_bias_grads(Backward& b, Cell cell, const Tensor& dgates, int64_t hidden) {
+  if (!b.needs(kBiasIh) && !b.needs(kBiasHh)) return;
+  const Tensor sums = sum(dgates, {0});
+  const bool gru = cell == Cell::Gru;
+  if (b.needs(kBiasIh)) b.set(kBiasIh, gru ? clone(first_columns(sums, hidden, 3 * hidden)) : sums);
+  if (!b.needs(kBiasHh)) return;
+  b.set(kBiasHh, gru ? cat({narrow(sums, 0, hidden, 2 * hidden), narrow(sums, 0, 0, hidden)}, 0) : clone(sums));
+}
 
 void backward(const SavedSequence& saved, Backward& b) {
   const Tensor x = contiguous(b.get(saved.x)), ih = b.get(saved.ih), hh = plain(b.get(saved.hh));
@@ -203,17 +229,40 @@ void backward(const SavedSequence& saved, Backward& b) {
   const Tensor doutputs = hr.defined() ? empty({saved.layout->n_rows, outputs}, x.dtype(), x.device()) : Tensor();
   const Tensor dh0 = empty(states, x.dtype(), x.device());
   const Tensor dc0 = lstm ? empty(cell_states, x.dtype(), x.device()) : Tensor();
-  recurrent_backward(x.device(),
-                     {saved.cell, x.dtype(), hidden, outputs, saved.layout->rows(), hh.raw(), data_of(hr),
-                      saved.activations.raw(), gru ? y.raw() : nullptr, data_of(h0), data_of(c0), data_of(dy),
-                      data_of(dhn), data_of(dcn), dgates.raw(), writable(doutputs), dh0.raw(), writable(dc0)});
+  RecurrentBackwardArgs args{saved.cell,
+                             x.dtype(),
+                             hidden,
+                             outputs,
+                             saved.layout->rows(),
+                             hh.raw(),
+                             data_of(hr),
+                             saved.activations.raw(),
+                             gru ? y.raw() : nullptr,
+                             data_of(h0),
+                             data_of(c0),
+                             data_of(dy),
+                             data_of(dhn),
+                             data_of(dcn),
+                             dgates.raw(),
+                             writable(doutputs),
+                             dh0.raw(),
+                             writable(dc0),
+                             {},
+                             nullptr};
+  PackedForm form{};
+  args.form_hh = &form;
+  recurrent_backward(x.device(), args);
+  const KeptWeights kept(saved.cell, KeptWeights::StateGradient, hh, form, !hr.defined());
+  args.form_hh = nullptr;
+  args.packed_hh = kept.packed();
+  recurrent_backward(x.device(), args);
+  kept.mark_filled();
 
   const Tensor dinput = saved.cell == Cell::Gru ? first_columns(dgates, hidden, 3 * hidden) : dgates;
   if (b.needs(kX)) b.set(kX, reshape(mm(dinput, ih), x.shape()));
   if (b.needs(kIh)) b.set(kIh, transposed_product(dinput, as_rows(x)));
   if (b.needs(kHh)) b.set(kHh, hidden_weight_grad(saved, dgates, previous_states(*saved.layout, y, h0), hidden));
-  if (b.needs(kBiasIh)) b.set(kBiasIh, sum(dinput, {0}));
-  if (b.needs(kBiasHh)) b.set(kBiasHh, hidden_bias_grad(saved.cell, dgates, hidden));
+  set_bias_grads(b, saved.cell, dgates, hidden);
   if (b.needs(kHr)) b.set(kHr, transposed_product(doutputs, saved.middle));
   if (b.needs(kH0)) b.set(kH0, dh0);
   if (b.needs(kC0)) b.set(kC0, dc0);
@@ -257,9 +306,39 @@ std::vector<Tensor> recurrent(const Tensor& input, const RecurrentWeights& weigh
                  bias_n = options.cell == Cell::Gru && weights.bias_hh.defined()
                               ? to(plain(first_columns(weights.bias_hh, 2 * hidden, hidden)), compute)
                               : Tensor();
-    recurrent_forward(device, {options.cell, dtype, x.size(-1), hidden, outputs, layout->rows(), x.raw(), ih.raw(),
-                               hh.raw(), data_of(hr), data_of(bias), data_of(bias_n), writable(activations),
-                               writable(middle), y.raw(), data_of(first_h), data_of(first_c), hn.raw(), writable(cn)});
+    RecurrentArgs args{options.cell,
+                       dtype,
+                       x.size(-1),
+                       hidden,
+                       outputs,
+                       layout->rows(),
+                       x.raw(),
+                       ih.raw(),
+                       hh.raw(),
+                       data_of(hr),
+                       data_of(bias),
+                       data_of(bias_n),
+                       writable(activations),
+                       writable(middle),
+                       y.raw(),
+                       data_of(first_h),
+                       data_of(first_c),
+                       hn.raw(),
+                       writable(cn),
+                       {},
+                       {},
+                       nullptr,
+                       nullptr};
+    PackedForm form_ih{}, form_hh{};
+    args.form_ih = &form_ih, args.form_hh = &form_hh;
+    recurrent_forward(device, args);
+    const KeptWeights kept_ih(options.cell, KeptWeights::Input, ih, form_ih);
+    const KeptWeights kept_hh(options.cell, KeptWeights::State, hh, form_hh, !hr.defined());
+    args.form_ih = args.form_hh = nullptr;
+    args.packed_ih = kept_ih.packed(), args.packed_hh = kept_hh.packed();
+    recurrent_forward(device, args);
+    kept_ih.mark_filled();
+    kept_hh.mark_filled();
   }
   std::vector<Tensor> results{y, hn};
   if (lstm) results.push_back(cn);

@@ -34,7 +34,7 @@ constexpr int64_t cell_gates(Cell cell) { return cell == Cell::Lstm ? 4 : cell >
 // Gradients that a row has in dgates: a GRU that resets after tells those of h's n and of x's n apart.
 constexpr int64_t cell_gradients(Cell cell) { return cell == Cell::Gru ? 4 : cell_gates(cell); }
 // Numbers that a unit saves: the activations, h W_hn^T + b_hn of a GRU that resets after, c of an LSTM.
-constexpr int64_t cell_saved(Cell cell) { return cell == Cell::Gru ? 4 : cell == Cell::Lstm ? 5 : cell_gates(cell); }
+constexpr int64_t cell_saved(Cell cell) { return cell_gradients(cell) + (cell == Cell::Lstm ? 1 : 0); }
 // The columns that `hidden` units take where they are saved: blocks of which each level's kernels know the order.
 constexpr int64_t saved_units(int64_t hidden) { return (hidden + 31) / 32 * 32; }
 
@@ -45,6 +45,17 @@ struct RecurrentRows {
   const int64_t* begins;       // of each step; null: t * step_stride
   int64_t step_stride, row_stride;
   bool reverse;  // the last step comes first
+};
+
+// Memory for weights as the kernels pack them, to be used by later calls, too: null unless it is offered. A call packs
+// into it unless it is ready.
+struct PackedWeights {
+  void* data;
+  bool ready;
+};
+// What a call would pack: as many bytes, in a form told by a number.
+struct PackedForm {
+  int64_t bytes, form;
 };
 
 // Matrices are contiguous. Of `dtype`, unless "compute" (float64, or float32).
@@ -64,6 +75,8 @@ struct RecurrentArgs {
   void* y;                // (rows, outputs)
   const void *h0, *c0;    // (batch, outputs), (batch, hidden); null: zeros
   void *hn, *cn;          // of these shapes; cn null unless an LSTM
+  PackedWeights packed_ih, packed_hh;  // packed_hh has weight_hr, too
+  PackedForm *form_ih, *form_hh;       // where not null, they are told, and nothing else is done
 };
 extern Kernel<RecurrentArgs> recurrent_forward;
 
@@ -82,6 +95,8 @@ struct RecurrentBackwardArgs {
   void* dgates;
   void* doutputs;   // (rows, outputs): the whole gradient of y; null without a projection
   void *dh0, *dc0;  // dc0 null unless an LSTM
+  PackedWeights packed_hh;
+  PackedForm* form_hh;  // as in RecurrentArgs
 };
 extern Kernel<RecurrentBackwardArgs> recurrent_backward;
 

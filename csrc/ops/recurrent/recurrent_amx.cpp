@@ -42,13 +42,20 @@ bool run_parts(const Args& args) {
 }
 
 void forward(const RecurrentArgs& args) {
-  if (suits(args.dtype, args.rows, args.hidden) && run_parts(args)) return;
-  call_level(recurrent_forward, CpuLevel::Avx512, args);
+  if (!suits(args.dtype, args.rows, args.hidden)) return call_level(recurrent_forward, CpuLevel::Avx512, args);
+  if (run_parts(args)) return;
+  RecurrentArgs by_vectors = args;
+  by_vectors.packed_ih = by_vectors.packed_hh = {};
+  call_level(recurrent_forward, CpuLevel::Avx512, by_vectors);
 }
 
 void backward(const RecurrentBackwardArgs& args) {
-  if (suits(args.dtype, args.rows, args.hidden) && !has_few_rows(args.dtype, args.rows) && run_parts(args)) return;
-  call_level(recurrent_backward, CpuLevel::Avx512, args);
+  if (!suits(args.dtype, args.rows, args.hidden) || has_few_rows(args.dtype, args.rows))
+    return call_level(recurrent_backward, CpuLevel::Avx512, args);
+  if (run_parts(args)) return;
+  RecurrentBackwardArgs by_vectors = args;
+  by_vectors.packed_hh = {};
+  call_level(recurrent_backward, CpuLevel::Avx512, by_vectors);
 }
 
 }  // namespace

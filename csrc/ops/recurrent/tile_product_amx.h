@@ -21,6 +21,7 @@ template <int P>
 class TileProduct {
  public:
   using Sum = float;
+  static constexpr int64_t kForm = P;
   static constexpr int64_t kRows = kBlock;
   static constexpr int64_t kGateSums = kSumsPerBlock;
   static int64_t padded(int64_t depth) { return ceil_div(depth, kStepK) * kStepK; }

@@ -68,6 +68,7 @@ template <class T>
 class VectorProduct {
  public:
   using Sum = T;
+  static constexpr int64_t kForm = 0;
   static constexpr int64_t kRows = Tile<T>::kRows;
   static constexpr int64_t kGateSums = kRows * kUnits<T>;
 

@@ -13,8 +13,8 @@
 // there are rows enough: no thread then waits for another. Else it is split by units, each core keeping its part of
 // the weights, and the threads meet after each phase. A sum's order depends on neither.
 //
-// A Product has: Sum, kRows of a tile, kGateSums of it for one gate, padded, Operand {take, set, load, exact}, and
-// take, pack, multiply, units, set_units, exact.
+// A Product has: Sum, kForm, kRows of a tile, kGateSums of it for one gate, padded, Operand {take, set, load, exact},
+// and take, pack, multiply, units, set_units, exact.
 #pragma once
 
 #include "core/memory.h"
@@ -61,6 +61,19 @@ struct PhaseWeights {
   const char* run_at(int64_t gate, int64_t run) const { return at(gate, (run + first_run) % runs * depth); }
   int64_t work() const { return gates * outputs * runs * depth; }
 };
+
+// Lays weights out where they are kept, or else in a walk's own memory.
+template <class Owner>
+void place_weights(Owner& owner, const PackedWeights& packed, Arena& memory) {
+  Arena kept{static_cast<char*>(packed.data)};
+  owner.take_weights(packed.data ? kept : memory);
+}
+template <class Owner>
+int64_t packed_bytes(Owner& owner) {
+  Arena measure;
+  owner.take_weights(measure);
+  return measure.used;
+}
 
 struct Share {
   int64_t part, parts;
