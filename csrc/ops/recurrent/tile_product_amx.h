@@ -109,7 +109,7 @@ class TileProduct {
     const TileStream state{operand.data + row * operand.row_bytes, operand_steps_, operand.row_bytes,
                            16 * operand.row_bytes, operand.part_bytes};
     const char* panels = panels_ + block * gates_ * panel_bytes();
-    const TileScope tiles;
+    const TileScope tiles(rows);
     for (int64_t step = 0; step < n_steps_; step += kSteps)
       for (int64_t gate = 0; gate < gates_; ++gate)
         tile_block<P>(state, {panels + gate * panel_bytes(), panel_steps_, 64, kTileBytes, kBlockBytes}, step,
