@@ -31,7 +31,7 @@ class InputSums {
   void take_weights(Arena& memory) { product_.take(memory, weights_); }
 
   void take(Arena& memory, const Split& split) {
-    constexpr int64_t kRingBytes = int64_t(1) << 19, kMostRows = 256;  // of a thread: a quarter of its cache
+    constexpr int64_t kRingBytes = int64_t(1) << 21, kMostRows = 256;  // of a thread: its second-level cache
     const int64_t row_parts = split.by_rows ? split.parts : 1, unit_parts = split.by_rows ? 1 : split.parts;
     const int64_t height = ceil_div(rows_.batch, row_parts);
     const int64_t row_bytes = ceil_div(blocks_, unit_parts) * weights_.gates * kUnits<T> * int64_t(sizeof(T));
