@@ -1,17 +1,23 @@
-# The CUDA kernels: FASTNN_CUDA=AUTO builds them where a working nvcc is found, ON requires one.
+# The CUDA kernels: FASTNN_CUDA=AUTO builds them where a working nvcc is found, ON requires one. EMULATED
+# compiles them with the C++ compiler, to run on the CPU in tests (tests/emulation): it needs no nvcc and no GPU.
 #
-# Sets FASTNN_WITH_CUDA. Adds one OBJECT library per group of architectures, so that flags are never
+# Sets FASTNN_WITH_CUDA, cuda_objects and cuda_runtime. Adds one OBJECT library per group of architectures, so that flags are never
 # set per file: cuda_base holds the kernels of every GPU, as machine code for compute capability 8.0
 # and as PTX, from which the driver compiles for later ones.
 
-set(FASTNN_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON or OFF")
+set(FASTNN_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON, OFF or EMULATED")
 set(FASTNN_WITH_CUDA OFF)
 
-if(NOT FASTNN_CUDA MATCHES "^(AUTO|ON|OFF)$")
-  message(FATAL_ERROR "FASTNN_CUDA: expected AUTO, ON or OFF, got '${FASTNN_CUDA}'")
+if(NOT FASTNN_CUDA MATCHES "^(AUTO|ON|OFF|EMULATED)$")
+  message(FATAL_ERROR "FASTNN_CUDA: expected AUTO, ON, OFF or EMULATED, got '${FASTNN_CUDA}'")
 endif()
 if(FASTNN_CUDA STREQUAL "OFF")
   message(STATUS "CUDA: off (FASTNN_CUDA=OFF)")
+  return()
+endif()
+
+if(FASTNN_CUDA STREQUAL "EMULATED")
+  include(tests/emulation/emulation.cmake)
   return()
 endif()
 
@@ -58,3 +64,4 @@ target_compile_options(
           -Xcompiler=-Wall,-Wextra)
 set_target_properties(cuda_base PROPERTIES JOB_POOL_COMPILE cuda)
 set(cuda_objects $<TARGET_OBJECTS:cuda_base>)
+set(cuda_runtime CUDA::cudart_static)

@@ -108,9 +108,8 @@ int runtime_device() {
 void check_cuda(cudaError_t error, const char* what) {
   if (__builtin_expect(error == cudaSuccess, 1)) return;
   // A fault of a kernel is found by whatever waits next, and stays.
-  const bool fault = error == cudaErrorIllegalAddress || error == cudaErrorLaunchFailure ||
-                     error == cudaErrorMisalignedAddress || error == cudaErrorIllegalInstruction ||
-                     error == cudaErrorLaunchTimeout || error == cudaErrorAssert;
+  constexpr int kFirstFault = 714;  // a stack error of the hardware; the others follow
+  const bool fault = error == cudaErrorIllegalAddress || (error >= kFirstFault && error <= cudaErrorLaunchFailure);
   fail<DeviceError>(what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")",
                     fault ? "; a kernel before this call may have failed: FASTNN_CUDA_SYNC=1 makes the error name its "
                             "operation, and the GPU can be used again only by a new process"
@@ -189,7 +188,6 @@ CudaProperties cuda_properties(Device device) {
   answer.shared_memory_per_block = int64_t(found.sharedMemPerBlockOptin);
   answer.multi_processor_count = found.multiProcessorCount;
   answer.max_threads_per_multi_processor = found.maxThreadsPerMultiProcessor;
-  answer.regs_per_multiprocessor = found.regsPerMultiprocessor;
   answer.warp_size = found.warpSize;
   return answer;
 }

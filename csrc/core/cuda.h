@@ -26,7 +26,7 @@ struct CudaProperties {
   std::string name;
   int major, minor;  // compute capability
   int64_t total_memory, l2_cache_size, shared_memory_per_multiprocessor, shared_memory_per_block;
-  int multi_processor_count, max_threads_per_multi_processor, regs_per_multiprocessor, warp_size;
+  int multi_processor_count, max_threads_per_multi_processor, warp_size;
 };
 CudaProperties cuda_properties(Device device);
 

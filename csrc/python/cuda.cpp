@@ -34,7 +34,6 @@ void bind_devices(py::module_& m) {
       .def_readonly("shared_memory_per_block_optin", &CudaProperties::shared_memory_per_block)
       .def_readonly("multi_processor_count", &CudaProperties::multi_processor_count)
       .def_readonly("max_threads_per_multi_processor", &CudaProperties::max_threads_per_multi_processor)
-      .def_readonly("regs_per_multiprocessor", &CudaProperties::regs_per_multiprocessor)
       .def_readonly("warp_size", &CudaProperties::warp_size)
       .def("__repr__", [](const CudaProperties& self) {
         return str("CudaDeviceProperties(name='", self.name, "', major=", self.major, ", minor=", self.minor,

@@ -20,17 +20,16 @@ __global__ void copy_kernel(const __grid_constant__ CopyArgs args) {
 }
 
 template <class T>
-void launch(const CopyArgs& args) {
-  copy_kernel<T><<<unsigned(blocks_for(args.numel)), kBlockThreads, 0, cuda_stream()>>>(args);
-  check_launch("copy");
+void copy_items(const CopyArgs& args) {
+  launch(copy_kernel<T>, unsigned(blocks_for(args.numel)), kBlockThreads, 0, args);
 }
 
 void copy(const CopyArgs& args) {
   switch (args.item_size) {
-    case 1: return launch<uint8_t>(args);
-    case 2: return launch<uint16_t>(args);
-    case 4: return launch<uint32_t>(args);
-    default: return launch<uint64_t>(args);
+    case 1: return copy_items<uint8_t>(args);
+    case 2: return copy_items<uint16_t>(args);
+    case 4: return copy_items<uint32_t>(args);
+    default: return copy_items<uint64_t>(args);
   }
 }
 

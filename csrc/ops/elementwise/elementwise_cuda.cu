@@ -162,16 +162,15 @@ __global__ void where_kernel(const __grid_constant__ ElementwiseArgs args) {
 
 using ElementwiseKernel = void (*)(ElementwiseArgs);
 
-void launch(ElementwiseKernel kernel, const ElementwiseArgs& args) {
-  kernel<<<unsigned(blocks_for(args.numel)), kBlockThreads, 0, cuda_stream()>>>(args);
-  check_launch("elementwise");
+void map(ElementwiseKernel kernel, const ElementwiseArgs& args) {
+  launch(kernel, unsigned(blocks_for(args.numel)), kBlockThreads, 0, args);
 }
 
-#define FASTNN_LAUNCHER(name)                                                       \
-  void name(const ElementwiseArgs& args) {                                          \
-    if (args.compute == DType::Float32) return launch(name##_kernel<float>, args);  \
-    if (args.compute == DType::Float64) return launch(name##_kernel<double>, args); \
-    launch(name##_kernel<int64_t>, args);                                           \
+#define FASTNN_LAUNCHER(name)                                                    \
+  void name(const ElementwiseArgs& args) {                                       \
+    if (args.compute == DType::Float32) return map(name##_kernel<float>, args);  \
+    if (args.compute == DType::Float64) return map(name##_kernel<double>, args); \
+    map(name##_kernel<int64_t>, args);                                           \
   }
 FASTNN_LAUNCHER(unary)
 FASTNN_LAUNCHER(binary)
@@ -179,7 +178,7 @@ FASTNN_LAUNCHER(where)
 #undef FASTNN_LAUNCHER
 
 void unary_backward(const ElementwiseArgs& args) {
-  launch(args.compute == DType::Float64 ? unary_backward_kernel<double> : unary_backward_kernel<float>, args);
+  map(args.compute == DType::Float64 ? unary_backward_kernel<double> : unary_backward_kernel<float>, args);
 }
 
 }  // namespace
