@@ -11,6 +11,7 @@
 #include "core/check.h"
 #include "core/cuda_context.h"
 #include "core/cuda_graph.h"
+#include "core/found.h"
 #include "core/parallel.h"
 
 namespace fastnn {
@@ -116,12 +117,16 @@ void check_cuda(cudaError_t error, const char* what) {
                           : "");
 }
 
-void cuda_kernel_done(const char* kernel) {
+bool cuda_waits_for_kernels() {
   static const bool waits = [] {
     const char* value = std::getenv("FASTNN_CUDA_SYNC");
     return value && *value && std::strcmp(value, "0") != 0;
   }();
-  if (!waits || cuda_is_capturing()) return;
+  return waits;
+}
+
+void cuda_kernel_done(const char* kernel) {
+  if (!cuda_waits_for_kernels() || cuda_is_capturing()) return;
   const cudaError_t error = cudaStreamSynchronize(cuda_stream());
   check<DeviceError>(error == cudaSuccess, kernel, ": the CUDA kernel failed: ", cudaGetErrorString(error), " (",
                      cudaGetErrorName(error), ")");
@@ -172,6 +177,7 @@ void cuda_synchronize(Device device) {
   const cudaError_t error = cudaDeviceSynchronize();
   if (lock) host_hooks.retake(lock);
   check_cuda(error, "synchronize");
+  cuda_throw_found();
 }
 
 CudaProperties cuda_properties(Device device) {

@@ -21,6 +21,8 @@ struct CudaContext {
 CudaContext& cuda_context(Device device);
 bool cuda_forked();  // a driver does not survive a fork: releases in the child do nothing
 
+bool cuda_waits_for_kernels();  // FASTNN_CUDA_SYNC=1
+
 std::unique_ptr<StreamAllocator> make_cuda_allocator(Device device);
 StreamAllocator& pinned_allocator();
 

@@ -2,6 +2,7 @@
 #include "core/check.h"
 #include "core/cuda.h"
 #include "core/cuda_graph.h"
+#include "core/found.h"
 
 namespace fastnn {
 
@@ -58,6 +59,9 @@ void CudaGraph::capture_end() { absent(); }
 void CudaGraph::replay() { absent(); }
 void CudaGraph::reset() { absent(); }
 CudaGraph::Pool CudaGraph::pool() const { absent(); }
+
+void cuda_check_none_found(const Tensor&, std::function<std::string(int64_t)>) { absent(); }
+void cuda_throw_found() {}
 
 bool cuda_is_capturing() { return false; }
 void check_not_capturing(const char*) {}

@@ -5,6 +5,7 @@
 #include "core/check.h"
 #include "core/cuda_context.h"
 #include "core/cuda_graph.h"
+#include "core/found.h"
 #include "core/parallel.h"
 
 namespace fastnn {
@@ -29,6 +30,7 @@ void wait(const char* what, Wait call) {
   const cudaError_t error = call();
   if (lock) host_hooks.retake(lock);
   check_cuda(error, what);
+  cuda_throw_found();
 }
 
 bool is_done(cudaError_t error, const char* what) {

@@ -32,10 +32,10 @@ Tensor to(const Tensor& x, MemoryFormat format);
 Tensor to(const Tensor& x, DType dtype);  // x itself when the type is the same
 // Copies between pinned memory of the CPU and a GPU may be `non_blocking`: the CPU goes on meanwhile.
 Tensor to(const Tensor& x, Device device, bool non_blocking = false);
-Tensor pin_memory(const Tensor& x);  // x itself when it is pinned
+Tensor pin_memory(const Tensor& x);                                               // x itself when it is pinned
 void copy_into(const Tensor& dst, const Tensor& src, bool non_blocking = false);  // broadcasts, converts; no autograd
 Tensor copy_(const Tensor& dst, const Tensor& src, bool non_blocking = false);    // the same, recorded
-void fill_into(const Tensor& x, Scalar value);         // no autograd, no version
+void fill_into(const Tensor& x, Scalar value);                                    // no autograd, no version
 Tensor fill_(const Tensor& x, Scalar value);
 Scalar item(const Tensor& x);  // the value of a one-element tensor
 
