@@ -3,6 +3,7 @@
 
 #include "core/cuda_graph.h"
 #include "core/cuda_stream.h"
+#include "core/found.h"
 #include "python/bindings.h"
 
 namespace py = pybind11;
@@ -161,6 +162,10 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaEvent> event(m, "Event", "A place in a stream, to wait for and to time.");
   bind_streams(m, stream, event);
   bind_graphs(m);
+  // For tests: what an operation does with the place of a fault that its kernel found.
+  m.def("_check_none_found", [](const Tensor& place) {
+    check_none_found(place, [](int64_t found) { return str("a fault at place ", found); });
+  });
 }
 
 }  // namespace fastnn::python
