@@ -1,6 +1,6 @@
-"""The device functions that kernels are made of, on the emulation and on a GPU, and the mistakes that the emulation finds.
+"""The device functions that kernels are made of, and the mistakes that the emulation finds.
 
-tests/emulation/primitives*.cu are programs: the same source runs on both, so a GPU shows whether the emulation is right.
+tests/emulation/primitives*.cu are programs that run on a GPU as well, which shows whether the emulation is right.
 """
 
 import re

@@ -3,7 +3,10 @@
 // a GPU that the headers do what the emulation does.
 //
 //   primitives             prints a line for each check; exit status 1 when one failed
-//   primitives NAME        runs the kernel with that mistake in it; the emulation must name it
+//   primitives MISTAKE     runs the kernel with that mistake in it; the emulation must name it
+//
+// SASS half_product_kernel: HMMA.16816 LDGSTS LDSM
+// SASS tf32_product_kernel: HMMA.1688
 #include "checks.h"
 #include "core/cuda_device.h"
 #include "gemm/mma_cuda.h"

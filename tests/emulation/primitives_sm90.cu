@@ -1,5 +1,8 @@
 // Checks gemm/wgmma_cuda.h as primitives.cu checks the rest: a product through the copy engine, barriers and wgmma, for
 // every swizzle, both majors, both sources of A; with a mistake in its argument, for the emulation to name.
+//
+// SASS product_kernel: HGMMA UTMALDG.2D UTMASTG.2D SYNCS
+// SASS cluster_kernel: UTMALDG.2D.MULTICAST
 #include "checks.h"
 #include "core/cuda_device.h"
 #include "gemm/wgmma_cuda.h"
@@ -58,6 +61,22 @@ struct Operand {
   }
 };
 
+// The registers of a step of A: rows from `row` on, k from `first` on; zeros beyond the matrix.
+template <class T>
+__device__ void load_fragment(uint32_t (&a)[4], const ProductArgs& args, int row, int first) {
+  const int t = lane_id() % 4;
+  for (int q = 0; q < 4; ++q) {
+    const int at_row = row + q % 2 * 8;
+    auto value = [&](int k) {
+      return at_row < args.m && first + k < args.k ? args.a_values[at_row * args.k + first + k] : 0.0f;
+    };
+    if constexpr (sizeof(T) == 2)
+      a[q] = pack_pair(T{}, value(2 * t + q / 2 * 8), value(2 * t + 1 + q / 2 * 8));
+    else
+      a[q] = to_tf32(value(t + q / 2 * 4));
+  }
+}
+
 // c (m x n) = a b. Warps 0 to 3 compute, warp 4 fetches.
 template <class T, int N, Major MajorA, Major MajorB, Swizzle S, bool RegistersA, Mistake Made>
 __global__ void __launch_bounds__(160, 1)
@@ -97,27 +116,19 @@ __global__ void __launch_bounds__(160, 1)
     const int stage = i % kStages;
     const unsigned char* const tile_a = shared + stage * stage_bytes;
     if (Made != Mistake::Wait) mbarrier_wait(full + stage, uint32_t(i / kStages % 2));
+    uint32_t a[4][4];  // of each step
+    if constexpr (RegistersA)
+      for (int step = 0; step < 4; ++step)
+        load_fragment<T>(a[step], args, row, i * kStageK<T> + step * 32 / int(sizeof(T)));
     if (Made != Mistake::Fence) wgmma_fence();
 #pragma unroll
     for (int step = 0; step < 4; ++step) {
       const uint64_t b = B::descriptor(tile_a + A::bytes, step, Made == Mistake::Stride);
       const bool accumulate = i > 0 || step > 0;
-      if constexpr (RegistersA) {
-        uint32_t a[4];
-        for (int q = 0; q < 4; ++q) {
-          const int at_row = row + q % 2 * 8, first = i * kStageK<T> + step * 32 / int(sizeof(T));
-          auto value = [&](int k) {
-            return at_row < args.m && first + k < args.k ? args.a_values[at_row * args.k + first + k] : 0.0f;
-          };
-          if constexpr (sizeof(T) == 2)
-            a[q] = pack_pair(T{}, value(2 * t + q / 2 * 8), value(2 * t + 1 + q / 2 * 8));
-          else
-            a[q] = to_tf32(value(t + q / 2 * 4));
-        }
-        wgmma<T, N, MajorB>(sums, a, b, accumulate);
-      } else {
+      if constexpr (RegistersA)
+        wgmma<T, N, MajorB>(sums, a[step], b, accumulate);
+      else
         wgmma<T, N, MajorA, MajorB>(sums, A::descriptor(tile_a, step, false), b, accumulate);
-      }
     }
     wgmma_commit();
     wgmma_wait<0>();
