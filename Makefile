@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint format stubs aarch64 sanitize clean
+.PHONY: demo test lint format stubs aarch64 sanitize cuda-emulated cuda-check clean
 
 demo: $(VENV)
 	$(PIP) install '.[demo]'
@@ -81,6 +81,27 @@ sanitize: $(VENV)
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZE)/package \
 	  $(VENV)/bin/python -m pytest -q --capture=sys -m "not slow and not torch" $(SANITIZE_TESTS)
+
+# The CUDA kernels compiled for the CPU by tests/emulation, and the tests of CUDA on them: no nvcc, no GPU.
+# EMULATED_TESTS picks others: make cuda-emulated EMULATED_TESTS='tests/test_cuda_ops.py -k softmax'
+EMULATED = build/emulated
+EMULATED_TESTS ?= tests/test_cuda.py tests/test_cuda_ops.py tests/test_emulation.py
+
+cuda-emulated: $(VENV)
+	$(PIP) install --quiet $(call requirements,test)
+	$(VENV)/bin/cmake -S . -B $(EMULATED) -DFASTNN_CUDA=EMULATED -DFASTNN_STRIP=OFF -DFASTNN_CPU_LEVELS='$(BEST_LEVELS)' \
+	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
+	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
+	$(VENV)/bin/cmake --build $(EMULATED) --parallel $$(nproc)
+	rm -rf $(EMULATED)/package && mkdir $(EMULATED)/package
+	cp -R python/fastnn $(EMULATED)/package && rm -f $(EMULATED)/package/fastnn/_C*.so
+	cp $(EMULATED)/_C*.so $(EMULATED)/package/fastnn
+	PYTHONPATH=$(EMULATED)/package FASTNN_REQUIRE_CUDA=1 $(VENV)/bin/python -m pytest -q $(EMULATED_TESTS)
+
+# The CUDA kernels as nvcc makes them, without a GPU: no spills, no serialised wgmma, tensor cores where they must be.
+cuda-check: $(VENV)
+	$(PIP) install --quiet 'nvidia-cuda-cuobjdump>=13' 'nvidia-cuda-nvdisasm>=13'
+	$(VENV)/bin/python cmake/check_cuda.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-*

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
-from cases.case import COMPUTE_ROUNDOFF, Case, rounded, to_numpy
+import fastnn
+from cases.case import COMPUTE_ROUNDOFF, SMALLEST_NORMAL, STORAGE_ROUNDOFF, Case, rounded, to_numpy, to_tensor
 
-PACKAGE_PARENT = None  # set on the first run_python: where this interpreter found fastnn
+gpu = pytest.mark.skipif(
+    not fastnn.cuda.is_available() and os.environ.get("FASTNN_REQUIRE_CUDA") != "1",
+    reason=f"needs a GPU: {fastnn.cuda.unavailable_reason()}",
+)
 
 
 def run_python(code: str, *flags: str, timeout: float = 60, **environment: str) -> subprocess.CompletedProcess[str]:
     """Runs code in a fresh interpreter that finds the same fastnn as this one."""
-    import fastnn
-
     package = str(Path(fastnn.__file__).parents[1])
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([package, str(Path(__file__).parent)]), **environment}
     return subprocess.run(
@@ -111,8 +114,6 @@ def central_difference(
 
 def layouts(x: Any) -> Iterator[tuple[str, Any]]:
     """The values of a contiguous tensor with other strides."""
-    import fastnn
-
     if x.numel() == 0 or x.dim() == 0:
         return
     order = tuple(reversed(range(x.dim())))
@@ -120,8 +121,64 @@ def layouts(x: Any) -> Iterator[tuple[str, Any]]:
         yield "transposed", x.permute(order).contiguous().permute(order)
     yield "stepped", fastnn.stack([x, x], -1).reshape(*x.shape[:-1], 2 * x.shape[-1])[..., ::2]
     yield "offset", fastnn.cat([x[:1], x], 0)[1:]
-    if x.dtype != fastnn.bfloat16:
+    if x.device.type == "cpu" and x.dtype != fastnn.bfloat16:
         yield "reversed", fastnn.from_numpy(np.ascontiguousarray(x.numpy()[::-1])[::-1])
+
+
+def tensors(args: Any, dtype: str, lib: Any = None, device: str | None = None) -> list[Any]:
+    """The arguments with their arrays as tensors, on a device where one is named."""
+    return [_moved(to_tensor(lib or fastnn, a, dtype), device) for a in args]
+
+
+def _moved(value: Any, device: str | None) -> Any:
+    if isinstance(value, list):
+        return [_moved(v, device) for v in value]
+    return value.to(device) if device and hasattr(value, "to") else value
+
+
+def floating(results: Any) -> list[Any]:
+    return [y for y in as_list(results) if y.is_floating_point()]
+
+
+def cotangents(outputs: list[Any], dtype: str, lib: Any = None) -> list[Any]:
+    """Weights of the outputs, the same in every run."""
+    rng = np.random.default_rng(1)
+    weights = [np.asarray(rng.uniform(0.5, 1.5, tuple(y.shape))) for y in outputs]
+    return [to_tensor(lib or fastnn, w, dtype).to(y.device) for w, y in zip(weights, outputs, strict=True)]
+
+
+def recorded(case: Case, args: Any, dtype: str, lib: Any = None, device: str | None = None) -> tuple[list, list]:
+    """Arguments with requires_grad on what the case is differentiable in; those tensors apart."""
+    arrays = float_arrays(case, args)
+    leaves = [x.requires_grad_() for x in tensors(arrays, dtype, lib, device)]
+    built = list(args)
+    for array, leaf in zip(arrays, leaves, strict=True):
+        built = replace(built, array, leaf)
+    return tensors(built, dtype, lib, device), leaves
+
+
+def backward_of(case: Case, args: Any, kwargs: Any, dtype: str, lib: Any = None, device: str | None = None) -> list:
+    """The gradients of a weighted sum of the results, as float64 arrays."""
+    lib = lib or fastnn
+    built, leaves = recorded(case, args, dtype, lib, device)
+    outputs = floating(case.run(lib, *built, **kwargs))
+    return [to_numpy(g.cpu()) for g in gradients(lib, outputs, leaves, cotangents(outputs, dtype, lib))]
+
+
+def check_rounding(case: Case, args: Any, kwargs: Any, dtype: str, device: str | None = None) -> None:
+    """Backward in a smaller type against backward in float64, on the CPU, of the same rounded inputs."""
+    exact = [rounded(a, dtype) for a in args]
+    actual = backward_of(case, exact, kwargs, dtype, device=device)
+    built, leaves = recorded(case, exact, "float64")
+    outputs = floating(case.run(fastnn, *built, **kwargs))
+    weights = [w.to(getattr(fastnn, dtype)).double() for w in cotangents(outputs, "float64")]
+    expected = [to_numpy(g) for g in gradients(fastnn, outputs, leaves, weights)]
+    terms = case.terms(*exact, **kwargs) if callable(case.terms) else case.terms
+    for got, want in zip(actual, expected, strict=True):
+        size = max(np.abs(want).max(initial=0), case.gradient_scale)
+        repeats = np.sqrt(max(terms, 1)) + np.sqrt(max((y.numel() for y in outputs), default=1))
+        tolerance = size * (8 * repeats * COMPUTE_ROUNDOFF[dtype] + 8 * STORAGE_ROUNDOFF[dtype])
+        assert_close(got, want, tolerance + SMALLEST_NORMAL[dtype], dtype, f"{case} {kwargs} gradient")
 
 
 def gradients(lib: Any, outputs: Any, inputs: list[Any], weights: list[Any], create_graph: bool = False) -> list[Any]:

@@ -8,8 +8,22 @@ import pytest
 
 import fastnn
 from cases import BY_NAME, CASES, RANDOM_CASES
-from cases.case import COMPUTE_ROUNDOFF, SMALLEST_NORMAL, STORAGE_ROUNDOFF, Case, rounded, to_numpy, to_tensor
-from helpers import as_list, assert_close, central_difference, check_values, float_arrays, gradients, layouts, replace
+from cases.case import Case, rounded, to_numpy, to_tensor
+from helpers import (
+    as_list,
+    backward_of,
+    central_difference,
+    check_rounding,
+    check_values,
+    cotangents,
+    float_arrays,
+    floating,
+    gradients,
+    layouts,
+    recorded,
+    replace,
+    tensors,
+)
 
 
 def each(wanted=lambda case: True, dtypes=None):
@@ -19,36 +33,6 @@ def each(wanted=lambda case: True, dtypes=None):
         return pytest.mark.parametrize("case", chosen, ids=str)
     pairs = [(case, dtype) for case in chosen for dtype in dtypes(case)]
     return pytest.mark.parametrize("case, dtype", pairs, ids=[f"{case}-{dtype}" for case, dtype in pairs])
-
-
-def tensors(args, dtype, lib=fastnn):
-    return [to_tensor(lib, a, dtype) for a in args]
-
-
-def floating(results):
-    return [y for y in as_list(results) if y.is_floating_point()]
-
-
-def cotangents(outputs, dtype, lib=fastnn):
-    rng = np.random.default_rng(1)
-    return [to_tensor(lib, np.asarray(rng.uniform(0.5, 1.5, tuple(y.shape))), dtype) for y in outputs]
-
-
-def recorded(case, args, dtype, lib=fastnn):
-    """Arguments with requires_grad on what the case is differentiable in; those tensors apart."""
-    arrays = float_arrays(case, args)
-    leaves = [to_tensor(lib, a, dtype).requires_grad_() for a in arrays]
-    built = list(args)
-    for array, leaf in zip(arrays, leaves, strict=True):
-        built = replace(built, array, leaf)
-    return tensors(built, dtype, lib), leaves
-
-
-def backward_of(case, args, kwargs, dtype, lib=fastnn):
-    """The gradients of a weighted sum of the results, as float64 arrays."""
-    built, leaves = recorded(case, args, dtype, lib)
-    outputs = floating(case.run(lib, *built, **kwargs))
-    return [to_numpy(g) for g in gradients(lib, outputs, leaves, cotangents(outputs, dtype, lib))]
 
 
 def differentiable(case):
@@ -151,20 +135,7 @@ def test_gradient(case: Case) -> None:
 def test_gradient_rounding(case: Case, dtype: str) -> None:
     """Backward in the smaller types against backward in float64 of the same rounded inputs."""
     for sample in case.samples:
-        exact = [rounded(a, dtype) for a in sample.args]
-        actual = backward_of(case, exact, sample.kwargs, dtype)
-        built, leaves = recorded(case, exact, "float64")
-        outputs = floating(case.run(fastnn, *built, **sample.kwargs))
-        weights = [w.to(getattr(fastnn, dtype)).double() for w in cotangents(outputs, "float64")]
-        expected = [to_numpy(g) for g in gradients(fastnn, outputs, leaves, weights)]
-        terms = case.terms(*exact, **sample.kwargs) if callable(case.terms) else case.terms
-        for got, want in zip(actual, expected, strict=True):
-            size = max(np.abs(want).max(initial=0), case.gradient_scale)
-            repeats = np.sqrt(max(terms, 1)) + np.sqrt(max((y.numel() for y in outputs), default=1))
-            tolerance = (
-                size * (8 * repeats * COMPUTE_ROUNDOFF[dtype] + 8 * STORAGE_ROUNDOFF[dtype]) + SMALLEST_NORMAL[dtype]
-            )
-            assert_close(got, want, tolerance, dtype, f"{case} {sample.kwargs} gradient")
+        check_rounding(case, sample.args, sample.kwargs, dtype)
 
 
 @each(differentiable)

@@ -44,6 +44,13 @@ void bind_devices(py::module_& m) {
   m.def("cuda_is_available", cuda_is_available);
   m.def("cuda_unavailable_reason", cuda_reason);
   m.def("cuda_device_count", cuda_device_count);
+  m.def("cuda_is_emulated", [] {
+#ifdef FASTNN_CUDA_EMULATED
+    return true;
+#else
+    return false;
+#endif
+  });
   m.def("cuda_is_initialized", cuda_is_initialized);
   m.def("cuda_init", cuda_init);
   m.def("cuda_current_device", cuda_current_device);

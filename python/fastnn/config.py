@@ -11,6 +11,12 @@ def show_config() -> None:
         f"fastnn {__version__}, {_C.compiler()}",
         f"CPU level {_C.cpu_level()} (available: {', '.join(_C.cpu_levels())})",
         f"threads {_C.get_num_threads()} (from {_C.num_threads_source()})",
-        f"CUDA {'available' if cuda.is_available() else 'not available: ' + cuda.unavailable_reason()}",
+        f"CUDA {_cuda()}",
     ]
     print("\n".join(lines))
+
+
+def _cuda() -> str:
+    if not cuda.is_available():
+        return f"not available: {cuda.unavailable_reason()}"
+    return "available (emulated on the CPU, for tests)" if cuda.is_emulated() else "available"

@@ -36,6 +36,7 @@ __all__ = [
     "is_available",
     "is_bf16_supported",
     "is_current_stream_capturing",
+    "is_emulated",
     "is_initialized",
     "manual_seed",
     "manual_seed_all",
@@ -76,6 +77,11 @@ def is_available() -> bool:
 def unavailable_reason() -> str:
     """Why ``is_available`` is False; empty when it is True."""
     return _C.cuda_unavailable_reason()
+
+
+def is_emulated() -> bool:
+    """Whether this build runs CUDA kernels on the CPU, thread by thread, for tests (``make cuda-emulated``)."""
+    return _C.cuda_is_emulated()
 
 
 def init() -> None:

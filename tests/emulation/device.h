@@ -11,6 +11,7 @@
 #include "cuda_runtime_api.h"
 #include "emulation/machine.h"
 
+#define __CUDACC__  // headers for the CPU and CUDA take what they give CUDA
 #define __host__
 #define __device__
 #define __global__
