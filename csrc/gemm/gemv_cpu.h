@@ -1,8 +1,9 @@
 // A vector times the rows of a matrix too large for the caches:  sums[j] = sum over p of a[p] b_j[p].
 //
 // Cost: the bytes of the matrix. Memory serves one stream of rows, one after the other, faster than the sixteen rows
-// side by side of a dot tile (gemm/tile.h), by a fifth, as long as prefetches lead and not loads. So loads are held back:
-// by one chain of sums, four cycles for a line, and a loop that is not unrolled. With four chains the fifth is lost.
+// side by side of a dot tile (gemm/tile.h), by a fifth, as long as prefetches lead and not loads. So loads are held
+// back: by one chain of sums, four cycles for a line, and a loop that is not unrolled. With four chains the fifth is
+// lost.
 #pragma once
 
 #include "gemm/prefetch.h"
