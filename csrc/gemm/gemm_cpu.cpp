@@ -165,7 +165,7 @@ void dot_stream(const Product<T>& product) {
   const int64_t pieces = round_up(ceil_div(n_rows * product.k, kStreamWork), 2);
   const int64_t piece = round_up(ceil_div(n_rows, pieces), kSums);
   parallel_for(ceil_div(n_rows, piece), 1, [&](int64_t begin, int64_t end) {
-    alignas(64) T sums[kSums];
+    alignas(64) T sums[2 * kSums] = {};  // a row as wide as a tile's
     for (int64_t j = begin * piece; j < min(end * piece, n_rows); j += kSums) {
       const int64_t count = min(kSums, n_rows - j);
       dot_rows<T, S>(vector.template at<S>(0, 0), matrix.template at<S>(j, 0), matrix.outer, count, product.k, sums);
