@@ -16,6 +16,7 @@
 #include "core/parallel.h"
 #include "gemm/gemm.h"
 #include "gemm/gemm_amx.h"
+#include "gemm/gemv_cpu.h"
 #include "gemm/micro_cpu.h"
 #include "gemm/pack_cpu.h"
 #include "gemm/prefetch.h"
@@ -27,6 +28,7 @@ namespace {
 // Work is counted in multiply-adds.
 constexpr int64_t kTaskWork = int64_t(1) << 20;            // pays for a task
 constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // up to here packing does not pay
+constexpr int64_t kStreamWork = int64_t(1) << 16;          // the same where each of them waits for memory
 constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of a batch are parallel in themselves
 constexpr int64_t kTasks = 8;                              // wanted of a packed product, at least
 
@@ -153,12 +155,40 @@ void dot_tiles(const Product<T>& product) {
   for_each_tile(n_few, n_many, product.k, kRows, kColumns, multiply_tile);
 }
 
-// The fewer rows there are, the more columns are read at once: memory is fast along many.
+// One row (column), and a matrix that comes from memory.
+template <class T, class S>
+void dot_stream(const Product<T>& product) {
+  constexpr int64_t kSums = Vec<T>::size;
+  const bool transposed = product.m > product.n;
+  const Operand &vector = transposed ? product.b : product.a, &matrix = transposed ? product.a : product.b;
+  const int64_t n_rows = max(product.m, product.n);
+  const int64_t pieces = round_up(ceil_div(n_rows * product.k, kStreamWork), 2);
+  const int64_t piece = round_up(ceil_div(n_rows, pieces), kSums);
+  parallel_for(ceil_div(n_rows, piece), 1, [&](int64_t begin, int64_t end) {
+    alignas(64) T sums[2 * kSums] = {};  // a row as wide as a tile's
+    for (int64_t j = begin * piece; j < min(end * piece, n_rows); j += kSums) {
+      const int64_t count = min(kSums, n_rows - j);
+      dot_rows<T, S>(vector.template at<S>(0, 0), matrix.template at<S>(j, 0), matrix.outer, count, product.k, sums);
+      if (!transposed) {
+        product.destination(0, j, 0, product.k).put(sums, 1, int(count));
+      } else {
+        for (int64_t i = 0; i < count; ++i) product.destination(j, 0, 0, product.k).put_one(sums[i], i, 0);
+      }
+    }
+  });
+}
+
+// The fewer rows there are, the more columns are read at once: memory is fast along many, or along one.
 template <class T, class S>
 void dot_of(const Product<T>& product) {
   constexpr int kSums = Vec<T>::size;
-  const int64_t n_few = min(product.m, product.n);
-  if (n_few == 1) return dot_tiles<T, S, 1, kSums>(product);
+  const int64_t n_few = min(product.m, product.n), row_bytes = product.k * int64_t(sizeof(S));
+  if (n_few == 1) {
+    const int64_t stride = product.m > product.n ? product.a.outer : product.b.outer;
+    const bool large = max(product.m, product.n) * row_bytes > kCachedBytes;
+    if (large && (stride == product.k || row_bytes >= kStreamedRow)) return dot_stream<T, S>(product);
+    return dot_tiles<T, S, 1, kSums>(product);
+  }
   if (n_few == 2 && kSums > 2) return dot_tiles<T, S, 2, kSums / 2>(product);
   dot_tiles<T, S, Tile<T>::kDotRows, Tile<T>::kDotColumns>(product);
 }
