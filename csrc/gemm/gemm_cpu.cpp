@@ -2,7 +2,8 @@
 //
 //   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place, 16-bit
 //            elements too. The other operand is read once, at the speed of memory.
-//   direct   B's rows are contiguous and the product is small or has few rows: in place.
+//   direct   the product is small, or has few rows, or a short k: A in place, and B too where its rows are contiguous;
+//            else it is packed, while k is whole. Sums go from registers to C. Few columns: the same for C^T.
 //   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabElements at most) is
 //            packed by all threads; then blocks of A's rows times strips of the slab are the parallel
 //            tasks, each packing its rows of A one depth block at a time.
@@ -35,7 +36,7 @@ constexpr int64_t kTasks = 8;                              // wanted of a packed
 constexpr int64_t kDotRows = 8, kDotColumns = 4;    // few rows or columns: the other operand is read once
 constexpr int64_t kLeastDot = 16;                   // of k: below, most of a sum's lanes idle, and packing is faster
 constexpr int64_t kShortDepth = 32;                 // up to here neither
-constexpr int64_t kFewColumns = 24;                 // of C, whose transpose is made where that has B's rows contiguous
+constexpr int64_t kRepackedRows = 256;              // of C, which pay for packing B all the same
 constexpr int64_t kDirectDepth = 256;               // depth block of operands in place
 constexpr int64_t kCachedBytes = int64_t(1) << 20;  // of B; beyond, it is prefetched into the second-level cache
 
@@ -170,8 +171,12 @@ void direct_tiles(const Product<T>& product, const RowsOfB<T>& b, int64_t row, i
                             rows,
                             columns,
                             b.ahead};
-    if (out.plain() && (kMaskedLoads || columns % Vec<T>::size == 0))
+    if (out.plain() && (kMaskedLoads || columns % Vec<T>::size == 0)) {
+      if (product.k <= kShortDepth)
+        for (int r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < columns; c += Vec<T>::size) prefetch_written(out.c + r * out.c_row + c);
       return run_outer_tile<T, kRows, kColumns>(tile, out.c, out.c_row);
+    }
     alignas(64) T block[kRows * kColumns];
     run_outer_tile<T, kRows, kColumns>(tile, block, kColumns);
     out.template put<kColumns>(block, rows, columns);
@@ -195,8 +200,11 @@ void direct_by(const Product<T>& product, bool streamed) {
                                        end);
     });
   }
+  // With a short k rows of C and rows of B would lie at the same distances, and meet in the same sets of the cache.
+  const bool repacked = product.k <= kShortDepth && product.m >= kRepackedRows &&
+                        product.n * product.k * int64_t(sizeof(T)) <= kCachedBytes;
   RowsOfB<T> b = rows_in_place(product, streamed ? 2 * kColumns : 0);
-  if (!has_whole_rows(product)) b = pack_rows_of<T, kColumns>(product, 0, product.n);
+  if (repacked || !has_whole_rows(product)) b = pack_rows_of<T, kColumns>(product, 0, product.n);
   for_each_tile(product.m, product.n, product.k, product.m <= 2 * kRows ? product.m : kRows, kColumns,
                 [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
                   direct_tiles<T, kRows, kColumns>(product, b, row, row_end, column, column_end);
@@ -221,8 +229,8 @@ void direct_transposed(const Product<T>& product) {
     alignas(64) T block[kRows * kColumns];
     for (int64_t first = begin * strip; first < min(end * strip, product.m); first += strip) {
       const int64_t count = min(strip, product.m - first);
-      Product<T> part{product.n, count, product.k, product.b, product.a,
-                      {sums, strip, T(1), false, nullptr, nullptr, nullptr, Activation::None}};
+      Product<T> part{product.n, count,     product.k,
+                      product.b, product.a, {sums, strip, T(1), false, nullptr, nullptr, nullptr, Activation::None}};
       part.b.data = product.a.at(first, 0);
       direct(part, true);
       for (int64_t i = 0; i < count; i += kRows)
@@ -351,7 +359,8 @@ void multiply_whole(const Product<T>& product) {
   const bool few_columns = product.n <= kFewColumns && product.a.outer == 1 && product.a.depth != 1;
   if (along_k && few && (product.k >= kLeastDot || product.m == 1 || product.n == 1)) return dot(product);
   if (in_place && few_columns) return direct_transposed(product);
-  if (in_place && (few_rows || product.work() <= kDirectWork || product.k <= kShortDepth))
+  const bool small = product.work() <= kDirectWork || product.k <= kShortDepth;
+  if (in_place && (few_rows || (small && (has_whole_rows(product) || product.n * product.k <= kSlabElements))))
     return direct(product, product.n * product.k * int64_t(sizeof(T)) > kCachedBytes);
   packed(product);
 }
