@@ -292,9 +292,9 @@ namespace amx {
 
 bool gemm_suits(const GemmArgs& args) {
   if (args.dtype == DType::Float64 || args.k < 16 || args.m < 16 || args.n < 16) return false;
-  if (outer_product_suits(args)) return false;
+  if (vectors_suit(args)) return false;
   const int64_t work = args.m * args.n * args.k;
-  return args.dtype == DType::BFloat16 || work >= int64_t(96) * 96 * 96;
+  return args.dtype == DType::BFloat16 || work >= least_parts_work(args);
 }
 
 }  // namespace amx
