@@ -23,7 +23,8 @@ struct ChannelSums {
 };
 
 double total_of(const double* values, int64_t n) {
-  return row_sum<double>(n, [&](int64_t i, int64_t count) FASTNN_INLINED { return load_values<double>(values + i, count); });
+  return row_sum<double>(
+      n, [&](int64_t i, int64_t count) FASTNN_INLINED { return load_values<double>(values + i, count); });
 }
 
 // A parameter in float64, where it is missing all `missing`.
@@ -101,8 +102,8 @@ struct BackwardPass {
       const double mean = stats(sample, group)[0], rstd = stats(sample, group)[1];
       const double rest = double(lines.centre[first]) - mean;  // x - mean = (x - centre) + rest
       double *values = sums.values + first, *products = sums.products + first;
-      const Sums weighted =
-          fold_row<double>(n, [&](int64_t i, int64_t count, Values<double>& product, Values<double>& value) FASTNN_INLINED {
+      const Sums weighted = fold_row<double>(
+          n, [&](int64_t i, int64_t count, Values<double>& product, Values<double>& value) FASTNN_INLINED {
             const Values<double> scale = load_values<double>(weight + first + i, count);
             const Values<double> plain = load_values<double>(values + i, count);
             const Values<double> normalized = (load_values<double>(products + i, count) + plain * rest) * rstd;
@@ -133,14 +134,11 @@ class Samples {
   const RowGrid grid;  // of a sample
 
   Samples(const Pass& pass, const void* weight, const void* bias)
-      : grid(rows_of(pass.view())),
-        pass_(pass),
-        view_(pass.view()),
-        n_sums_(2 * grid.parts * grid.channels) {
+      : grid(rows_of(pass.view())), pass_(pass), view_(pass.view()), n_sums_(2 * grid.parts * grid.channels) {
     const int64_t n_doubles = 2 * grid.channels + view_.samples * n_sums_;
     weight_ = static_cast<double*>(
-        thread_scratch(Scratch::OperationShared, size_t(n_doubles) * sizeof(double) +
-                                                     size_t(4 * view_.samples * grid.channels) * sizeof(T)));
+        thread_scratch(Scratch::OperationShared,
+                       size_t(n_doubles) * sizeof(double) + size_t(4 * view_.samples * grid.channels) * sizeof(T)));
     lines_ = reinterpret_cast<T*>(weight_ + n_doubles);
     widen_parameter<T>(weight, 1, grid.channels, weight_);
     widen_parameter<T>(bias, 0, grid.channels, weight_ + grid.channels);
@@ -168,13 +166,11 @@ class Samples {
     const int64_t grain = ceil_div(kPart, min(grid.part_rows, view_.inner) * grid.channels);
     for_each(view_.samples, sample_grain,
              [&](const RowKernel<T, Pass>& kernel, int64_t sample) { centre(kernel, sample); });
-    for_each(parts, grain, [&](const RowKernel<T, Pass>& kernel, int64_t i) {
-      sum(kernel, i / grid.parts, i % grid.parts);
-    });
+    for_each(parts, grain,
+             [&](const RowKernel<T, Pass>& kernel, int64_t i) { sum(kernel, i / grid.parts, i % grid.parts); });
     for_each(view_.samples, sample_grain, [&](const RowKernel<T, Pass>&, int64_t sample) { draw(sample); });
-    for_each(parts, grain, [&](const RowKernel<T, Pass>& kernel, int64_t i) {
-      apply(kernel, i / grid.parts, i % grid.parts);
-    });
+    for_each(parts, grain,
+             [&](const RowKernel<T, Pass>& kernel, int64_t i) { apply(kernel, i / grid.parts, i % grid.parts); });
   }
 
  private:
