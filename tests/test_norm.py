@@ -66,7 +66,8 @@ def test_fused_sum_rounds_as_the_separate_steps(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "groups"), [((2, 6, 4, 5), 2), ((9, 6, 3, 5), 3), ((3, 1030, 3, 2), 5), ((1, 12, 90, 70), 12), ((2, 6, 7), 6)]
+    ("shape", "groups"),
+    [((2, 6, 4, 5), 2), ((9, 6, 3, 5), 3), ((3, 1030, 3, 2), 5), ((1, 12, 90, 70), 12), ((2, 6, 7), 6)],
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
 def test_group_norm_of_channels_last(shape: tuple[int, ...], groups: int, dtype: str) -> None:
