@@ -84,11 +84,11 @@ def test_group_norm_of_channels_last(shape: tuple[int, ...], groups: int, dtype:
         gradients = fastnn.autograd.grad(y, leaves, d)
         assert y.stride() == gradients[0].stride() == x.stride()
         results.append([t.detach().double().numpy() for t in (y, *gradients)])
-    # The sums of a group and over the samples in another order; 16-bit results are rounded once.
+    # The sums of a group and over the samples in another order; 16-bit results are rounded once each.
     terms = values.size // (shape[0] * groups) + values.size // shape[1]
     roundoff = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-24}[dtype]
     for row_major, other in zip(*results, strict=True):
-        rounding = 2.0**-8 * np.abs(row_major) if dtype == "bfloat16" else 0
+        rounding = 2 * 2.0**-8 * np.abs(row_major) if dtype == "bfloat16" else 0
         np.testing.assert_array_less(
             np.abs(other - row_major), rounding + terms * roundoff * np.abs(row_major).max() + 1e-300
         )
