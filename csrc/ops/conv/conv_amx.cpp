@@ -23,7 +23,6 @@ constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared so
 constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
 constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
 constexpr int64_t kStreamedBytes = int64_t(1) << 24;
-constexpr int64_t kSpreadSteps = 12;    // of a block, that pay for storing the one before piece by piece
 constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kTaskCycles = 16384;  // pay for a task
@@ -39,7 +38,7 @@ struct StoreAhead {
 
   void operator()(int64_t step, int64_t steps) const {
     next(step, steps);
-    store->run_to(steps < kSpreadSteps ? store->pieces() : store->pieces() * (step + 1) / steps);
+    store->run_to(steps < store->spread_steps() ? store->pieces() : store->pieces() * (step + 1) / steps);
   }
 };
 

@@ -108,31 +108,61 @@ inline void load_bias(const TilePass& pass, int64_t o, int64_t filters, float* b
 
 // ---------------------------------------------------------------------------------------- NCHW
 
-// A run of a tile's positions within one output row: lanes in `mask`; lane 0's element is at `offset` of the channel.
+// Lanes of a tile's positions in `mask` that are adjacent in the output. Lane 0's element is at `offset` of the channel,
+// or where rows are adjacent, the first lane's; then `room` says how many elements may be written there.
 struct LaneRun {
   __mmask32 mask;
   int64_t offset;
+  int64_t room = 0;
 };
+
+// Whether an image's rows of a task follow each other in the output without gaps.
+inline bool rows_are_adjacent(const TilePass& pass, const SourceRange& range) {
+  return pass.columns.step == 1 &&
+         (range.rows == 1 || (pass.rows.step == 1 && range.columns == pass.columns.size));
+}
 
 struct TileRuns {
   int count = 0;
   LaneRun runs[kBlock];
 
   TileRuns() { runs[0] = {0, 0}; }
-  // The runs of `lanes` positions from `at` on.
+  // The runs of `lanes` positions from `at` on, each within one output row.
   void find(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
     count = 0;
     for (int64_t lane = 0; lane < lanes;) {
       const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
       if (run > 0)
-        runs[count++] = {__mmask32(((uint64_t(1) << run) - 1) << lane),
+        runs[count++] = {lanes_of(lane, run),
                          (task.range.image + at.image) * pass.image_elements + at.pixel() - lane * pass.columns.step};
       const int64_t rest = at.length - at.column;
       at.advance(rest);
       lane += rest;
     }
   }
+  // The same where rows are adjacent: a run for each image. What is written behind its lanes within the image's rows of
+  // the task is written again by the next tiles.
+  void find_adjacent(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
+    count = 0;
+    int64_t image = -1;
+    for (int64_t lane = 0; lane < lanes;) {
+      const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
+      if (run > 0 && at.image == image) {
+        runs[count - 1].mask |= lanes_of(lane, run);
+      } else if (run > 0) {
+        image = at.image;
+        runs[count++] = {lanes_of(lane, run), (task.range.image + image) * pass.image_elements + at.pixel(),
+                         (task.range.rows - at.row) * task.range.columns - at.column};
+      }
+      const int64_t rest = at.length - at.column;
+      at.advance(rest);
+      lane += rest;
+    }
+  }
   bool whole() const { return count == 1 && runs[0].mask == ~__mmask32(0); }
+
+ private:
+  static __mmask32 lanes_of(int64_t lane, int64_t count) { return __mmask32(((uint64_t(1) << count) - 1) << lane); }
 };
 
 // 32 words of a filter to every step-th element.
@@ -179,19 +209,44 @@ inline void store_run(const TilePass& pass, char* target, __mmask32 mask, __m512
 }
 
 // 32 adjacent elements.
+inline void store_whole_words(const TilePass& pass, char* target, __m512i words) {
+  const bool streamed = pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0;
+  streamed ? _mm512_stream_si512(reinterpret_cast<__m512i*>(target), words) : _mm512_storeu_si512(target, words);
+}
+
 template <class T>
 inline void store_whole(const TilePass& pass, char* target, __m512 x, __m512 y) {
-  const bool streamed = pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0;
   if constexpr (sizeof(T) == 4) {
-    if (streamed) {
+    if (pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0) {
       _mm512_stream_ps(reinterpret_cast<float*>(target), x);
       _mm512_stream_ps(reinterpret_cast<float*>(target) + 16, y);
     } else {
       _mm512_storeu_ps(target, x), _mm512_storeu_ps(target + 64, y);
     }
   } else {
-    const __m512i packed = __m512i(_mm512_cvtne2ps_pbh(y, x));
-    streamed ? _mm512_stream_si512(reinterpret_cast<__m512i*>(target), packed) : _mm512_storeu_si512(target, packed);
+    store_whole_words(pass, target, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+  }
+}
+
+// The lanes of a run of adjacent rows. Whole registers where there is room: masked stores of 16-bit elements take some ten cycles.
+inline void store_adjacent_words(char* target, const LaneRun& run, __m512i words) {
+  words = _mm512_maskz_compress_epi16(run.mask, words);
+  if (run.room >= kBlock) {
+    _mm512_storeu_si512(target, words);
+  } else {
+    _mm512_mask_storeu_epi16(target, _bzhi_u32(~0u, uint32_t(_mm_popcnt_u32(run.mask))), words);
+  }
+}
+
+template <class T>
+inline void store_adjacent(char* target, const LaneRun& run, __m512 x, __m512 y) {
+  if constexpr (sizeof(T) == 2) {
+    store_adjacent_words(target, run, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+  } else {
+    const int64_t first = _mm_popcnt_u32(run.mask & 0xffff), second = _mm_popcnt_u32(run.mask >> 16);
+    _mm512_mask_storeu_ps(target, lane_mask(first), _mm512_maskz_compress_ps(__mmask16(run.mask), x));
+    _mm512_mask_storeu_ps(target + first * 4, lane_mask(second),
+                          _mm512_maskz_compress_ps(__mmask16(run.mask >> 16), y));
   }
 }
 
@@ -205,7 +260,8 @@ class BlockStore {
         task_(task),
         at_(pass, task, 0),
         relu_(pass.out.activation == Activation::Relu),
-        in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))) {}
+        in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))),
+        adjacent_(!in_place_ && rows_are_adjacent(pass, task.range)) {}
 
   // The sums of panel o / 32; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
@@ -213,16 +269,21 @@ class BlockStore {
     load_bias(pass_, o, filters_, bias_);
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
-    if (!pass_.source.pixels) runs_.find(pass_, task_, at_, positions_);
+    if (pass_.source.pixels) return;
+    adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
   }
-  int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() && !packed() ? 2 * kBlock : kBlock; }
+  int64_t pieces() const {
+    if (sums_ == nullptr) return 0;
+    return rounded() ? kRoundedPieces : transposed() ? 2 * kBlock : kBlock;
+  }
+  // Steps of a block that pay for storing the one before piece by piece.
+  int64_t spread_steps() const { return rounded() ? 1 : 12; }
   // Pieces up to `end`.
   void run_to(int64_t end) {
     if (pass_.source.pixels) return store_pixels(end);
     if constexpr (kSize == 2) {
-      if (packed()) {
-        for (; piece_ < end; ++piece_)
-          if (piece_ % 16 == 0 && piece_ < filters_) store_packed(piece_);
+      if (rounded()) {
+        for (; piece_ < end; ++piece_) store_rounded(piece_);
         return;
       }
     }
@@ -235,9 +296,14 @@ class BlockStore {
 
  private:
   static constexpr int64_t kSize = sizeof(T);
+  static constexpr int64_t kRoundedPieces = 8;
 
   // Whether sums are rounded before they are transposed: half as much to do.
-  bool packed() const { return kSize == 2 && !in_place_ && transposed(); }
+  // Without gaps between rows: what is streamed past the caches is written once.
+  bool whole_run() const {
+    return pass_.columns.step == 1 && pass_.source.row_length == task_.range.columns && runs_.whole();
+  }
+  bool rounded() const { return kSize == 2 && !in_place_ && transposed(); }
   bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
   int64_t pixel_offset(const OutputPosition& at) const {
     return ((task_.range.image + at.image) * pass_.image_elements + o_ + at.pixel() * pass_.pixel_elements) * kSize;
@@ -266,7 +332,7 @@ class BlockStore {
 
   void store_filters(int64_t begin, int64_t end) {
     if (in_place_ && begin == 0) finish_filters();
-    const bool plain = !in_place_, relu = plain && relu_, whole = runs_.whole() && pass_.columns.step == 1;
+    const bool plain = !in_place_, relu = plain && relu_, whole = whole_run();
     const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
     char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
     char* const run = channel + runs_.runs[0].offset * kSize;
@@ -278,6 +344,9 @@ class BlockStore {
       if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
       if (whole) {
         store_whole<T>(pass_, run + (f - begin) * channel_bytes, x, y);
+      } else if (adjacent_) {
+        for (int i = 0; i < runs_.count; ++i)
+          store_adjacent<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i], x, y);
       } else {
         for (int i = 0; i < runs_.count; ++i)
           store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
@@ -285,30 +354,46 @@ class BlockStore {
     }
   }
 
-  // 16 filters of positions x filters.
-  void store_packed(int64_t f) {
-    const float* lanes = sums_ + f / 16 * 256;
+  // A piece of 16 filters of positions x filters: two transpose 16 positions each, two store 8 filters each.
+  void store_rounded(int64_t piece) {
+    const int64_t f = piece / 4 * 16;
+    if (f >= filters_) return;
+    piece % 4 < 2 ? transpose_rounded(f, piece % 4) : store_eight(f, piece % 4 - 2);
+  }
+
+  // Positions 8 half ... and 16 + 8 half ... .
+  void transpose_rounded(int64_t f, int64_t half) {
+    const float* lanes = sums_ + f / 16 * 256 + 128 * half;
     const __m512 bias = _mm512_load_ps(bias_ + f);
     const auto sum = [&](int64_t position) {
-      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position / 16 * 512 + position % 16 * 16), bias);
+      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position * 16), bias);
       return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
     };
-    __m512i words[2][8], filters[2][8];
-    for (int64_t half = 0; half < 2; ++half) {
+    __m512i words[8];
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i)
-        words[half][i] = __m512i(_mm512_cvtne2ps_pbh(sum(16 + 8 * half + i), sum(8 * half + i)));
-      transpose_eights(words[half], filters[half]);
-    }
-    // Quarters: positions from 0 and from 16 on of filter e, and between them those of filter 8 + e.
+    for (int64_t i = 0; i < 8; ++i) words[i] = __m512i(_mm512_cvtne2ps_pbh(sum(32 + i), sum(i)));
+    transpose_eights(words, words_[half]);
+  }
+
+  // Eight filters: of each, words_ have a quarter of 8 positions from 0, 8, 16 and 24 on.
+  void store_eight(int64_t f, int64_t half) {
     const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-    const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
-    for (int64_t e = 0; e < n; ++e) {
-      const __m512i row = _mm512_permutex2var_epi64(filters[0][e % 8], e < 8 ? low : high, filters[1][e % 8]);
-      char* channel = pass_.out.c + (o_ + f + e) * channel_bytes;
-      for (int i = 0; i < runs_.count; ++i)
-        store_words(channel + runs_.runs[i].offset * kSize, pass_.columns.step, runs_.runs[i].mask, row);
+                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), order = half == 0 ? low : high;
+    const int64_t first = f + 8 * half, n = min(8, filters_ - first), channel_bytes = pass_.out.c_row * kSize;
+    char* channel = pass_.out.c + (o_ + first) * channel_bytes;
+    const bool whole = whole_run();
+    for (int64_t e = 0; e < n; ++e, channel += channel_bytes) {
+      const __m512i row = _mm512_permutex2var_epi64(words_[0][e], order, words_[1][e]);
+      for (int i = 0; i < runs_.count; ++i) {
+        char* target = channel + runs_.runs[i].offset * kSize;
+        if (whole) {
+          store_whole_words(pass_, target, row);
+        } else if (adjacent_) {
+          store_adjacent_words(target, runs_.runs[i], row);
+        } else {
+          store_words(target, pass_.columns.step, runs_.runs[i].mask, row);
+        }
+      }
     }
   }
 
@@ -359,7 +444,8 @@ class BlockStore {
   int64_t o_ = 0, filters_ = 0, positions_ = 0, piece_ = 0;
   OutputPosition at_;
   TileRuns runs_;
-  const bool relu_, in_place_;
+  __m512i words_[2][8];  // of 16 filters, transposed
+  const bool relu_, in_place_, adjacent_;
 };
 
 }  // namespace
