@@ -38,7 +38,7 @@ struct StoreAhead {
 
   void operator()(int64_t step, int64_t steps) const {
     next(step, steps);
-    store->run_to(steps < store->spread_steps() ? store->pieces() : store->pieces() * (step + 1) / steps);
+    store->run_beside(step, steps);
   }
 };
 

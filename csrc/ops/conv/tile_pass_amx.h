@@ -265,8 +265,8 @@ class BlockStore {
 
   // The sums of panel o / 32; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
+    if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
     sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
-    load_bias(pass_, o, filters_, bias_);
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
     if (pass_.source.pixels) return;
@@ -274,29 +274,36 @@ class BlockStore {
   }
   int64_t pieces() const {
     if (sums_ == nullptr) return 0;
-    return rounded() ? kRoundedPieces : transposed() ? 2 * kBlock : kBlock;
+    if (pass_.source.pixels) return kBlock;
+    return rounded() ? 4 * ceil_div(filters_, 16) : (transposed() ? 4 : 0) + ceil_div(filters_, kPieceFilters);
   }
-  // Steps of a block that pay for storing the one before piece by piece.
-  int64_t spread_steps() const { return rounded() ? 1 : 12; }
+  // What is due with a step of the next block.
+  void run_beside(int64_t step, int64_t steps) {
+    constexpr int64_t kSpreadSteps = 12;  // pay for storing pixel by pixel
+    run_to(pass_.source.pixels && steps < kSpreadSteps ? pieces() : pieces() * (step + 1) / steps);
+  }
   // Pieces up to `end`.
   void run_to(int64_t end) {
     if (pass_.source.pixels) return store_pixels(end);
-    if constexpr (kSize == 2) {
-      if (rounded()) {
-        for (; piece_ < end; ++piece_) store_rounded(piece_);
-        return;
+    for (; piece_ < end; ++piece_) {
+      if constexpr (kSize == 2) {
+        if (rounded()) {
+          store_rounded(piece_);
+          continue;
+        }
+      }
+      const int64_t transposes = transposed() ? 4 : 0;
+      if (piece_ < transposes) {
+        transpose_tile(reinterpret_cast<char*>(sums_ + piece_ * 256));
+      } else {
+        store_filters((piece_ - transposes) * kPieceFilters);
       }
     }
-    const int64_t first_filter = transposed() ? kBlock : 0;
-    for (; piece_ < min(end, first_filter); ++piece_)
-      if (piece_ % 8 == 0) transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
-    if (piece_ < end) store_filters(piece_ - first_filter, end - first_filter);
-    piece_ = max(piece_, end);
   }
 
  private:
   static constexpr int64_t kSize = sizeof(T);
-  static constexpr int64_t kRoundedPieces = 8;
+  static constexpr int64_t kPieceFilters = 4;
 
   // Whether sums are rounded before they are transposed: half as much to do.
   // Without gaps between rows: what is streamed past the caches is written once.
@@ -330,13 +337,19 @@ class BlockStore {
     if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
   }
 
-  void store_filters(int64_t begin, int64_t end) {
+  // Where the next block goes: a line of every channel is more streams than the hardware follows.
+  void fetch_next(const char* channel) const {
+    const char* next = channel + (runs_.runs[0].offset + kBlock) * kSize;
+    for (int64_t line = 0; line < kSize / 2; ++line) prefetch_written(next + line * 64);
+  }
+
+  void store_filters(int64_t begin) {
     if (in_place_ && begin == 0) finish_filters();
     const bool plain = !in_place_, relu = plain && relu_, whole = whole_run();
     const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
     char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
     char* const run = channel + runs_.runs[0].offset * kSize;
-    for (int64_t f = begin; f < min(end, filters_); ++f, channel += channel_bytes) {
+    for (int64_t f = begin; f < min(begin + kPieceFilters, filters_); ++f, channel += channel_bytes) {
       const float* lanes = lanes_of(f, 0);
       __m512 x = _mm512_load_ps(lanes), y = _mm512_load_ps(lanes + half);
       if (plain) x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
@@ -345,6 +358,7 @@ class BlockStore {
       if (whole) {
         store_whole<T>(pass_, run + (f - begin) * channel_bytes, x, y);
       } else if (adjacent_) {
+        fetch_next(channel);
         for (int i = 0; i < runs_.count; ++i)
           store_adjacent<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i], x, y);
       } else {
@@ -383,6 +397,7 @@ class BlockStore {
     char* channel = pass_.out.c + (o_ + first) * channel_bytes;
     const bool whole = whole_run();
     for (int64_t e = 0; e < n; ++e, channel += channel_bytes) {
+      if (adjacent_) fetch_next(channel);
       const __m512i row = _mm512_permutex2var_epi64(words_[0][e], order, words_[1][e]);
       for (int i = 0; i < runs_.count; ++i) {
         char* target = channel + runs_.runs[i].offset * kSize;
@@ -441,7 +456,7 @@ class BlockStore {
   const TileTask& task_;
   alignas(64) float bias_[kBlock] = {};
   float* sums_ = nullptr;
-  int64_t o_ = 0, filters_ = 0, positions_ = 0, piece_ = 0;
+  int64_t o_ = -1, filters_ = 0, positions_ = 0, piece_ = 0;
   OutputPosition at_;
   TileRuns runs_;
   __m512i words_[2][8];  // of 16 filters, transposed
