@@ -120,6 +120,7 @@ struct PassPlan {
   int64_t group_weights, filter_stride, channel_stride;  // between groups, results' and source's channels
   int64_t first_tap, row_tap, column_tap;                // offset of tap (0, 0), steps from tap to tap
   OutputAxis rows, columns;
+  bool packed = false;  // the source
 };
 
 inline int64_t parts_of_conv(const ConvArgs& args) { return args.dtype == DType::Float32 ? 3 : 1; }
@@ -132,11 +133,17 @@ struct PassCost {
   PassCost(const TileSource& source_, int64_t m, int64_t parts)
       : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
                 double(parts * (parts + 1) / 2)),
-        source(double(source_.plane) * double(source_.phases() * source_.groups()) *
-               double(parts > 1                               ? 16
-                      : source_.pixels && source_.folds() > 1 ? 24
-                      : source_.pixels                        ? 3
-                                                              : 4)) {}
+        source(source_.packed
+                   ? double(source_.plane * source_.columns.plane.step) *
+                         double(source_.phases() * ceil_div(source_.pixel_values(), 8)) * double(parts > 1 ? 10 : 3)
+                   : double(source_.plane) * double(source_.phases() * source_.groups()) *
+                         double(parts > 1                               ? 16
+                                : source_.pixels && source_.folds() > 1 ? 24
+                                : source_.pixels                        ? 3
+                                                                        : 4)) {
+    // Rows of these tiles cross cache lines: loading them takes longer than 16 filters' products.
+    if (source_.packed && parts == 1 && m <= 16) product *= 1.25;
+  }
   double total() const { return product + source; }
   static int64_t tiles(const TileSource& source) {
     return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
@@ -145,8 +152,13 @@ struct PassCost {
 
 // Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
 inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
-  return args.channels_last || plan.source_columns.tap_steps() > 1 ||
+  return args.channels_last || plan.packed || plan.source_columns.tap_steps() > 1 ||
          (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
+}
+
+inline bool can_pack(const ConvArgs& args, const PassPlan& plan) {
+  return !args.channels_last && plan.source_columns.taps > 1 && plan.source_columns.plane.dilation == 1 &&
+         plan.channels > 0 && plan.channels * plan.source_rows.folds() <= kPackedValues;
 }
 
 inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
@@ -157,6 +169,7 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
                     args.groups * plan.channels,
                     args.channels_last,
                     takes_lines(args, plan),
+                    plan.packed,
                     plan.source_rows,
                     plan.source_columns,
                     1,
@@ -166,16 +179,23 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
   return source;
 }
 
-// Folds no taps, those of a row, or all, whichever costs least.
+// Folds no taps, those of a row, or all, and with few channels packs the source, whichever costs least.
 inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
+  constexpr int kForms = 5;  // the last two are packed
   double least = 0;
   int best = 0;
-  for (int folds = 0; folds < 3; ++folds) {
-    plan.source_rows.folded = folds == 2, plan.source_columns.folded = folds >= 1;
+  const auto choose = [&](int form) {
+    plan.source_rows.folded = form == 2 || form == 4;
+    plan.source_columns.folded = form >= 1;
+    plan.packed = form >= 3;
+  };
+  for (int form = 0; form < kForms; ++form) {
+    choose(form);
+    if (plan.packed && !can_pack(args, plan)) continue;
     const double cost = PassCost(whole_source(args, plan, 0), plan.m, parts_of_conv(args)).total();
-    if (folds == 0 || cost < least) least = cost, best = folds;
+    if (form == 0 || cost < least) least = cost, best = form;
   }
-  plan.source_rows.folded = best == 2, plan.source_columns.folded = best >= 1;
+  choose(best);
 }
 
 inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
@@ -278,6 +298,12 @@ void fill_tables(const PassPlan& plan, const TileSource& source, const StepTable
       }
 }
 
+// Packed lines of one part run on into the next pixels, which zeros are to cancel: they have to be finite.
+template <int P>
+bool sums_are_exact(const PartRange& source, const PartRange& weights) {
+  return P == 1 ? source.largest_exponent() < 128 : parts_are_exact(source, weights);
+}
+
 // The filters are packed at pass.filters, in range `packed`, or `unpacked`.
 template <int P>
 bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
@@ -310,7 +336,7 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
   PartRange source, weights = packed;
   for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
   for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
-  return P == 1 || parts_are_exact(source, weights);
+  return sums_are_exact<P>(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
@@ -438,7 +464,7 @@ void packing(const ConvPacking& request) {
   const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
-  *request.form = (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + args.channels_last;
+  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + args.channels_last;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {
