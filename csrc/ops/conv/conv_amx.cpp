@@ -125,28 +125,37 @@ struct PassPlan {
 
 inline int64_t parts_of_conv(const ConvArgs& args) { return args.dtype == DType::Float32 ? 3 : 1; }
 
-// Cycles of an image's products and of preparing its source: 64 for a product of 32 x 32 x 32, and what a line of
-// the source was measured to take.
+// Cycles of an image's products and of preparing its source: 64 for a product of 32 x 32 x 32, and what a line (pixel)
+// of the source was measured to take.
 struct PassCost {
   double product, source;
 
   PassCost(const TileSource& source_, int64_t m, int64_t parts)
-      : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
-                double(parts * (parts + 1) / 2)),
-        source(source_.packed
-                   ? double(source_.plane * source_.columns.plane.step) *
-                         double(source_.phases() * ceil_div(source_.pixel_values(), 8)) * double(parts > 1 ? 10 : 3)
-                   : double(source_.plane) * double(source_.phases() * source_.groups()) *
-                         double(parts > 1                               ? 16
-                                : source_.pixels && source_.folds() > 1 ? 24
-                                : source_.pixels                        ? 3
-                                                                        : 4)) {
-    // Rows of these tiles cross cache lines: loading them takes longer than 16 filters' products.
-    if (source_.packed && parts == 1 && m <= 16) product *= 1.25;
-  }
+      : product(double(source_.steps()) * double(tiles(source_)) * step(source_, m, parts)),
+        source(double(source_.plane) * double(source_.phases()) * position(source_, parts)) {}
   double total() const { return product + source; }
   static int64_t tiles(const TileSource& source) {
     return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
+  }
+
+ private:
+  // 32 positions and 32 of k. Their two tiles take 36 cycles from the second-level cache, which is more than 16 filters'
+  // products; packed ones take less, but 2.5 more for every row that crosses cache lines.
+  static double step(const TileSource& source, int64_t m, int64_t parts) {
+    const int64_t halves = ceil_div(m, 16), bytes = source.position_bytes;
+    const double crossing = bytes % 64 == 0 ? 0 : bytes % 32 == 0 ? 0.5 : bytes % 16 == 0 ? 0.75 : 1;
+    const double tile_pair = source.packed ? 16 + 80 * crossing : 36;
+    const double loads = double(parts) * (double(ceil_div(m, kBlock)) * tile_pair + double(8 * halves));
+    const double products = double(halves * 32 * (parts * (parts + 1) / 2));
+    return products > loads ? products : loads;
+  }
+  // A position of the source: 32 values a line, or packed, 8 at a time.
+  static double position(const TileSource& source, int64_t parts) {
+    if (source.packed)
+      return double(source.columns.plane.step * ceil_div(source.pixel_values(), 8)) * (parts > 1 ? 20 : 3);
+    const bool folded = source.folds() > 1, whole = source.k() % kStepK == 0;
+    const double line = parts > 1 ? 16 : source.pixels ? (folded ? 24 : 3) : folded || !whole ? 10 : 4;
+    return double(source.groups()) * line;
   }
 };
 
