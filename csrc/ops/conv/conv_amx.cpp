@@ -207,6 +207,14 @@ inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
   choose(best);
 }
 
+// Few channels on small images take the vector units as long as the tiles, which have the source to prepare.
+inline bool vectors_lose(const TileSource& source, const PassPlan& plan) {
+  constexpr double kVectorRate = 22, kTileShare = 0.8;  // multiply-adds a cycle; of the modelled cycles
+  const double outputs = double(source.rows.outputs) * double(source.columns.outputs);
+  const double taps = double(plan.channels) * double(source.rows.taps) * double(source.columns.taps);
+  return PassCost(source, plan.m, 3).total() <= kTileShare * outputs * double(plan.m) * taps / kVectorRate;
+}
+
 inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   const int64_t weights = args.groups * args.out_channels * args.in_channels * args.height.kernel * args.width.kernel;
   if (weights > INT32_MAX || (args.dtype != DType::Float32 && args.dtype != DType::BFloat16)) return false;
@@ -215,6 +223,7 @@ inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   const int64_t taps = max(1, plan.channels * plan.source_rows.taps * plan.source_columns.taps);
   const int64_t waste = 100 * source.steps() * kStepK / taps * (ceil_div(plan.m, 16) * 16) / max(1, plan.m);
   if (waste > (args.dtype == DType::Float32 ? 160 : 800)) return false;
+  if (args.dtype == DType::Float32 && !vectors_lose(source, plan)) return false;
   (source.rows.outputs > 1 ? source.band_rows : source.band_columns) = 1;
   source.lay_out();
   return double(source.row_count) * double(source.row_length) * double(source.phases() * source.groups()) * kLineBytes *
