@@ -14,6 +14,7 @@
 // the class's taps in reverse and channels swapped. Float64, float16, few channels in or out, and float32 whose
 // parts are not exact are left to the vector kernels.
 #include "ops/conv/filters_amx.h"
+#include "ops/conv/prepare_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {
@@ -139,8 +140,8 @@ struct PassCost {
   }
 
  private:
-  // 32 positions and 32 of k. Their two tiles take 36 cycles from the second-level cache, which is more than 16 filters'
-  // products; packed ones take less, but 2.5 more for every row that crosses cache lines.
+  // 32 positions and 32 of k. Their two tiles take 36 cycles from the second-level cache, which is more than 16
+  // filters' products; packed ones take less, but 2.5 more for every row that crosses cache lines.
   static double step(const TileSource& source, int64_t m, int64_t parts) {
     const int64_t halves = ceil_div(m, 16), bytes = source.position_bytes;
     const double crossing = bytes % 64 == 0 ? 0 : bytes % 32 == 0 ? 0.5 : bytes % 16 == 0 ? 0.75 : 1;
@@ -482,7 +483,8 @@ void packing(const ConvPacking& request) {
   const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
-  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + args.channels_last;
+  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) +
+                  args.channels_last;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {

@@ -108,8 +108,8 @@ inline void load_bias(const TilePass& pass, int64_t o, int64_t filters, float* b
 
 // ---------------------------------------------------------------------------------------- NCHW
 
-// Lanes of a tile's positions in `mask` that are adjacent in the output. Lane 0's element is at `offset` of the channel,
-// or where rows are adjacent, the first lane's; then `room` says how many elements may be written there.
+// Lanes of a tile's positions in `mask` that are adjacent in the output. Lane 0's element is at `offset` of the
+// channel, or where rows are adjacent, the first lane's; then `room` says how many elements may be written there.
 struct LaneRun {
   __mmask32 mask;
   int64_t offset;
@@ -118,8 +118,7 @@ struct LaneRun {
 
 // Whether an image's rows of a task follow each other in the output without gaps.
 inline bool rows_are_adjacent(const TilePass& pass, const SourceRange& range) {
-  return pass.columns.step == 1 &&
-         (range.rows == 1 || (pass.rows.step == 1 && range.columns == pass.columns.size));
+  return pass.columns.step == 1 && (range.rows == 1 || (pass.rows.step == 1 && range.columns == pass.columns.size));
 }
 
 struct TileRuns {
@@ -228,7 +227,7 @@ inline void store_whole(const TilePass& pass, char* target, __m512 x, __m512 y) 
   }
 }
 
-// The lanes of a run of adjacent rows. Whole registers where there is room: masked stores of 16-bit elements take some ten cycles.
+// The lanes of a run of adjacent rows: one store whatever the gaps between them, and no mask where there is room.
 inline void store_adjacent_words(char* target, const LaneRun& run, __m512i words) {
   words = _mm512_maskz_compress_epi16(run.mask, words);
   if (run.room >= kBlock) {
