@@ -223,7 +223,8 @@ inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   // How many times more multiply-adds the tiles make than the convolution has, in percent.
   const int64_t taps = max(1, plan.channels * plan.source_rows.taps * plan.source_columns.taps);
   const int64_t waste = 100 * source.steps() * kStepK / taps * (ceil_div(plan.m, 16) * 16) / max(1, plan.m);
-  if (waste > (args.dtype == DType::Float32 ? 160 : 800)) return false;
+  // Groups of few channels are a pass each.
+  if (waste > (args.dtype == DType::Float32 ? 160 : args.groups > 1 ? 400 : 800)) return false;
   if (args.dtype == DType::Float32 && !vectors_lose(source, plan)) return false;
   (source.rows.outputs > 1 ? source.band_rows : source.band_columns) = 1;
   source.lay_out();
