@@ -15,6 +15,7 @@
 // into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
 // vector kernels.
 #include "ops/conv/filters_amx.h"
+#include "ops/conv/prepare_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {
@@ -23,7 +24,6 @@ namespace {
 constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared source
 constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
 constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
-constexpr int64_t kSpreadSteps = 12;                  // of a block, that pay for storing the one before piece by piece
 constexpr int64_t kUnpackedSteps = 18;                // of a panel that are packed at a time: 108 KiB in three parts
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kTaskCycles = 16384;  // pay for a task
@@ -39,7 +39,7 @@ struct StoreAhead {
 
   void operator()(int64_t step, int64_t steps) const {
     next(step, steps);
-    store->run_to(steps < kSpreadSteps ? store->pieces() : store->pieces() * (step + 1) / steps);
+    store->run_beside(step, steps);
   }
 };
 
@@ -131,35 +131,56 @@ struct PassPlan {
   };
   ColumnPhase phase[2];
   int column_phases = 1;
+  bool packed = false;  // the source
 
   int64_t column_steps(int f) const { return column_phases == 1 ? source_columns.tap_steps() : phase[f].taps; }
 };
 
 inline int64_t parts_of_conv(const ConvArgs& args) { return args.dtype == DType::Float32 ? 3 : 1; }
 
-// Cycles of an image's products and of preparing its source: 64 for a product of 32 x 32 x 32, and what a line of
-// the source was measured to take.
+// Cycles of an image's products and of preparing its source: 64 for a product of 32 x 32 x 32, and what a line (pixel)
+// of the source was measured to take.
 struct PassCost {
   double product, source;
 
   PassCost(const TileSource& source_, int64_t m, int64_t parts)
-      : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
-                double(parts * (parts + 1) / 2)),
-        source(double(source_.plane) * double(source_.phases() * source_.groups()) *
-               double(parts > 1                               ? 16
-                      : source_.pixels && source_.folds() > 1 ? 24
-                      : source_.pixels                        ? 3
-                                                              : 4)) {}
+      : product(double(source_.steps()) * double(tiles(source_)) * step(source_, m, parts)),
+        source(double(source_.plane) * double(source_.phases()) * position(source_, parts)) {}
   double total() const { return product + source; }
   static int64_t tiles(const TileSource& source) {
     return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
+  }
+
+ private:
+  // 32 positions and 32 of k. Their two tiles take 36 cycles from the second-level cache, which is more than 16
+  // filters' products; packed ones take less, but 2.5 more for every row that crosses cache lines.
+  static double step(const TileSource& source, int64_t m, int64_t parts) {
+    const int64_t halves = ceil_div(m, 16), bytes = source.position_bytes;
+    const double crossing = bytes % 64 == 0 ? 0 : bytes % 32 == 0 ? 0.5 : bytes % 16 == 0 ? 0.75 : 1;
+    const double tile_pair = source.packed ? 16 + 80 * crossing : 36;
+    const double loads = double(parts) * (double(ceil_div(m, kBlock)) * tile_pair + double(8 * halves));
+    const double products = double(halves * 32 * (parts * (parts + 1) / 2));
+    return products > loads ? products : loads;
+  }
+  // A position of the source: 32 values a line, or packed, 8 at a time.
+  static double position(const TileSource& source, int64_t parts) {
+    if (source.packed)
+      return double(source.columns.plane.step * ceil_div(source.pixel_values(), 8)) * (parts > 1 ? 20 : 3);
+    const bool folded = source.folds() > 1, whole = source.k() % kStepK == 0;
+    const double line = parts > 1 ? 16 : source.pixels ? (folded ? 24 : 3) : folded || !whole ? 10 : 4;
+    return double(source.groups()) * line;
   }
 };
 
 // Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
 inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
-  return args.channels_last || plan.source_columns.tap_steps() > 1 ||
+  return args.channels_last || plan.packed || plan.source_columns.tap_steps() > 1 ||
          (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
+}
+
+inline bool can_pack(const ConvArgs& args, const PassPlan& plan) {
+  return !args.channels_last && plan.source_columns.taps > 1 && plan.source_columns.plane.dilation == 1 &&
+         plan.channels > 0 && plan.channels * plan.source_rows.folds() <= kPackedValues;
 }
 
 inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
@@ -170,6 +191,7 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
                     args.groups * plan.channels,
                     args.channels_last,
                     takes_lines(args, plan),
+                    plan.packed,
                     plan.source_rows,
                     plan.source_columns,
                     1,
@@ -179,16 +201,31 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
   return source;
 }
 
-// Folds no taps, those of a row, or all, whichever costs least.
+// Folds no taps, those of a row, or all, and with few channels packs the source, whichever costs least.
 inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
+  constexpr int kForms = 5;  // the last two are packed
   double least = 0;
   int best = 0;
-  for (int folds = 0; folds < 3; ++folds) {
-    plan.source_rows.folded = folds == 2, plan.source_columns.folded = folds >= 1;
+  const auto choose = [&](int form) {
+    plan.source_rows.folded = form == 2 || form == 4;
+    plan.source_columns.folded = form >= 1;
+    plan.packed = form >= 3;
+  };
+  for (int form = 0; form < kForms; ++form) {
+    choose(form);
+    if (plan.packed && !can_pack(args, plan)) continue;
     const double cost = PassCost(whole_source(args, plan, 0), plan.m, parts_of_conv(args)).total();
-    if (folds == 0 || cost < least) least = cost, best = folds;
+    if (form == 0 || cost < least) least = cost, best = form;
   }
-  plan.source_rows.folded = best == 2, plan.source_columns.folded = best >= 1;
+  choose(best);
+}
+
+// Few channels on small images take the vector units as long as the tiles, which have the source to prepare.
+inline bool vectors_lose(const TileSource& source, const PassPlan& plan) {
+  constexpr double kVectorRate = 22, kTileShare = 0.8;  // multiply-adds a cycle; of the modelled cycles
+  const double outputs = double(source.rows.outputs) * double(source.columns.outputs);
+  const double taps = double(plan.channels) * double(source.rows.taps) * double(source.columns.taps);
+  return PassCost(source, plan.m, 3).total() <= kTileShare * outputs * double(plan.m) * taps / kVectorRate;
 }
 
 inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
@@ -198,7 +235,9 @@ inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
   // How many times more multiply-adds the tiles make than the convolution has, in percent.
   const int64_t taps = max(1, plan.channels * plan.source_rows.taps * plan.source_columns.taps);
   const int64_t waste = 100 * source.steps() * kStepK / taps * (ceil_div(plan.m, 16) * 16) / max(1, plan.m);
-  if (waste > (args.dtype == DType::Float32 ? 160 : 800)) return false;
+  // Groups of few channels are a pass each.
+  if (waste > (args.dtype == DType::Float32 ? 160 : args.groups > 1 ? 400 : 800)) return false;
+  if (args.dtype == DType::Float32 && !vectors_lose(source, plan)) return false;
   (source.rows.outputs > 1 ? source.band_rows : source.band_columns) = 1;
   source.lay_out();
   return double(source.row_count) * double(source.row_length) * double(source.phases() * source.groups()) * kLineBytes *
@@ -292,6 +331,12 @@ void fill_tables(const PassPlan& plan, const TileSource& source, int phase, cons
       }
 }
 
+// Packed lines of one part run on into the next pixels, which zeros are to cancel: they have to be finite.
+template <int P>
+bool sums_are_exact(const PartRange& source, const PartRange& weights) {
+  return P == 1 ? source.largest_exponent() < 128 : parts_are_exact(source, weights);
+}
+
 // The filters are packed at pass.filters, in range `packed`, or `unpacked`.
 template <int P>
 bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
@@ -324,7 +369,7 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
   PartRange source, weights = packed;
   for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
   for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
-  return P == 1 || parts_are_exact(source, weights);
+  return sums_are_exact<P>(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
@@ -482,7 +527,8 @@ void packing(const ConvPacking& request) {
   const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
-  *request.form = (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + args.channels_last;
+  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) +
+                  args.channels_last;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {

@@ -9,6 +9,9 @@
 //             and sums come out pixel by pixel. NHWC has them; from NCHW they are transposed, 8 positions of
 //             32 channels at a time.
 //
+//   packed    [part][phase][image][row][column] of all channels: lines that overlap. A position's columns of taps lie
+//             side by side there, so that its line is read in place, whatever the stride: with few channels, from NCHW.
+//
 // Zeros that every row both begins and ends with are there once: a row's last ones are the next row's first.
 //
 // With few channels the taps of a row, or all taps, become channels of their own ("folded"): im2col of the task's
@@ -78,6 +81,7 @@ struct TileSource {
   int64_t channels, first_channel, all_channels;  // of the group, the group's first, of all groups
   bool pixels;                                    // NHWC
   bool lines;                                     // NHWC has no columns
+  bool packed;                                    // lines of folded columns in place
   SourceAxis rows, columns;
   int64_t images, band_rows, band_columns;  // of a task, at most: outputs
   bool direct = false;                      // NHWC as it stands in memory is lines already
@@ -89,6 +93,7 @@ struct TileSource {
   int64_t group_bytes = 0, phase_bytes = 0, part_bytes = 0;
 
   void lay_out() {
+    if (packed) return lay_out_packed();
     shared = rows.outputs > 1 ? columns.shared_zeros() : 0;
     row_length = band_columns + columns.reach() - shared;
     // Taps along rows are whole tiles of columns apart.
@@ -103,6 +108,25 @@ struct TileSource {
     group_bytes = direct ? kLineBytes : lines ? capacity * kLineBytes : kStepK / 2 * pitch;
     phase_bytes = groups() * group_bytes;
     part_bytes = phases() * phase_bytes;
+  }
+  void lay_out_packed() {
+    const int64_t step = columns.plane.step, begin = columns.begin(0, 0), pixels = columns.outputs + columns.taps - 1;
+    const bool shares = step == 1 && rows.outputs > 1;
+    shared = shares ? min(columns.taps - 1,
+                          min(columns.first_inside(begin, pixels), pixels - columns.end_inside(begin, pixels)))
+                    : 0;
+    row_length = band_columns + ceil_div(columns.taps - 1, step) - shared;
+    row_count = band_rows + rows.reach();
+    plane = row_count * row_length;
+    position_bytes = step * pixel_values() * 2;
+    group_bytes = kLineBytes;
+    phase_bytes = ceil_div((images * plane + packed_rest()) * position_bytes, 64) * 64;
+    part_bytes = phases() * phase_bytes;
+  }
+  // Of a packed source: values of a pixel, and the positions that tiles read beyond the last row.
+  int64_t pixel_values() const { return channels * rows.folds(); }
+  int64_t packed_rest() const {
+    return shared + kBlock + columns.taps + ceil_div(groups() * kLineBytes, position_bytes);
   }
   int64_t folds() const { return rows.folds() * columns.folds(); }
   int64_t k() const { return channels * folds(); }
@@ -121,6 +145,10 @@ struct TileSource {
     int64_t channel, row, column;
   };
   Fold fold(int64_t k) const {
+    if (packed) {
+      const int64_t value = k % pixel_values();
+      return {value / rows.folds(), value % rows.folds(), k / pixel_values()};
+    }
     const int64_t f = pixels ? k / channels : k % folds();
     return {pixels ? k % channels : k / folds(), f / columns.folds(), f % columns.folds()};
   }
@@ -517,25 +545,6 @@ void zero_end(const TileSource& source, const SourceRange& range, char* memory) 
     for (int64_t group = 0; group < source.phases() * source.groups(); ++group)
       memset(memory + p * source.part_bytes + group * source.group_bytes + positions * kLineBytes, 0,
              size_t(source.shared * kLineBytes));
-}
-
-template <int P, class T>
-PartRange prepare_source_of(const TileSource& source, const SourceRange& range, char* memory) {
-  RangeLanes lanes;
-  (source.pixels  ? store_lines<P, T>
-   : source.lines ? store_transposed<P, T>
-                  : store_columns<P, T>)(source, range, memory, lanes);
-  if (source.lines) zero_end<P>(source, range, memory);
-  return lanes.finish();
-}
-
-template <int P>
-PartRange prepare_source(const TileSource& source, const SourceRange& range, char* memory) {
-  if constexpr (P == 1) {
-    return prepare_source_of<1, bfloat16>(source, range, memory);
-  } else {
-    return prepare_source_of<P, float>(source, range, memory);
-  }
 }
 
 }  // namespace

@@ -114,31 +114,60 @@ inline void load_bias(const TilePass& pass, int64_t o, int64_t filters, float* b
 
 // ---------------------------------------------------------------------------------------- NCHW
 
-// A run of a tile's positions within one output row: lanes in `mask`; lane 0's element is at `offset` of the channel.
+// Lanes of a tile's positions in `mask` that are adjacent in the output. Lane 0's element is at `offset` of the
+// channel, or where rows are adjacent, the first lane's; then `room` says how many elements may be written there.
 struct LaneRun {
   __mmask32 mask;
   int64_t offset;
+  int64_t room = 0;
 };
+
+// Whether an image's rows of a task follow each other in the output without gaps.
+inline bool rows_are_adjacent(const TilePass& pass, const SourceRange& range) {
+  return pass.columns.step == 1 && (range.rows == 1 || (pass.rows.step == 1 && range.columns == pass.columns.size));
+}
 
 struct TileRuns {
   int count = 0;
   LaneRun runs[kBlock];
 
   TileRuns() { runs[0] = {0, 0}; }
-  // The runs of `lanes` positions from `at` on.
+  // The runs of `lanes` positions from `at` on, each within one output row.
   void find(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
     count = 0;
     for (int64_t lane = 0; lane < lanes;) {
       const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
       if (run > 0)
-        runs[count++] = {__mmask32(((uint64_t(1) << run) - 1) << lane),
+        runs[count++] = {lanes_of(lane, run),
                          (task.range.image + at.image) * pass.image_elements + at.pixel() - lane * pass.columns.step};
       const int64_t rest = at.length - at.column;
       at.advance(rest);
       lane += rest;
     }
   }
+  // The same where rows are adjacent: a run for each image. What is written behind its lanes within the image's rows of
+  // the task is written again by the next tiles.
+  void find_adjacent(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
+    count = 0;
+    int64_t image = -1;
+    for (int64_t lane = 0; lane < lanes;) {
+      const int64_t run = at.valid() ? min(lanes - lane, task.range.columns - at.column) : 0;
+      if (run > 0 && at.image == image) {
+        runs[count - 1].mask |= lanes_of(lane, run);
+      } else if (run > 0) {
+        image = at.image;
+        runs[count++] = {lanes_of(lane, run), (task.range.image + image) * pass.image_elements + at.pixel(),
+                         (task.range.rows - at.row) * task.range.columns - at.column};
+      }
+      const int64_t rest = at.length - at.column;
+      at.advance(rest);
+      lane += rest;
+    }
+  }
   bool whole() const { return count == 1 && runs[0].mask == ~__mmask32(0); }
+
+ private:
+  static __mmask32 lanes_of(int64_t lane, int64_t count) { return __mmask32(((uint64_t(1) << count) - 1) << lane); }
 };
 
 // 32 words of a filter to every step-th element.
@@ -221,6 +250,28 @@ inline void store_woven(char* target, __mmask32 mask, __m512 even_x, __m512 even
   }
 }
 
+// The lanes of a run of adjacent rows: one store whatever the gaps between them, and no mask where there is room.
+inline void store_adjacent_words(char* target, const LaneRun& run, __m512i words) {
+  words = _mm512_maskz_compress_epi16(run.mask, words);
+  if (run.room >= kBlock) {
+    _mm512_storeu_si512(target, words);
+  } else {
+    _mm512_mask_storeu_epi16(target, _bzhi_u32(~0u, uint32_t(_mm_popcnt_u32(run.mask))), words);
+  }
+}
+
+template <class T>
+inline void store_adjacent(char* target, const LaneRun& run, __m512 x, __m512 y) {
+  if constexpr (sizeof(T) == 2) {
+    store_adjacent_words(target, run, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+  } else {
+    const int64_t first = _mm_popcnt_u32(run.mask & 0xffff), second = _mm_popcnt_u32(run.mask >> 16);
+    _mm512_mask_storeu_ps(target, lane_mask(first), _mm512_maskz_compress_ps(__mmask16(run.mask), x));
+    _mm512_mask_storeu_ps(target + first * 4, lane_mask(second),
+                          _mm512_maskz_compress_ps(__mmask16(run.mask >> 16), y));
+  }
+}
+
 // The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
 // vector units idle.
 template <class T>
@@ -231,40 +282,56 @@ class BlockStore {
         task_(task),
         at_(pass, task, 0),
         relu_(pass.out.activation == Activation::Relu),
-        in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))) {}
+        in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))),
+        adjacent_(!in_place_ && rows_are_adjacent(pass, task.range)) {}
 
   // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
+    if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
     sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
-    load_bias(pass_, o, filters_, bias_);
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
-    if (!pass_.source.pixels) runs_.find(pass_, task_, at_, positions_);
+    if (pass_.source.pixels) return;
+    adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
   }
-  int64_t pieces() const { return sums_ == nullptr ? 0 : transposed() && !packed() ? 2 * kBlock : kBlock; }
+  int64_t pieces() const {
+    if (sums_ == nullptr) return 0;
+    if (pass_.source.pixels) return kBlock;
+    return rounded() ? rounded_pieces() * ceil_div(filters_, 16) : transposes() + ceil_div(filters_, kPieceFilters);
+  }
+  // What is due with a step of the next block.
+  void run_beside(int64_t step, int64_t steps) {
+    constexpr int64_t kSpreadSteps = 12;  // pay for storing pixel by pixel
+    run_to(pass_.source.pixels && steps < kSpreadSteps ? pieces() : pieces() * (step + 1) / steps);
+  }
   // Pieces up to `end`.
   void run_to(int64_t end) {
     if (pass_.source.pixels) return store_pixels(end);
-    if constexpr (kSize == 2) {
-      if (packed()) {
-        for (; piece_ < end; ++piece_)
-          if (piece_ % 16 == 0 && piece_ < filters_) store_packed(piece_);
-        return;
+    for (; piece_ < end; ++piece_) {
+      if constexpr (kSize == 2) {
+        if (rounded()) {
+          store_rounded(piece_);
+          continue;
+        }
+      }
+      if (piece_ < transposes()) {
+        transpose_tile(reinterpret_cast<char*>(sums_ + piece_ * 256));
+      } else {
+        store_filters((piece_ - transposes()) * kPieceFilters);
       }
     }
-    const int64_t first_filter = transposed() ? kBlock : 0;
-    for (; piece_ < min(end, first_filter); ++piece_)
-      for (int f = 0; f < pass_.column_phases && piece_ % 8 == 0; ++f)
-        transpose_tile(reinterpret_cast<char*>(sums_ + f * kSumsPerBlock + piece_ / 8 * 256));
-    if (piece_ < end) store_filters(piece_ - first_filter, end - first_filter);
-    piece_ = max(piece_, end);
   }
 
  private:
   static constexpr int64_t kSize = sizeof(T);
+  static constexpr int64_t kPieceFilters = 4;
 
+  // Whether a tile's positions are adjacent in the output.
+  bool whole_run() const { return pass_.columns.step == 1 && runs_.whole(); }
   // Whether sums are rounded before they are transposed: half as much to do.
-  bool packed() const { return kSize == 2 && !in_place_ && transposed(); }
+  bool rounded() const { return kSize == 2 && !in_place_ && transposed(); }
+  int64_t rounded_pieces() const { return 2 * pass_.column_phases + 2; }  // of 16 filters
+  int64_t transposes() const { return transposed() ? 4 * pass_.column_phases : 0; }
   bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
   int64_t pixel_offset(const OutputPosition& at) const {
     return ((task_.range.image + at.image) * pass_.image_elements + o_ + at.pixel() * pass_.pixel_elements) * kSize;
@@ -291,13 +358,19 @@ class BlockStore {
     if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
   }
 
-  void store_filters(int64_t begin, int64_t end) {
+  // Where the next block goes: a line of every channel is more streams than the hardware follows.
+  void fetch_next(const char* channel) const {
+    const char* next = channel + (runs_.runs[0].offset + kBlock) * kSize;
+    for (int64_t line = 0; line < kSize / 2; ++line) prefetch_written(next + line * 64);
+  }
+
+  void store_filters(int64_t begin) {
     if (in_place_ && begin == 0) finish_filters();
-    const bool plain = !in_place_, relu = plain && relu_, whole = runs_.whole() && pass_.columns.step == 1;
+    const bool plain = !in_place_, relu = plain && relu_, whole = whole_run();
     const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
     char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
     char* const run = channel + runs_.runs[0].offset * kSize;
-    for (int64_t f = begin; f < min(end, filters_); ++f, channel += channel_bytes) {
+    for (int64_t f = begin; f < min(begin + kPieceFilters, filters_); ++f, channel += channel_bytes) {
       const float* lanes = lanes_of(f, 0);
       __m512 x = _mm512_load_ps(lanes), y = _mm512_load_ps(lanes + half);
       if (plain) x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
@@ -308,8 +381,14 @@ class BlockStore {
                      odd_y = _mm512_load_ps(lanes + kSumsPerBlock + half);
         for (int i = 0; i < runs_.count; ++i)
           store_woven<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y, odd_x, odd_y);
-      } else if (whole) {
+        continue;
+      }
+      if (adjacent_) fetch_next(channel);
+      if (whole) {
         store_whole<T>(run + (f - begin) * channel_bytes, x, y);
+      } else if (adjacent_) {
+        for (int i = 0; i < runs_.count; ++i)
+          store_adjacent<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i], x, y);
       } else {
         for (int i = 0; i < runs_.count; ++i)
           store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
@@ -317,45 +396,55 @@ class BlockStore {
     }
   }
 
-  // 16 filters of 32 positions, from positions x filters.
-  void pack_filters(const float* lanes, __m512 bias, __m512i* rows) const {
-    const auto sum = [&](int64_t position) {
-      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position / 16 * 512 + position % 16 * 16), bias);
-      return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
-    };
-    __m512i words[2][8], filters[2][8];
-    for (int64_t half = 0; half < 2; ++half) {
-#pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i)
-        words[half][i] = __m512i(_mm512_cvtne2ps_pbh(sum(16 + 8 * half + i), sum(8 * half + i)));
-      transpose_eights(words[half], filters[half]);
-    }
-    // Quarters: positions from 0 and from 16 on of filter e, and between them those of filter 8 + e.
-    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-#pragma GCC unroll 16
-    for (int64_t e = 0; e < 16; ++e)
-      rows[e] = _mm512_permutex2var_epi64(filters[0][e % 8], e < 8 ? low : high, filters[1][e % 8]);
+  // A piece of 16 filters of positions x filters: two for each column phase transpose 16 positions each, two store 8
+  // filters each.
+  void store_rounded(int64_t piece) {
+    const int64_t f = piece / rounded_pieces() * 16, part = piece % rounded_pieces();
+    const int64_t transposes = rounded_pieces() - 2;
+    part < transposes ? transpose_rounded(f, part / 2, part % 2) : store_eight(f, part - transposes);
   }
 
-  void store_packed(int64_t f) {
-    const float* lanes = sums_ + f / 16 * 256;
+  // Positions 8 half ... and 16 + 8 half ... .
+  void transpose_rounded(int64_t f, int64_t phase, int64_t half) {
+    const float* lanes = sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * half;
     const __m512 bias = _mm512_load_ps(bias_ + f);
-    const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
-    char* channel = pass_.out.c + (o_ + f) * channel_bytes;
-    __m512i rows[16];
-    pack_filters(lanes, bias, rows);
-    if (pass_.column_phases == 2) {
-      __m512i odd[16];
-      pack_filters(lanes + kSumsPerBlock, bias, odd);
-      for (int64_t e = 0; e < n; ++e, channel += channel_bytes)
-        for (int i = 0; i < runs_.count; ++i)
-          store_woven_words(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, rows[e], odd[e]);
-      return;
+    const auto sum = [&](int64_t position) {
+      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position * 16), bias);
+      return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
+    };
+    __m512i words[8];
+#pragma GCC unroll 8
+    for (int64_t i = 0; i < 8; ++i) words[i] = __m512i(_mm512_cvtne2ps_pbh(sum(32 + i), sum(i)));
+    transpose_eights(words, words_[phase][half]);
+  }
+
+  // Eight filters: of each, words_ have a quarter of 8 positions from 0, 8, 16 and 24 on.
+  void store_eight(int64_t f, int64_t half) {
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), order = half == 0 ? low : high;
+    const auto row = [&](int64_t phase, int64_t e) {
+      return _mm512_permutex2var_epi64(words_[phase][0][e], order, words_[phase][1][e]);
+    };
+    const int64_t first = f + 8 * half, n = min(8, filters_ - first), channel_bytes = pass_.out.c_row * kSize;
+    char* channel = pass_.out.c + (o_ + first) * channel_bytes;
+    const bool whole = whole_run(), woven = pass_.column_phases == 2;
+    for (int64_t e = 0; e < n; ++e, channel += channel_bytes) {
+      if (adjacent_) fetch_next(channel);
+      const __m512i words = row(0, e);
+      for (int i = 0; i < runs_.count; ++i) {
+        const LaneRun& run = runs_.runs[i];
+        char* target = channel + run.offset * kSize;
+        if (whole) {
+          _mm512_storeu_si512(target, words);
+        } else if (adjacent_) {
+          store_adjacent_words(target, run, words);
+        } else if (woven) {
+          store_woven_words(target, run.mask, words, row(1, e));
+        } else {
+          store_words(target, pass_.columns.step, run.mask, words);
+        }
+      }
     }
-    for (int64_t e = 0; e < n; ++e, channel += channel_bytes)
-      for (int i = 0; i < runs_.count; ++i)
-        store_words(channel + runs_.runs[i].offset * kSize, pass_.columns.step, runs_.runs[i].mask, rows[e]);
   }
 
   void store_pixels(int64_t end) {
@@ -402,10 +491,11 @@ class BlockStore {
   const TileTask& task_;
   alignas(64) float bias_[kBlock] = {};
   float* sums_ = nullptr;
-  int64_t o_ = 0, filters_ = 0, positions_ = 0, piece_ = 0;
+  int64_t o_ = -1, filters_ = 0, positions_ = 0, piece_ = 0;
   OutputPosition at_;
   TileRuns runs_;
-  const bool relu_, in_place_;
+  __m512i words_[2][2][8];  // of each column phase: 16 filters, transposed
+  const bool relu_, in_place_, adjacent_;
 };
 
 }  // namespace
