@@ -326,8 +326,10 @@ class BlockStore {
   static constexpr int64_t kSize = sizeof(T);
   static constexpr int64_t kPieceFilters = 4;
 
-  // Whether a tile's positions are adjacent in the output.
-  bool whole_run() const { return pass_.columns.step == 1 && runs_.whole(); }
+  // Whether a tile's positions are adjacent in the output, as all tiles' are.
+  bool whole_run() const {
+    return pass_.columns.step == 1 && pass_.source.row_length == task_.range.columns && runs_.whole();
+  }
   // Whether sums are rounded before they are transposed: half as much to do.
   bool rounded() const { return kSize == 2 && !in_place_ && transposed(); }
   int64_t rounded_pieces() const { return 2 * pass_.column_phases + 2; }  // of 16 filters
@@ -383,10 +385,10 @@ class BlockStore {
           store_woven<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y, odd_x, odd_y);
         continue;
       }
-      if (adjacent_) fetch_next(channel);
       if (whole) {
         store_whole<T>(run + (f - begin) * channel_bytes, x, y);
       } else if (adjacent_) {
+        fetch_next(channel);
         for (int i = 0; i < runs_.count; ++i)
           store_adjacent<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i], x, y);
       } else {
