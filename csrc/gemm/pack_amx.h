@@ -195,6 +195,26 @@ inline void transpose_tile(char* tile) {
   for (int r = 0; r < 16; ++r) rows[r].store(reinterpret_cast<float*>(tile) + 16 * r);
 }
 
+// Squares of 8 x 8 words, one in each quarter of 8 registers, are transposed.
+inline __attribute__((always_inline)) void transpose_eights(const __m512i* rows, __m512i* columns) {
+  __m512i x[8], y[8];
+#pragma GCC unroll 4
+  for (int k = 0; k < 8; k += 2)
+    y[k] = _mm512_unpacklo_epi16(rows[k], rows[k + 1]), y[k + 1] = _mm512_unpackhi_epi16(rows[k], rows[k + 1]);
+#pragma GCC unroll 2
+  for (int k = 0; k < 8; k += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      x[k + 2 * h] = _mm512_unpacklo_epi32(y[k + h], y[k + h + 2]);
+      x[k + 2 * h + 1] = _mm512_unpackhi_epi32(y[k + h], y[k + h + 2]);
+    }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    columns[2 * k] = _mm512_unpacklo_epi64(x[k], x[k + 4]);
+    columns[2 * k + 1] = _mm512_unpackhi_epi64(x[k], x[k + 4]);
+  }
+}
+
 enum class TileForm : uint8_t { Rows, Pairs };  // of A, of B
 
 // Where packed panels go: panel p at data + p * panel_bytes.

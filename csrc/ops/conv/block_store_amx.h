@@ -7,7 +7,9 @@
 // stored woven.
 #pragma once
 
+#include "gemm/pack_amx.h"
 #include "gemm/prefetch.h"
+#include "gemm/store_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {

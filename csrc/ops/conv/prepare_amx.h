@@ -9,7 +9,8 @@
 // Cost: eight values of 32 pixels are loaded and transposed at a time, 24 shuffles and 32 stores of 16 bytes.
 #pragma once
 
-#include "ops/conv/source_amx.h"
+#include "ops/conv/prepare_columns_amx.h"
+#include "ops/conv/prepare_lines_amx.h"
 
 namespace fastnn {
 namespace {
