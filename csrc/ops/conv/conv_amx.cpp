@@ -5,7 +5,7 @@
 // where positions are columns or rows of the product (source_amx.h). A task takes some images, or a band of the rows of
 // one, and prepares their source where it stays: in its core's second-level cache. There each panel of 32 filters meets
 // all tiles of 32 positions, over all steps: a block of 32 x 32 sums is stored as it comes out of the tile registers,
-// between the products of the next one. The next panel is fetched meanwhile.
+// between the products of the next one; of one part, the next panel is fetched meanwhile.
 // Tiles run on over the row ends; what they compute there is dropped.
 //
 // How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
@@ -25,7 +25,7 @@ constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time:
 
 // ------------------------------------------------------------------------------------- product
 
-// Beside a block's products: the block before is stored, and the next panel fetched.
+// Beside a block's products: the block before is stored, and the next panel may be fetched.
 template <class T>
 struct StoreAhead {
   BlockStore<T>* store;
@@ -65,7 +65,8 @@ void multiply(const TilePass& pass, const TileTask& task) {
       for (int f = 0; f < pass.column_phases; ++f) {
         const PassTaps& taps = pass.taps[f];
         const int64_t panel_bytes = taps.steps * P * kBlockBytes;
-        const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+        // Of three parts products take so long that fetching beside them costs more than it saves.
+        const int64_t lines = P == 1 && panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
         const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
         const char* filters = taps.filters + panel * panel_bytes;
         const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
