@@ -97,5 +97,10 @@ cuda-emulated: $(VENV)
 	cp $(EMULATED)/_C*.so $(EMULATED)/package/fastnn
 	PYTHONPATH=$(EMULATED)/package FASTNN_REQUIRE_CUDA=1 $(VENV)/bin/python -m pytest -q $(EMULATED_TESTS)
 
+# The CUDA kernels as nvcc makes them, without a GPU: no spills, no serialised wgmma, tensor cores where they must be.
+cuda-check: $(VENV)
+	$(PIP) install --quiet 'nvidia-cuda-cuobjdump>=13' 'nvidia-cuda-nvdisasm>=13'
+	$(VENV)/bin/python cmake/check_cuda.py
+
 clean:
 	rm -rf build dist $(VENV) .venv-*

@@ -118,19 +118,6 @@ def test_index_mathematics(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@in_source_tree
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="nvcc is not installed")
-@pytest.mark.parametrize("source", sorted(SOURCES.rglob("*_cuda.cu")), ids=lambda path: path.stem)
-def test_kernels_do_not_spill(source: Path, tmp_path: Path) -> None:
-    command = ["nvcc", "-std=c++17", "-O3", "-arch=sm_80", "--expt-relaxed-constexpr", "-Xptxas", "-v", "-cubin"]
-    command += ["-I", str(SOURCES), str(source), "-o", str(tmp_path / "kernels.cubin")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
-    assert spills
-    assert set(spills) == {("0", "0")}
-
-
 # ---- on a GPU -------------------------------------------------------------------------------------
 
 
