@@ -95,7 +95,7 @@ void cuda_gemm(const GemmArgs& given) {
   const bool tf32 = args.dtype == DType::Float32 && float32_parts < 3;
   if (!tf32 && !is_reduced_float(args.dtype)) return gemm_cuda::simt(args);
   const bool hopper = gemm_cuda::gpu().capability == 90;  // wgmma is 9.0's alone
-  hopper && gemm_cuda::sm90_suits(args) ? gemm_cuda::sm90(args) : gemm_cuda::mma(args);
+  hopper&& gemm_cuda::sm90_suits(args) ? gemm_cuda::sm90(args) : gemm_cuda::mma(args);
 }
 
 }  // namespace fastnn

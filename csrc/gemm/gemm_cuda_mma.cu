@@ -7,7 +7,8 @@
 //
 //   arithmetic   2 m n k / 312 TF/s (A100, 16-bit), 156 TF/s (TF32); on Hopper mma.sync reaches some 60 % of wgmma
 //   shared       of 128 x 128, a warp reads 6 KB for 64 x 32 x 16 x 4 products: 16 lines to 512 clocks of tensor core
-//   registers    64 sums, two sets of 24 operands; 96 KB for 3 stages: 1 block a multiprocessor on A100, 2 on Hopper
+//   registers    64 sums, two sets of 24 operands: up to 255 in 256 threads, so one block a multiprocessor; 96 KB for
+//                3 stages (64 x 64: 48 KB, four blocks)
 //
 // Predicted: 75 % of the peak of an A100 where C has tiles for every multiprocessor.
 #include "gemm/mma_cuda.h"

@@ -27,9 +27,9 @@ template <class T, int kTile>
 struct Operand {
   static constexpr int kItems = kPackOf16<T>, kPitch = kTile + kItems;
   static constexpr int kBytes = kDepth * kPitch * int(sizeof(T));
-  const T* data;          // of this block's tile
-  int64_t outer, depth;   // strides along m or n, and along k
-  int present;            // how much of the tile lies in the matrix
+  const T* data;         // of this block's tile
+  int64_t outer, depth;  // strides along m or n, and along k
+  int present;           // how much of the tile lies in the matrix
   bool in_pieces, along_k;
 
   __device__ Operand(const void* matrix, int64_t outer_stride, int64_t k_stride, int64_t extent, int64_t first)

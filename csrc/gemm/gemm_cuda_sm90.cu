@@ -1,10 +1,10 @@
 // Products on Hopper's tensor cores: bfloat16, float16, and float32 as TF32 (which drops the low 13 bits); sums in
 // float32.
 //
-// A block stays on its multiprocessor and takes tile after tile of 128 x N (N = 256 or 128). One warp has the copy engine
-// bring stages of 128 bytes of k into a ring; two warpgroups multiply 64 rows each from there (wgmma, m64nNk16), and
-// give a stage back when the products after it have begun. While they store a tile, the ring fills for the next one.
-// 16-bit operands may lie along k or across it (Major); TF32 wants both along k. Memory is read by tensor maps, so
+// A block stays on its multiprocessor and takes tile after tile of 128 x N (N = 256 or 128). One warp has the copy
+// engine bring stages of 128 bytes of k into a ring; two warpgroups multiply 64 rows each from there (wgmma, m64nNk16),
+// and give a stage back when the products after it have begun. While they store a tile, the ring fills for the next
+// one. 16-bit operands may lie along k or across it (Major); TF32 wants both along k. Memory is read by tensor maps, so
 // addresses and strides are multiples of 16 bytes; the copy engine writes zeros beyond a matrix.
 //
 //   arithmetic   2 m n k / 990 TF/s (H200, 16-bit), 495 TF/s (TF32)
@@ -24,9 +24,9 @@ namespace fastnn {
 namespace {
 
 constexpr int kTileRows = 128, kGroupRows = 64;
-constexpr int kGroups = kTileRows / kGroupRows;       // of warps, that multiply
+constexpr int kGroups = kTileRows / kGroupRows;  // of warps, that multiply
 constexpr int kThreads = (kGroups + 1) * 128;
-constexpr int kStageBytesOfK = 128, kSteps = 4;       // a stage of k in bytes, and products in it
+constexpr int kStageBytesOfK = 128, kSteps = 4;  // a stage of k in bytes, and products in it
 constexpr int kStoredColumns = 128, kPitch = kStoredColumns + 8;
 constexpr int kStoreBytes = 16 * kPitch * int(sizeof(float));  // of a warp
 
@@ -39,10 +39,12 @@ using StoredAs = std::conditional_t<std::is_same_v<T, tf32>, float, T>;
 template <class T, int kOuter, Major kMajor>
 struct Operand {
   static constexpr int kDepth = kStageBytesOfK / int(sizeof(T)), kBytes = kOuter * kStageBytesOfK;
-  static constexpr int kBoxes = kMajor == Major::K ? 1 : kOuter / kDepth, kBoxRows = kMajor == Major::K ? kOuter : kDepth;
+  static constexpr int kBoxes = kMajor == Major::K ? 1 : kOuter / kDepth,
+                       kBoxRows = kMajor == Major::K ? kOuter : kDepth;
   static_assert(kMajor == Major::K || sizeof(T) == 2, "TF32 lies along k");
 
-  static CUtensorMap map(const void* data, int64_t outer, int64_t k, int64_t stride, int64_t items, int64_t item_stride) {
+  static CUtensorMap map(const void* data, int64_t outer, int64_t k, int64_t stride, int64_t items,
+                         int64_t item_stride) {
     TensorBox box;
     box.rank = 3;
     box.sizes[0] = uint64_t(kMajor == Major::K ? k : outer);
@@ -77,7 +79,8 @@ struct Operand {
 template <int kColumns>
 struct Shape {
   static constexpr int kStages = kColumns == 256 ? 3 : 4;
-  static constexpr int kOperandBytes = kTileRows * kStageBytesOfK, kStageBytes = kOperandBytes + kColumns * kStageBytesOfK;
+  static constexpr int kOperandBytes = kTileRows * kStageBytesOfK,
+                       kStageBytes = kOperandBytes + kColumns * kStageBytesOfK;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kShared = kRingBytes + 4 * kGroups * kStoreBytes + 2 * kStages * int(sizeof(uint64_t));
   static_assert(kShared <= 227 << 10, "what a block has");
@@ -245,7 +248,8 @@ void multiply(const GemmArgs& args) {
 }
 
 // Can the copy engine read this operand? Its fast stride is 1.
-bool suits_copies(const void* data, int64_t extent, int64_t stride, const int64_t* batch, int batch_ndim, int64_t size) {
+bool suits_copies(const void* data, int64_t extent, int64_t stride, const int64_t* batch, int batch_ndim,
+                  int64_t size) {
   const auto steps = [&](int64_t s) { return s * size % 16 == 0 && s > 0 && s * size < int64_t(1) << 40; };
   return is_aligned(data, 16) && extent < INT_MAX && steps(stride) &&
          (batch_ndim == 0 || batch[0] == 0 || steps(batch[0]));
