@@ -287,8 +287,9 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
               !__builtin_add_overflow(grown, after[axis], &grown) && grown >= 0,
           "pad: amounts (", before[axis], ", ", after[axis], ") leave no valid size of dim ", axis, " of shape ",
           x.shape());
-    inner =
-        slice(inner, axis, std::max<int64_t>(0, -before[axis]), shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
+    if (before[axis] < 0 || after[axis] < 0)
+      inner =
+          slice(inner, axis, std::max<int64_t>(0, -before[axis]), shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
     shape[axis] = grown;
   }
   Tensor y = full(shape, Scalar(value), x.dtype(), x.device());
