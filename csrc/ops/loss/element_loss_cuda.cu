@@ -28,7 +28,7 @@ template <class Stored>
 struct Operands {
   static constexpr int kWidth = kPackOf16<Stored>;
   using T = Compute<Stored>;
-  Pack<T, kWidth> x, t, a, w;
+  Pack<T, kWidth> x, t, a{}, w{};
 
   __device__ Operands(const ElementLossArgs& args, int64_t at, int64_t count, bool packs) {
     const auto load = [&](const void* data) {
@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kBlockThreads)
   double sum = 0;
   for_packs<Stored>(args.n, [&](int64_t at, int64_t count) {
     const Operands<Stored> in(args, at, count, packs);
-    Pack<Compute<Stored>, kPackOf16<Stored>> values;
+    Pack<Compute<Stored>, kPackOf16<Stored>> values{};
     with_loss(args.loss, [&](auto loss) {
 #pragma unroll
       for (int i = 0; i < kPackOf16<Stored>; ++i)
@@ -103,11 +103,11 @@ __global__ void __launch_bounds__(kBlockThreads) gradients(const __grid_constant
   const T whole = args.dy_per_element ? T(0) : T(to_compute<double>(*static_cast<const Stored*>(args.dy)) * args.scale);
   for_packs<Stored>(args.n, [&](int64_t at, int64_t count) {
     Operands<Stored> in(args, at, count, packs);
-    Values dy;
+    Values dy{};
     if (args.dy_per_element) dy = load_some<kPackOf16<Stored>>(static_cast<const Stored*>(args.dy) + at, count, packs);
 #pragma unroll
     for (int i = 0; i < kPackOf16<Stored>; ++i) in.w.at[i] *= args.dy_per_element ? dy.at[i] : whole;
-    Values d_input, d_target;
+    Values d_input{}, d_target{};
     with_loss(args.loss, [&](auto loss) {
       using F = decltype(loss);
 #pragma unroll

@@ -6,7 +6,8 @@
 // A block sums up a part of a channel, or of neighbouring channels where these are last, in packs of 16 bytes. A
 // thread adds a few dozen elements in the compute type, forward around the first of them: since that is one of the
 // channel's own values, its distance to the others is part of the variance, and the sums keep their digits however
-// large the mean. From there on they are float64, around one centre for the channel.
+// large the mean. From there on they are float64, around one centre for the channel: forward its middle value, as the
+// outermost are often padding.
 #include "core/divisor.h"
 #include "ops/norm/channels_cuda.h"
 #include "simd/row_cuda.h"
@@ -30,7 +31,7 @@ struct ThreadSums {
     value += kBackward ? dy : d;
     product += (kBackward ? dy : d) * d;
   }
-  // In float64: forward around the channel's first value, backward around the mean.
+  // In float64: forward around a value of the channel, backward around the mean.
   __device__ ChannelSums around_centre(double centre) const {
     const double shift = double(around) - centre, sum = double(value);
     if (kBackward) return {centre, sum, double(product) + shift * sum};
@@ -66,7 +67,7 @@ __global__ void __launch_bounds__(kThreads)
     const Division plane = grid.inner.divide(element);
     return (plane.quotient * tensors.channels + channel) * tensors.inner + plane.rest;
   };
-  const double centre = kBackward ? mean_of(means, channel) : to_compute<double>(x[channel * tensors.inner]);
+  const double centre = kBackward ? mean_of(means, channel) : to_compute<double>(x[place(grid.count / 2)]);
   const int64_t width = grid.packs ? kWidth : 1, first = begin + int64_t(threadIdx.x) * width;
   ThreadSums<T, kBackward> mine;
   mine.around = kBackward || first >= end ? T(centre) : to_compute<T>(x[place(first)]);
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int64_t i = first; i < end; i += int64_t(blockDim.x) * kWidth) {
       const int64_t at = place(i);
       const Pack<T, kWidth> values = load_values<kWidth>(x + at);
-      Pack<T, kWidth> slopes;
+      Pack<T, kWidth> slopes{};
       if (kBackward) slopes = load_values<kWidth>(dy + at);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) mine.add(values.at[j], slopes.at[j]);
@@ -158,8 +159,8 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kWidth; ++i) {
     if (i < left)
-      centres[i] =
-          kBackward ? mean_of(means, block.sample * tensors.channels + block.channel + i) : to_compute<double>(x[i]);
+      centres[i] = kBackward ? mean_of(means, block.sample * tensors.channels + block.channel + i)
+                             : to_compute<double>(x[tensors.inner / 2 * tensors.channels + i]);
     mine[i].around =
         kBackward || i >= left || row >= end ? T(centres[i]) : to_compute<T>(x[row * tensors.channels + i]);
   }

@@ -1,7 +1,7 @@
 // What batch and group normalization do to a channel on CUDA, in both directions and both layouts: two sums, then a
 // line. channels_cuda.cu has the kernels.
 //
-//   sums    forward: d = x - centre and d^2, whose centre is the channel's first value       backward: dy and dy d
+//   sums    forward: d = x - centre and d^2, whose centre is one of the channel's values       backward: dy and dy d
 //   result  (x - centre) slope + dy dy_slope + offset
 //
 // A channel here is whatever has sums of its own: of batch normalization a channel, of group normalization a sample's
