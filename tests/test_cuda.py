@@ -156,6 +156,7 @@ def test_the_allocator_of_streams(tmp_path: Path) -> None:
 
 INDEX_CHECKS = """
 #include "core/cuda_index.h"
+#include "core/divisor.h"
 using namespace fastnn;
 
 static_assert(blocks_for(1) == 1 && blocks_for(kBlockThreads) == 1 && blocks_for(kBlockThreads + 1) == 2);
@@ -184,6 +185,30 @@ constexpr bool is_wide() {
   return strided_offsets(last, 2, shape, strides).of[0] == last && strided_offsets(0, 0, shape, strides).of[0] == 0;
 }
 static_assert(is_wide());
+
+// At the edges of a divisor's multiples, the last below 2^31, and beyond 32 bits.
+constexpr bool divides(int64_t divisor) {
+  const Divisor by(divisor);
+  const int64_t most = (int64_t(1) << 31) - 1, many = (int64_t(1) << 62) / divisor * divisor;
+  const int64_t last = most / divisor * divisor;
+  const int64_t multiples[] = {1, divisor, 7 * divisor, last, most, most + 1, many};
+  for (const int64_t multiple : multiples)
+    for (int64_t n = multiple - 1; n <= multiple + 1; ++n) {
+      if (n < 0) continue;
+      const Division division = by.divide(n);
+      if (division.quotient != n / divisor || division.rest != n % divisor) return false;
+    }
+  return true;
+}
+constexpr bool divides() {
+  for (int64_t divisor = 1; divisor < 300; ++divisor)
+    if (!divides(divisor) || !divides(divisor * 7919 + 1)) return false;
+  for (int shift = 8; shift < 34; ++shift)
+    for (int64_t off = -1; off <= 1; ++off)
+      if (!divides((int64_t(1) << shift) + off)) return false;
+  return true;
+}
+static_assert(divides());
 """
 
 TILE_CHECKS = """
