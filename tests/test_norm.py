@@ -145,3 +145,11 @@ def test_linear_cross_entropy_in_bfloat16_is_near_float64() -> None:
         np.testing.assert_allclose(
             own.grad.float().numpy(), their.grad.numpy(), rtol=0, atol=2**-8 * (1 + largest) * scale
         )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_rms_norm_of_small_numbers_without_eps(dtype: str) -> None:
+    """The default epsilon is float32's, also of 16-bit floats: theirs would outweigh the mean square here."""
+    x = fastnn.full((1, 8), 0.03125, dtype=getattr(fastnn, dtype))
+    expected = 0.03125 / np.sqrt(0.03125**2 + 2.0**-23)
+    assert abs(fastnn.nn.functional.rms_norm(x, (8,))[0, 0].item() - expected) < 2.0**-8

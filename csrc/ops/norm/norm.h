@@ -75,7 +75,7 @@ extern Kernel<BatchNormBackwardArgs> batch_norm_backward;
 // x (..., normalized_shape); w and b of normalized_shape may be undefined and have x's dtype, or float32 beside a
 // 16-bit x. Saved: x, w, mean, rstd.
 Tensor layer_norm(const Tensor& x, const Dims& normalized_shape, const Tensor& weight, const Tensor& bias, double eps);
-// Without eps: the machine epsilon of x's dtype.
+// Without eps: the machine epsilon of the type that x is computed in.
 Tensor rms_norm(const Tensor& x, const Dims& normalized_shape, const Tensor& weight, std::optional<double> eps);
 
 // The same of s = x + residual, both of one shape and dtype, over w's shape: (s, normalized s). The normalization reads
