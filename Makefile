@@ -79,7 +79,7 @@ sanitize: $(VENV)
 	cp $(SANITIZE)/_C*.so $(SANITIZE)/package/fastnn
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZE)/package \
-	  $(VENV)/bin/python -m pytest -q --capture=sys -m "not slow and not torch" $(SANITIZE_TESTS)
+	  $(VENV)/bin/python -m pytest -q -n $$(nproc) --capture=sys -m "not slow and not torch" $(SANITIZE_TESTS)
 
 # The CUDA kernels compiled for the CPU by tests/emulation, and the tests of CUDA on them: no nvcc, no GPU.
 # EMULATED_TESTS picks others: make cuda-emulated EMULATED_TESTS='tests/test_cuda_ops.py -k softmax'

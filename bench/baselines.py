@@ -59,13 +59,15 @@ def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str
 
 
 def time_calls(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds of one call: the mean over as many as fit into `seconds`, at least one."""
+    """Seconds of one call after another: the mean over as many as fit into `seconds`, or of one that takes longer."""
     time.sleep(REST)
     call()
     start = time.perf_counter()
     call()
     once = time.perf_counter() - start
-    repeats = max(1, min(100_000, int(seconds / max(once, 1e-9))))
+    if once >= seconds:
+        return once
+    repeats = min(100_000, int(seconds / max(once, 1e-9)))
     start = time.perf_counter()
     for _ in range(repeats):
         call()

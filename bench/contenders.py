@@ -78,4 +78,4 @@ class Prepared:
 
     call: Callable[[], Any]
     terms: list[float]
-    rounds_within: int = 0  # Case.rounds_within
+    rounds_within: float = 0  # Case.rounds_within

@@ -236,15 +236,16 @@ def recurrent(kind: str, sizes: tuple[int, ...], dtype: str, training: bool) -> 
         dy = tensor(rng.standard_normal((n_steps, batch, hidden)))
         # Every step's products add to the errors of the steps before.
         terms = layers * n_steps * (inputs + hidden)
+        rounds = float(np.sqrt(layers * n_steps))  # each step rounds its state, this way and that
         if training:
             leaves = [x.requires_grad_(), *layer.parameters()]
-            return Prepared(lambda: lib.autograd.grad(layer(x)[0], leaves, dy), [terms * batch] * len(leaves))
+            return Prepared(lambda: lib.autograd.grad(layer(x)[0], leaves, dy), [terms * batch] * len(leaves), rounds)
 
         def forward() -> Any:
             with lib.no_grad():
                 return layer(x)[0]
 
-        return Prepared(forward, [terms])
+        return Prepared(forward, [terms], rounds)
 
     return prepare
 

@@ -1,13 +1,17 @@
 """The race: fastnn beside the rivals installed, in one run, with the machine's measured ceilings.
 
     python bench/run.py [--quick] [--threads N] [--family FAMILY] [--only PATTERN] [--dtype DTYPE]
-                        [--contenders NAME,...] [--json PATH] [--table PATH] [--plot PATH]
+                        [--contenders NAME,...] [--json PATH [--resume]] [--table PATH] [--plot PATH]
 
 Contenders: fastnn and torch as their users run them, on NCHW and on channels_last images, torch again with a
 tuned malloc, ONNX Runtime, numpy. Each runs in a process of its own. Rounds alternate between them; medians are
 printed, and a ratio is the rival's time over fastnn's: above 1 fastnn is faster. All rows are shown, whichever
 way they fall. In the same run every result, gradients too, is checked against torch in float64; a wrong one of
 fastnn's ends the run with an error.
+
+Figures are written row by row. A file that holds rows of this machine and thread count keeps those that are not
+raced again, and with --resume those that it has are not raced: a race may be broken off and taken up, or a family
+raced anew.
 """
 
 import argparse
@@ -93,6 +97,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--json", type=Path, help=f"where to write the figures (a full run: {report.RESULTS.relative_to(HERE.parent)})"
     )
+    parser.add_argument("--resume", action="store_true", help="leave out the rows that the file of --json has")
     parser.add_argument("--table", type=Path, help="write a table in Markdown")
     parser.add_argument("--plot", type=Path, help="draw the ratios into this PNG")
     return parser.parse_args()
@@ -113,11 +118,34 @@ def choose(options: argparse.Namespace) -> list[int]:
     return chosen
 
 
+def earlier_rows(target: Path | None, threads: int) -> dict[str, dict[str, Any]]:
+    """By name, the rows of a race of this machine with as many threads."""
+    if target is None or not target.exists():
+        return {}
+    result = json.loads(target.read_text())
+    if (result["machine"], result["threads"]) != (machine(), threads):
+        raise SystemExit(f"{target} holds figures of {result['threads']} threads on {result['machine']}")
+    return {row["name"]: row for row in result["rows"]}
+
+
+def write(path: Path, text: str) -> None:
+    """Aside first: a run that is broken off leaves the file before or the file after."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".part")
+    aside.write_text(text + "\n")
+    aside.replace(path)
+
+
 def main() -> None:
     options = arguments()
     chosen = choose(options)
     rounds, seconds = options.rounds or (5 if options.quick else 9), 0.02 if options.quick else 0.05
     names = [name for name in options.contenders.split(",") if name] or (list(QUICK) if options.quick else [])
+    whole = not (options.quick or options.only or options.family or options.dtype or names)
+    target = options.json or (report.RESULTS if whole else None)
+    known = earlier_rows(target, options.threads)
+    if options.resume:
+        chosen = [number for number in chosen if WORKLOADS[number].name not in known]
 
     start = time.perf_counter()
     limits = ceilings.measure(options.threads, quick=options.quick)
@@ -130,6 +158,13 @@ def main() -> None:
         for number in chosen:
             rows.append(race(number, peers, judge, rounds, seconds))
             print(report.line(rows[-1], limits, options.threads), flush=True)
+            known[rows[-1]["name"]] = rows[-1]
+            ordered = [known[w.name] for w in WORKLOADS if w.name in known]
+            result = {"machine": machine(), "threads": options.threads, "ceilings": limits, "rows": ordered}
+            if target:
+                write(target, json.dumps(result, indent=1))
+            if options.table:
+                write(options.table, report.table(result))
     finally:
         for peer in [*peers, judge]:
             peer.close()
@@ -137,15 +172,6 @@ def main() -> None:
     disturbed = sum(row["foreign_cpus"] > 0.3 for row in rows)
     if disturbed:
         print(f"other processes were busy during {disturbed} of {len(rows)} rows: their figures are not to be trusted")
-
-    result = {"machine": machine(), "threads": options.threads, "ceilings": limits, "rows": rows}
-    whole = not (options.quick or options.only or options.family or options.dtype or names)
-    target = options.json or (report.RESULTS if whole else None)
-    if target:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(result, indent=1) + "\n")
-    if options.table:
-        options.table.write_text(report.table(result) + "\n")
     if options.plot:
         report.plot(rows, options.plot)
     if wrong := [row["name"] for row in rows if not row["errors"].get("fastnn", 0) <= 1]:

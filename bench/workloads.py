@@ -13,6 +13,7 @@ import models
 import networks
 import numpy as np
 import onnx_graphs
+import streams
 from contenders import Contender, Prepared
 from models import inference, recurrent, training_step
 
@@ -106,7 +107,8 @@ def _case_workload(case: Case, row: BenchRow) -> Workload:
         (weight,) = _tensors(contender, lib, replace(row, transposed=()), [dy], images)
         # Every product of the forward is one product of each gradient, spread over the numbers of that gradient.
         shares = [terms * y.numel() / max(1, x.numel()) for x in leaves]
-        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares, case.rounds_within)
+        rounds = case.rounds_within + (case.rounds_saved(*arrays, **row.kwargs) if case.rounds_saved else 0)
+        return Prepared(lambda: lib.autograd.grad(y, leaves, weight, retain_graph=True), shares, rounds)
 
     name = " ".join([case.name, row.label, *(["bfloat16"] if row.dtype == "bfloat16" else [])])
     return Workload(
@@ -182,6 +184,15 @@ def _step_workload(step: str, of: str) -> Workload:
     return Workload(f"{step} step {of}", "optim", prepare, bytes=bytes_each * numbers)
 
 
+def _stream_workloads() -> list[Workload]:
+    rows = [
+        Workload(name, "stream", prepare, backward=name.endswith("backward"), bytes=moved)
+        for name, (prepare, moved) in streams.STREAMS.items()
+    ]
+    prepare = streams.linear_cross_entropy(2048, 768, 50257)
+    return [*rows, Workload("linear_cross_entropy 2048x768x50257", "loss", prepare, flops=6 * 2048 * 768 * 50257)]
+
+
 def _sequence_workloads() -> list[Workload]:
     train, classify = models.sequence_training_step, {"tokens": 10_000}
     gpt = {"tokens": models.GPT["vocabulary"], "classes": models.GPT["vocabulary"]}
@@ -219,6 +230,7 @@ def _sequence_workloads() -> list[Workload]:
 
 WORKLOADS = [
     *(_case_workload(case, row) for case in CASES for row in case.bench),
+    *_stream_workloads(),
     *(_step_workload(step, of) for of in LISTS for step in STEPS),
     *(
         _recurrent_workload(kind, sizes, dtype, training)

@@ -13,6 +13,14 @@ import pytest
 import fastnn
 from cases.case import COMPUTE_ROUNDOFF, SMALLEST_NORMAL, STORAGE_ROUNDOFF, Case, rounded, to_numpy, to_tensor
 
+
+class Anything:
+    """An object of no use to any call. Its name is the same in every process, as those of tests must be."""
+
+    def __repr__(self) -> str:
+        return "Anything()"
+
+
 gpu = pytest.mark.skipif(
     not fastnn.cuda.is_available() and os.environ.get("FASTNN_REQUIRE_CUDA") != "1",
     reason=f"needs a GPU: {fastnn.cuda.unavailable_reason()}",

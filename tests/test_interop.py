@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import fastnn
+from helpers import Anything
 
 NUMPY_TYPES = ["bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"]
 
@@ -141,7 +142,7 @@ def test_array_protocols():
         [None, 1.0],
         np.array(["1"]),
         np.array([1 + 2j]),
-        np.array([object()]),
+        np.array([Anything()]),
         np.array(["2020-01-01"], dtype="datetime64[D]"),
         np.array([1], dtype="timedelta64[s]"),
         np.zeros(2, dtype=[("x", "f4")]),

@@ -88,6 +88,8 @@ class Case:
     magnitude: Callable[..., Any] | None = None  # the sum of the magnitudes of the terms; |result| when left out
     ulps: float = 4  # rounding errors allowed for each term
     rounds_within: int = 0  # intermediate results, one after the other, that are rounded to the storage type too
+    # What the rounding of a saved result does to the gradient, in roundings of the largest number of the gradient.
+    rounds_saved: Callable[..., float] | None = None
     gradient_scale: float = 0  # the derivative is a difference of numbers of this size, and keeps their rounding errors
     inplace: bool = False  # x.name_(...) exists
     large: Callable[[], tuple[Any, ...]] | None = None  # arguments that need several threads

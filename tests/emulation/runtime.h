@@ -22,10 +22,22 @@ cudaStream_t current_stream();
 cudaError_t launch_grid(cudaStream_t stream, const void* kernel, const Shape& shape,
                         std::initializer_list<Argument> arguments, std::function<void()> thread_body);
 
+// The argument with zeros between its members: what lies there by chance is no address.
+template <class T>
+T without_padding(T argument) {
+  __builtin_clear_padding(&argument);
+  return argument;
+}
+
 template <class... Params>
-void launch(void (*kernel)(Params...), const Shape& shape, const Params&... arguments) {
+void launch_with(void (*kernel)(Params...), const Shape& shape, const Params&... arguments) {
   check_launch(launch_grid(current_stream(), reinterpret_cast<const void*>(kernel), shape,
                            {Argument{&arguments, sizeof arguments}...}, [=] { kernel(arguments...); }));
+}
+
+template <class... Params>
+void launch(void (*kernel)(Params...), const Shape& shape, const Params&... arguments) {
+  launch_with(kernel, shape, without_padding(arguments)...);
 }
 
 }  // namespace emulation
