@@ -90,6 +90,40 @@ def test_unbatched_equals_a_batch_of_one() -> None:
         np.testing.assert_array_equal(operation(image, weight, **options).numpy(), batched.numpy(), err_msg=name)
 
 
+# Images that are taken in parts, rows or columns of them; strides whose gradients are two woven.
+LARGE = {
+    "rows": ((2, 64, 60, 57), (40, 64, 3, 3), {"padding": 1}),
+    "columns": ((1, 40, 120, 121), (72, 40, 1, 1), {}),
+    "stride2": ((3, 64, 30, 28), (72, 64, 3, 3), {"stride": 2, "padding": 1}),
+    "stride2_even": ((2, 64, 26, 30), (64, 64, 2, 2), {"stride": 2}),
+    "stride2_odd": ((2, 64, 29, 31), (64, 64, 3, 3), {"stride": 2, "padding": 1}),
+    "stride2_wide": ((2, 64, 31, 42), (40, 64, 5, 7), {"stride": 2, "padding": 3}),
+}
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", LARGE)
+def test_large_images(winograd: None, name: str, dtype: str, last: bool) -> None:
+    """Of small integers every sum is exact: the gradients are those of the float64 kernels, rounded once."""
+    fastnn.set_winograd_enabled(False)
+    x_shape, w_shape, options = LARGE[name]
+
+    def gradients(dtype: str) -> list[fastnn.Tensor]:
+        rng = np.random.default_rng(1)
+        x, w = (fastnn.from_numpy(rng.integers(-2, 3, shape).astype(np.float64)) for shape in (x_shape, w_shape))
+        dy = fastnn.from_numpy(rng.integers(-2, 3, F.conv2d(x, w, **options).shape).astype(np.float64))
+        x, w, dy = (t.to(getattr(fastnn, dtype)) for t in (x, w, dy))
+        if last:
+            x, dy = (t.contiguous(memory_format=fastnn.channels_last) for t in (x, dy))
+        y = F.conv2d(x.requires_grad_(), w.requires_grad_(), **options)
+        return [y.detach(), *grad(y, (x, w), dy)]
+
+    for result, expected in zip(gradients(dtype), gradients("float64"), strict=True):
+        rounded = expected.to(result.dtype).to(fastnn.float64)
+        np.testing.assert_array_equal(result.to(fastnn.float64).numpy(), rounded.numpy())
+
+
 @pytest.mark.parametrize("name", ["conv2d", "conv_transpose2d"])
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_channels_last_stays(name: str, dtype: str) -> None:

@@ -186,6 +186,35 @@ def test_large_batches(kind: str, dtype: str, roundoff: float) -> None:
         assert np.abs(got - want).max() <= 6 * np.sqrt(70) * roundoff * np.abs(want).max()
 
 
+def test_packed_rows_stay_with_their_thread() -> None:
+    """Steps of fewer and fewer rows, enough work for several threads: as on one thread."""
+    lstm = nn.LSTM(32, 64)
+    packed = rnn.pack_sequence([fastnn.from_numpy(normal(n, 32, seed=n)).float() for n in range(48, 0, -2)])
+    seen = []
+    for threads in (1, 3):
+        fastnn.set_num_threads(threads)
+        lstm.zero_grad()
+        lstm(packed)[0].data.square().sum().backward()
+        seen.append([p.grad.numpy() for p in lstm.parameters()])
+    for a, b in zip(*seen, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("make", [nn.LSTMCell, nn.GRUCell, nn.GRU])
+def test_kept_weights_follow_changes(make: type) -> None:
+    """Weights packed for keeping are packed again after every change of them."""
+    layer, exact = make(16, 32), make(16, 32, dtype=fastnn.float64)
+    x = fastnn.from_numpy(normal(2, 3, 16)).float()
+    for scale in (1.0, 0.5, 2.0):
+        with fastnn.no_grad():
+            for p in layer.parameters():
+                p.mul_(scale)
+        exact.load_state_dict({k: v.double() for k, v in layer.state_dict().items()})
+        for _ in range(3):
+            ours, theirs = (m(v if make is nn.GRU else v[0])[0] for m, v in ((layer, x), (exact, x.double())))
+            np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e38])
 def test_numbers_that_tiles_cannot_cut(bad: float) -> None:
     """Infinities, NaN and huge states in a batch for matrix tiles come out as in a small one."""

@@ -94,9 +94,23 @@ struct alignas(64) TileConfig {
 };
 constexpr TileConfig kTileConfig;
 
-// The calling thread's tile registers, from here to the end of the scope.
+// Of blocks of 1 to 32 rows: the tiles of A and of the sums have no more, and a product takes as long as it has rows.
+struct TileConfigs {
+  TileConfig of[kBlock + 1];
+
+  constexpr TileConfigs() {
+    for (int64_t n = 1; n <= kBlock; ++n) {
+      uint8_t* rows = of[n].rows;
+      rows[0] = rows[1] = rows[4] = uint8_t(n < 16 ? n : 16);
+      if (n > 16) rows[2] = rows[3] = rows[5] = uint8_t(n - 16);
+    }
+  }
+};
+constexpr TileConfigs kTileConfigs;
+
+// The calling thread's tile registers, from here to the end of the scope, for blocks of some rows.
 struct TileScope {
-  TileScope() { _tile_loadconfig(&kTileConfig); }
+  explicit TileScope(int64_t rows = kBlock) { _tile_loadconfig(&kTileConfigs.of[rows]); }
   ~TileScope() { _tile_release(); }
 };
 

@@ -11,8 +11,8 @@
 //     row.finish(state)                  the state of the whole row, known to every thread of its team
 //     row.store<W>(i, elements)          their results
 //
-// map_rows walks it: rows that fit into the registers of a warp or a block are read once; longer ones are read twice,
-// and the second read finds a row of up to some 300 KB in L2.
+// map_rows walks it: rows that fit into the registers of a warp or a block are read once; longer ones are read for
+// every step, and all reads but the first find a row of up to some 300 KB in L2.
 #pragma once
 
 #include <type_traits>
@@ -129,6 +129,16 @@ __device__ State merge_team(State state, State* partial) {
   return state;
 }
 
+template <class T>
+struct Total {
+  T sum = T(0);
+  static __device__ Total merge(const Total& a, const Total& b) {
+    Total both;
+    both.sum = a.sum + b.sum;
+    return both;
+  }
+};
+
 // -------------------------------------------------------------------------------------------- walks
 
 // Elements that a thread holds: 64 registers at the most.
@@ -136,6 +146,17 @@ template <class Rows>
 constexpr int kHeld = sizeof(typename Rows::Element) > 8 ? 256 / int(sizeof(typename Rows::Element)) : 32;
 constexpr int kBlockTeam = 256;  // threads of a row that a block holds
 constexpr int kLongTeam = 512;   // threads of a longer one
+
+// visit(pack) for each pack of the row that this thread holds.
+template <int kPacks, int kTeam, int kWidth, class Visit>
+__device__ void for_held(int64_t n, const Visit& visit) {
+#pragma unroll
+  for (int pack = 0; pack < kPacks; ++pack) {
+    const int64_t i = int64_t(pack * kTeam + threadIdx.x) * kWidth;
+    if (i >= n) break;
+    visit(pack, i);
+  }
+}
 
 template <class Rows, int kTeam, int kWidth>
 __global__ void __launch_bounds__(kTeam == kWarp ? kWarp * kRowsOfWarps : kTeam)
@@ -145,40 +166,56 @@ __global__ void __launch_bounds__(kTeam == kWarp ? kWarp * kRowsOfWarps : kTeam)
   if (team_row() >= rows.count) return;
   auto row = rows.at(team_row());
   typename Rows::Element held[kPacks][kWidth];
-  typename Rows::State state;
+  for_held<kPacks, kTeam, kWidth>(rows.n, [&](int pack, int64_t i) { row.template load<kWidth>(i, held[pack]); });
+  if constexpr (Rows::kCentred) {
+    __shared__ Total<typename Rows::Element> totals[kWarp];
+    Total<typename Rows::Element> total;
+    for_held<kPacks, kTeam, kWidth>(rows.n, [&](int pack, int64_t) {
 #pragma unroll
-  for (int pack = 0; pack < kPacks; ++pack) {
-    const int64_t i = int64_t(pack * kTeam + threadIdx.x) * kWidth;
-    if (i >= rows.n) break;
-    row.template load<kWidth>(i, held[pack]);
+      for (int j = 0; j < kWidth; ++j) total.sum += held[pack][j];
+    });
+    row.centre(merge_team<kTeam>(total, totals).sum / typename Rows::Element(rows.n));
+  }
+  typename Rows::State state;
+  for_held<kPacks, kTeam, kWidth>(rows.n, [&](int pack, int64_t) {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) row.add(state, held[pack][j]);
-  }
+  });
   row.finish(merge_team<kTeam>(state, partial));
-#pragma unroll
-  for (int pack = 0; pack < kPacks; ++pack) {
-    const int64_t i = int64_t(pack * kTeam + threadIdx.x) * kWidth;
-    if (i >= rows.n) break;
-    row.template store<kWidth>(i, held[pack]);
+  for_held<kPacks, kTeam, kWidth>(rows.n, [&](int pack, int64_t i) { row.template store<kWidth>(i, held[pack]); });
+}
+
+// visit(elements, first) for each pack of a long row that this thread takes.
+template <int kWidth, class Rows, class Row, class Visit>
+__device__ void for_read(const Rows& rows, const Row& row, const Visit& visit) {
+  typename Rows::Element elements[kWidth];
+  for (int64_t i = int64_t(threadIdx.x) * kWidth; i < rows.n; i += kLongTeam * kWidth) {
+    row.template load<kWidth>(i, elements);
+    visit(elements, i);
   }
 }
 
 template <class Rows, int kWidth>
-__global__ void __launch_bounds__(kLongTeam) map_long_rows(const __grid_constant__ Rows rows) {
+__global__ void __launch_bounds__(kLongTeam, 1) map_long_rows(const __grid_constant__ Rows rows) {
+  using Elements = typename Rows::Element[kWidth];
   __shared__ typename Rows::State partial[kWarp];
   auto row = rows.at(team_row());
-  typename Rows::Element elements[kWidth];
+  if constexpr (Rows::kCentred) {
+    __shared__ Total<typename Rows::Element> totals[kWarp];
+    Total<typename Rows::Element> total;
+    for_read<kWidth>(rows, row, [&](const Elements& elements, int64_t) {
+#pragma unroll
+      for (int j = 0; j < kWidth; ++j) total.sum += elements[j];
+    });
+    row.centre(merge_team<kLongTeam>(total, totals).sum / typename Rows::Element(rows.n));
+  }
   typename Rows::State state;
-  for (int64_t i = int64_t(threadIdx.x) * kWidth; i < rows.n; i += kLongTeam * kWidth) {
-    row.template load<kWidth>(i, elements);
+  for_read<kWidth>(rows, row, [&](const Elements& elements, int64_t) {
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) row.add(state, elements[j]);
-  }
+  });
   row.finish(merge_team<kLongTeam>(state, partial));
-  for (int64_t i = int64_t(threadIdx.x) * kWidth; i < rows.n; i += kLongTeam * kWidth) {
-    row.template load<kWidth>(i, elements);
-    row.template store<kWidth>(i, elements);
-  }
+  for_read<kWidth>(rows, row, [&](const Elements& elements, int64_t i) { row.template store<kWidth>(i, elements); });
 }
 
 template <int kWidth, class Rows>

@@ -150,7 +150,7 @@ def to_tensor(lib: ModuleType, value: Any, dtype: str | None = None) -> Any:
     if dtype is None or value.dtype != np.float64:
         return lib.from_numpy(np.array(value, order="C"))
     if dtype in ("float16", "bfloat16"):
-        return lib.from_numpy(value.astype(np.float32)).to(getattr(lib, dtype))
+        return lib.from_numpy(rounded(value, dtype).astype(np.float32)).to(getattr(lib, dtype))  # rounded once
     return lib.from_numpy(np.array(rounded(value, dtype), dtype=dtype, order="C"))
 
 

@@ -11,8 +11,9 @@
 // How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
 //
 // The gradient of the input is the same product for each residue class of the positions modulo the stride, with
-// the class's taps in reverse and channels swapped. Float64, float16, few channels in or out, and float32 whose
-// parts are not exact are left to the vector kernels.
+// the class's taps in reverse and channels swapped; two classes of columns are taken together, and their results woven
+// into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
+// vector kernels.
 #include "ops/conv/filters_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
@@ -22,9 +23,8 @@ namespace {
 constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared source
 constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
 constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
-constexpr int64_t kStreamedBytes = int64_t(1) << 24;
-constexpr int64_t kSpreadSteps = 12;    // of a block, that pay for storing the one before piece by piece
-constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
+constexpr int64_t kSpreadSteps = 12;                  // of a block, that pay for storing the one before piece by piece
+constexpr int64_t kUnpackedSteps = 18;                // of a panel that are packed at a time: 108 KiB in three parts
 constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kTaskCycles = 16384;  // pay for a task
 constexpr double kMostSourceBytes = double(int64_t(1) << 29);
@@ -45,12 +45,13 @@ struct StoreAhead {
 
 // Sums of a tile of positions x a panel of filters at `filters`, over some steps.
 template <int P, class Ahead = TileAhead>
-void multiply_tile(const TilePass& pass, const TileTask& task, const TileSpan& span, const char* filters, int64_t panel,
-                   int64_t step, int64_t steps, float* sums, const Ahead& ahead = {}) {
+void multiply_tile(const TilePass& pass, const PassTaps& taps, const TileTask& task, const TileSpan& span,
+                   const char* filters, int64_t panel, int64_t step, int64_t steps, float* sums,
+                   const Ahead& ahead = {}) {
   const bool wide = pass.m - panel * kBlock > 16, tall = span.end - span.begin > 16;
   const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
-  const TileStream f{filters, pass.filter_steps, 64, kTileBytes, kBlockBytes};
-  const TileStream p{task.source + span.begin * pass.source.position_bytes, pass.source_steps, row,
+  const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
+  const TileStream p{task.source + span.begin * pass.source.position_bytes, taps.source_steps, row,
                      16 * pass.source.position_bytes, pass.source.part_bytes};
   if (pass.source.lines) return tile_block<P>(p, f, step, steps, tall, wide, sums, step == 0, ahead);
   tile_block<P>(f, p, step, steps, wide, tall, sums, step == 0, ahead);
@@ -59,24 +60,26 @@ void multiply_tile(const TilePass& pass, const TileTask& task, const TileSpan& s
 template <int P>
 void multiply(const TilePass& pass, const TileTask& task) {
   using T = std::conditional_t<P == 1, bfloat16, float>;
-  const int64_t steps = pass.source.steps(), panel_bytes = steps * P * kBlockBytes;
   const TaskTiles tiles(pass, task);
-  alignas(64) float sums[2][kSumsPerBlock];
+  alignas(64) float sums[2][2 * kSumsPerBlock];
   BlockStore<T> store(pass, task);
   int64_t block = 0;
   _tile_loadconfig(&kTileConfig);
-  for (int64_t panel = task.panel; panel < task.panel_end; ++panel) {
-    const char* filters = pass.filters + panel * panel_bytes;
-    const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+  for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
     for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
       const TileSpan span(tiles, tile);
-      const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
-      const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
-      multiply_tile<P>(pass, task, span, filters, panel, 0, steps, sums[block], ahead);
+      for (int f = 0; f < pass.column_phases; ++f) {
+        const PassTaps& taps = pass.taps[f];
+        const int64_t panel_bytes = taps.steps * P * kBlockBytes;
+        const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+        const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
+        const char* filters = taps.filters + panel * panel_bytes;
+        const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
+        multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
+      }
       store.run_to(store.pieces());
       store.begin(span, panel * kBlock, sums[block]);
     }
-  }
   _tile_release();
   store.run_to(store.pieces());
 }
@@ -99,7 +102,8 @@ void multiply_unpacked(const TilePass& pass, const TileTask& task, const FilterS
       const int64_t n = min(chunk, source.steps - step);
       pack_filter_steps<P>(source, panel, step, n, filters + step * step_bytes, range);
       for (int64_t tile = 0; tile < tiles.tiles; ++tile)
-        multiply_tile<P>(pass, task, TileSpan(tiles, tile), filters, panel, step, n, sums + tile * kSumsPerBlock);
+        multiply_tile<P>(pass, pass.taps[0], task, TileSpan(tiles, tile), filters, panel, step, n,
+                         sums + tile * kSumsPerBlock);
     }
     ranges[panel] = range.finish();
     for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
@@ -119,8 +123,16 @@ struct PassPlan {
   SourceAxis source_rows, source_columns;
   int64_t m;
   int64_t group_weights, filter_stride, channel_stride;  // between groups, results' and source's channels
-  int64_t first_tap, row_tap, column_tap;                // offset of tap (0, 0), steps from tap to tap
+  int64_t row_tap, column_tap;                           // steps from tap to tap
   OutputAxis rows, columns;
+  // Of each column phase: the offset of its tap (0, 0), and its taps, from `shift` on, of the columns' taps.
+  struct ColumnPhase {
+    int64_t first_tap, shift, taps;
+  };
+  ColumnPhase phase[2];
+  int column_phases = 1;
+
+  int64_t column_steps(int f) const { return column_phases == 1 ? source_columns.tap_steps() : phase[f].taps; }
 };
 
 inline int64_t parts_of_conv(const ConvArgs& args) { return args.dtype == DType::Float32 ? 3 : 1; }
@@ -262,17 +274,18 @@ struct StepTables {
 };
 
 template <int P>
-void fill_tables(const PassPlan& plan, const TileSource& source, const StepTables& tables) {
+void fill_tables(const PassPlan& plan, const TileSource& source, int phase, const StepTables& tables) {
+  const PassPlan::ColumnPhase& columns = plan.phase[phase];
   int64_t step = 0;
   for (int64_t group = 0; group < source.groups(); ++group)
     for (int64_t row = 0; row < source.rows.tap_steps(); ++row)
-      for (int64_t column = 0; column < source.columns.tap_steps(); ++column, ++step) {
-        tables.source_steps[step] = source.step_offset(group, row, column);
+      for (int64_t column = 0; column < plan.column_steps(phase); ++column, ++step) {
+        tables.source_steps[step] = source.step_offset(group, row, columns.shift + column);
         tables.filter_steps[step] = step * P * kBlockBytes;
         for (int64_t k = 0; k < kStepK; ++k) {
           const int64_t at = group * kStepK + k;
           const TileSource::Fold fold = source.fold(at);
-          const int64_t offset = plan.first_tap + (row + fold.row) * plan.row_tap +
+          const int64_t offset = columns.first_tap + (row + fold.row) * plan.row_tap +
                                  (column + fold.column) * plan.column_tap + fold.channel * plan.channel_stride;
           tables.weight_offsets[step * kStepK + k] = at < source.k() ? int32_t(offset) : -1;
         }
@@ -283,7 +296,7 @@ void fill_tables(const PassPlan& plan, const TileSource& source, const StepTable
 template <int P>
 bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
                const FilterSource* unpacked) {
-  const int64_t tasks = grid.tasks(), steps = pass.source.steps(), panels = unpacked ? pass.panels() : 0;
+  const int64_t tasks = grid.tasks(), steps = pass.taps[0].steps, panels = unpacked ? pass.panels() : 0;
   const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes;
   PartRange* ranges =
       static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks + panels) * sizeof(PartRange)));
@@ -328,39 +341,49 @@ bool run_group(const ConvArgs& args, const PassPlan& plan, int64_t group) {
   (grid.by_rows ? source.band_rows : source.band_columns) = grid.band;
   source.direct = is_direct(source, grid, args.images);
   source.lay_out();
-  const int64_t steps = source.steps(), table_bytes = StepTables::bytes(steps);
-  const int64_t filter_bytes = filters_bytes<P>(ceil_div(plan.m, kBlock), steps);
-  const bool kept = args.packed != nullptr, unpacked = !kept && steps > 0 && grid.image_blocks * grid.bands == 1;
-  char* memory =
-      static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + (kept || unpacked ? 0 : filter_bytes))));
-  const StepTables tables(memory, steps);
-  fill_tables<P>(plan, source, tables);
-  const FilterSource weights{at(args.weight, group * plan.group_weights),
-                             args.dtype,
-                             plan.m,
-                             plan.filter_stride,
-                             plan.channel_stride,
-                             args.height.kernel * args.width.kernel,
-                             tables.weight_offsets,
-                             steps,
-                             source.rows.tap_steps() * source.columns.tap_steps(),
-                             !source.lines};
-  char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory + table_bytes;
-  PartRange weight_range;
-  if (!unpacked)
-    weight_range = kept && *args.packed_ready ? packed_range<P>(weights, filters) : pack_filters<P>(weights, filters);
+  const int64_t panels = ceil_div(plan.m, kBlock), kernel = args.height.kernel * args.width.kernel;
+  const auto steps_of = [&](int f) { return source.groups() * source.rows.tap_steps() * plan.column_steps(f); };
+  const auto table_bytes = [&](int f) { return StepTables::bytes(steps_of(f)); };
+  const bool kept = args.packed != nullptr, paired = plan.column_phases == 2;
+  const bool unpacked = !kept && !paired && steps_of(0) > 0 && grid.image_blocks * grid.bands == 1;
+  int64_t bytes = 0;
+  for (int f = 0; f < plan.column_phases; ++f)
+    bytes += table_bytes(f) + (kept || unpacked ? 0 : filters_bytes<P>(panels, steps_of(f)));
+  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(bytes)));
   TilePass pass{source,
                 plan.m,
-                filters,
-                tables.filter_steps,
-                tables.source_steps,
+                plan.column_phases,
+                {},
                 TileOutput{static_cast<char*>(args.out) + first_element * size, args.dtype, channel_elements, 1, false,
                            at(args.bias, first), nullptr, at(args.residual, first_element), args.activation},
                 plan.rows,
                 plan.columns,
                 args.groups * plan.m * channel_elements,
-                args.groups * plan.m,
-                args.images * args.groups * plan.m * channel_elements * size > kStreamedBytes};
+                args.groups * plan.m};
+  FilterSource weights;
+  PartRange weight_range;
+  for (int f = 0; f < plan.column_phases; ++f) {
+    const int64_t steps = steps_of(f), filter_bytes = filters_bytes<P>(panels, steps);
+    const StepTables tables(memory, steps);
+    memory += table_bytes(f);
+    fill_tables<P>(plan, source, f, tables);
+    weights = {at(args.weight, group * plan.group_weights),
+               args.dtype,
+               plan.m,
+               plan.filter_stride,
+               plan.channel_stride,
+               kernel,
+               tables.weight_offsets,
+               steps,
+               source.rows.tap_steps() * plan.column_steps(f),
+               !source.lines};
+    char* filters = kept ? static_cast<char*>(args.packed) + group * filter_bytes : memory;
+    if (!unpacked)
+      weight_range.add(kept && *args.packed_ready ? packed_range<P>(weights, filters)
+                                                  : pack_filters<P>(weights, filters));
+    if (!kept && !unpacked) memory += filter_bytes;
+    pass.taps[f] = {filters, steps, tables.filter_steps, tables.source_steps};
+  }
   return run_tasks<P>(pass, args, grid, weight_range, unpacked ? &weights : nullptr);
 }
 
@@ -388,11 +411,11 @@ PassPlan forward_plan(const ConvArgs& args) {
                 args.out_channels * filter,
                 filter,
                 taps,
-                0,
                 w.kernel,
                 1,
                 {h.output, 0, 1, h.output},
-                {w.output, 0, 1, w.output}};
+                {w.output, 0, 1, w.output},
+                {{0, 0, w.kernel}}};
   choose_folds(args, plan);
   return plan;
 }
@@ -410,12 +433,32 @@ PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
                 args.out_channels * filter,
                 taps,
                 filter,
-                none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0),
                 -rows.period * width,
                 -columns.period,
                 rows.out,
-                columns.out};
+                columns.out,
+                {{none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0), 0, columns.taps}}};
   choose_folds(args, plan);
+  return plan;
+}
+
+// Both column phases of stride 2 from one source, if it is NCHW; woven, they are stored once. Else column_phases is 1.
+PassPlan paired_plan(const ConvArgs& args, int64_t row) {
+  PassPlan plan = input_grad_plan(args, row, 0);
+  const PassPlan odd = input_grad_plan(args, row, 1);
+  const auto suits = [&](const PassPlan& phase) {
+    return phase.source_columns.taps > 0 && phase.source_columns.plane.dilation == 1 && !phase.source_columns.folded &&
+           !phase.source_rows.folded && suits_tiles(args, phase);
+  };
+  if (args.channels_last || plan.columns.count != odd.columns.count || !suits(plan) || !suits(odd)) return plan;
+  const int64_t pad = max(plan.source_columns.plane.pad, odd.source_columns.plane.pad);
+  plan.column_phases = 2;
+  plan.phase[1] = odd.phase[0];
+  plan.phase[0].shift = pad - plan.source_columns.plane.pad;
+  plan.phase[1].shift = pad - odd.source_columns.plane.pad;
+  plan.source_columns.taps = max(plan.phase[0].shift + plan.phase[0].taps, plan.phase[1].shift + plan.phase[1].taps);
+  plan.source_columns.plane =
+      plane_axis(args.width.output, 1, pad, 1, plan.source_columns.taps, plan.source_columns.outputs);
   return plan;
 }
 
@@ -445,11 +488,19 @@ void packing(const ConvPacking& request) {
 bool input_grad_by_tiles(const ConvArgs& args) {
   const int64_t row_phases = min(args.height.stride, args.height.input);
   const int64_t column_phases = min(args.width.stride, args.width.input);
-  for (int64_t row = 0; row < row_phases; ++row)
+  for (int64_t row = 0; row < row_phases; ++row) {
+    if (column_phases == 2) {
+      const PassPlan plan = paired_plan(args, row);
+      if (plan.column_phases == 2) {
+        if (!run_plan(args, plan)) return false;
+        continue;
+      }
+    }
     for (int64_t column = 0; column < column_phases; ++column) {
       const PassPlan plan = input_grad_plan(args, row, column);
       if (!suits_tiles(args, plan) || !run_plan(args, plan)) return false;
     }
+  }
   return true;
 }
 

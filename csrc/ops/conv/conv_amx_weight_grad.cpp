@@ -7,14 +7,18 @@
 // filters, one group of 32 channels and one tap. A task takes some panels and groups with all taps, and a part
 // of the steps: dy and x of a chunk of steps stay in the second-level cache while all taps pass. Tasks of different
 // steps have sums of their own, which are added in order; a task that has all steps stores its sums while they are in
-// the cache. Small images are laid out as patches (patches_amx.h) where that saves more products than it costs.
+// the cache.
+//
+// Where one task's sums are (nearly) all of them, tasks share nothing: each prepares its dy and x itself, of a piece of
+// an image at a time, which never leaves its core's second-level cache. Else both are prepared once, for all tasks.
+// Small images are laid out as patches (patches_amx.h) where that saves more products than it costs.
 #include "ops/conv/patches_amx.h"
+#include "ops/conv/weight_pass_amx.h"
 #include "ops/conv/weight_sums_amx.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kPackedSteps = 8;                    // of dy, whose tiles stay in the first-level cache
 constexpr int64_t kTaskBlocks = 72;                    // of 4 KiB sums: 288 KiB
 constexpr int64_t kTasks = 8;                          // wanted, at least
 constexpr int64_t kSplitProducts = 2048;               // of 32 x 32 x 32: pay for a split of the steps
@@ -24,133 +28,6 @@ constexpr int64_t kGradientBytes = int64_t(12) << 20;  // of packed dy: more ima
 template <int P>
 constexpr int64_t chunk_steps() {
   return P == 1 ? 8 : 16;
-}
-
-struct WeightPass {
-  TilePlanes x;
-  int64_t row_taps, column_taps;  // column_taps is 1 when they are folded into channels
-  const char* dy;                 // of the group's first channel
-  DType dtype;
-  int64_t filters, all_filters;   // of the group, of all groups
-  int64_t out_rows, out_columns;  // of patches 1 and all positions
-  int64_t patch_images = 0;       // that are laid out as patches at a time; 0: as planes
-
-  int64_t taps() const { return row_taps * column_taps; }
-  int64_t positions() const { return (out_rows - 1) * x.planes.columns.length + out_columns; }
-  int64_t image_steps() const { return ceil_div(positions(), kStepK); }
-  bool gapless() const { return out_rows == 1 || x.planes.columns.length == out_columns; }
-  template <class T>
-  const T* gradient(int64_t image, int64_t filter) const {
-    return reinterpret_cast<const T*>(dy) + ((x.first_image + image) * all_filters + filter) * out_rows * out_columns;
-  }
-  // Where a tap's pairs of the first group begin.
-  int64_t tap_offset(int64_t tap) const {
-    const int64_t row = tap / column_taps, column = tap % column_taps;
-    const int64_t shift = x.tap_shift(row, column), parity = x.parities > 1 ? shift % 2 : 0;
-    return parity * x.parity_bytes() + x.tap_phase(row, column) * x.phase_bytes() + (shift - parity) / 2 * kLineBytes;
-  }
-  int64_t panels() const { return ceil_div(filters, kBlock); }
-  int64_t groups() const { return x.channel_groups(); }
-  template <int P>
-  int64_t panel_bytes() const {
-    return x.slots * image_steps() * P * kBlockBytes;
-  }
-};
-
-// --------------------------------------------------------------------------------- packing of dy
-
-// Positions [begin, begin + count) of one filter and image at the pitch of x's planes; zeros between rows.
-template <class T>
-void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, int64_t begin, int64_t count, T* positions) {
-  const int64_t pitch = pass.x.planes.columns.length;
-  const T* source = pass.gradient<T>(image, filter);
-  int64_t row = begin / pitch, column = begin % pitch;
-  for (int64_t i = 0; i < count; ++row, column = 0) {
-    const int64_t n = min(pitch - column, count - i);
-    copy_adjacent<1>(positions + i, n, source + row * pass.out_columns, row < pass.out_rows ? pass.out_columns : 0,
-                     column);
-    i += n;
-  }
-}
-
-// Some steps of one filter and image after the other: memory is written tile by tile.
-template <int P, class T>
-void pack_rows(const WeightPass& pass, int64_t panel, int64_t image, int64_t step, int64_t steps, char* target,
-               RangeLanes& range) {
-  T* copies = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(steps + 1) * kStepK * sizeof(T)));
-  __m512i parts[P];
-  for (int64_t r = 0; r < kBlock; ++r) {
-    const int64_t filter = panel * kBlock + r, rest = filter < pass.filters ? pass.positions() - step * kStepK : 0;
-    const T* positions = copies;
-    if (rest > 0 && pass.gapless()) positions = pass.gradient<T>(image, filter) + step * kStepK;
-    if (rest > 0 && !pass.gapless()) load_gapped(pass, image, filter, step * kStepK, steps * kStepK, copies);
-    char* lines = target + r / 16 * kTileBytes + r % 16 * 64;
-    for (int64_t s = 0; s < steps; ++s, lines += P * kBlockBytes) {
-      load_along<P, T>(reinterpret_cast<const char*>(positions + s * kStepK), lane_mask(rest - s * kStepK),
-                       lane_mask(rest - s * kStepK - 16), parts, range);
-      store_parts<P>(lines, kBlockBytes, parts);
-    }
-  }
-}
-
-// One step of 32 positions of 16 filters from NHWC: pairs of pixels, transposed.
-template <int P, class T>
-void pack_pixels(const WeightPass& pass, int64_t image, int64_t filter, int64_t position, char* tile,
-                 RangeLanes& range) {
-  const int64_t pitch = pass.x.planes.columns.length;
-  const __mmask16 mask = lane_mask(pass.filters - filter);
-  const T* pixels = reinterpret_cast<const T*>(pass.dy) +
-                    (pass.x.first_image + image) * pass.out_rows * pass.out_columns * pass.all_filters + filter;
-  __m512i squares[P][16];
-  for (int64_t q = 0; q < 16; ++q) {
-    const char* pixel[2] = {};
-    __mmask16 masks[2] = {};
-    for (int64_t e = 0; e < 2; ++e) {
-      const int64_t row = (position + 2 * q + e) / pitch, column = (position + 2 * q + e) % pitch;
-      if (row >= pass.out_rows || column >= pass.out_columns) continue;
-      pixel[e] = reinterpret_cast<const char*>(pixels + (row * pass.out_columns + column) * pass.all_filters);
-      masks[e] = mask;
-    }
-    __m512i parts[P];
-    load_across<P, T>(pixel[0], pixel[1], masks[0], masks[1], parts, range);
-    for (int p = 0; p < P; ++p) squares[p][q] = parts[p];
-  }
-  for (int p = 0; p < P; ++p) {
-    transpose_lines(squares[p]);
-    for (int r = 0; r < 16; ++r) _mm512_store_si512(tile + p * kBlockBytes + r * 64, squares[p][r]);
-  }
-}
-
-template <int P, class T>
-PartRange pack_gradient(const WeightPass& pass, char* memory) {
-  PartRange* ranges = reinterpret_cast<PartRange*>(memory + pass.panels() * pass.panel_bytes<P>());
-  const int64_t n = pass.panels() * pass.x.images, steps = pass.image_steps();
-  parallel_for(n, max(1, 16 / steps), [&](int64_t begin, int64_t end) {
-    for (int64_t unit = begin; unit < end; ++unit) {
-      const int64_t panel = unit / pass.x.images, image = unit % pass.x.images;
-      char* target = memory + panel * pass.panel_bytes<P>() + image * steps * P * kBlockBytes;
-      RangeLanes range;
-      for (int64_t s = 0; s < steps; s += kPackedSteps) {
-        const int64_t step_end = min(steps, s + kPackedSteps);
-        if (!pass.x.channels_last)
-          pack_rows<P, T>(pass, panel, image, s, step_end - s, target + s * P * kBlockBytes, range);
-        for (int64_t i = s; i < step_end && pass.x.channels_last; ++i)
-          for (int64_t half = 0; half < 2; ++half)
-            pack_pixels<P, T>(pass, image, panel * kBlock + half * 16, i * kStepK,
-                              target + i * P * kBlockBytes + half * kTileBytes, range);
-      }
-      ranges[unit] = range.finish();
-    }
-  });
-  PartRange range;
-  for (int64_t unit = 0; unit < n; ++unit) range.add(ranges[unit]);
-  return range;
-}
-
-template <int P>
-int64_t gradient_bytes(const WeightPass& pass) {
-  const int64_t n_ranges = pass.panels() * pass.x.slots;
-  return ceil_div(pass.panels() * pass.panel_bytes<P>() + n_ranges * int64_t(sizeof(PartRange)), 64) * 64;
 }
 
 // --------------------------------------------------------------------------------------- patches
@@ -256,20 +133,24 @@ PartRange gather_patches(const WeightPass& pass, const int32_t* offsets, char* m
   return range;
 }
 
-// dy and x of `images` images from pass.x.first_image on. False: their parts are not exact.
+// What was seen of both.
+struct Prepared {
+  PartRange dy, x;
+
+  bool exact() const { return parts_are_exact(dy, x); }
+};
+
+// dy and x of `images` images from pass.x.first_image on.
 template <int P, class T>
-bool prepare(const ConvArgs& args, const WeightPass& pass, int64_t images, const PatchTables& tables, char* dy,
-             char* x) {
-  PartRange dy_range, x_range;
-  if (pass.patch_images) {
-    fill_tables(args, pass, images, tables);
-    dy_range = gather_gradient<P, T>(args, pass, tables.dy, dy);
-    x_range = gather_patches<P, T>(pass, tables.x, x);
-  } else {
-    dy_range = pack_gradient<P, T>(pass, dy);
-    x_range = prepare_planes<P>(pass.x, x);
+Prepared prepare(const ConvArgs& args, const WeightPass& pass, int64_t images, const PatchTables& tables, char* dy,
+                 char* x) {
+  if (!pass.patch_images) {
+    const PartRange packed = pack_gradient<P, T>(pass, dy);
+    return {packed, prepare_planes<P>(pass.x, x)};
   }
-  return P == 1 || parts_are_exact(dy_range, x_range);
+  fill_tables(args, pass, images, tables);
+  const PartRange gathered = gather_gradient<P, T>(args, pass, tables.dy, dy);
+  return {gathered, gather_patches<P, T>(pass, tables.x, x)};
 }
 
 // --------------------------------------------------------------------------------------- product
@@ -304,6 +185,22 @@ struct WeightMemory {
   const int64_t *dy_steps, *x_steps;
 };
 
+// What a task takes.
+struct TaskBlocks {
+  int64_t panel, panel_end, group, group_end;
+  int64_t split;
+  float* sums;  // [panel][group][tap]
+
+  TaskBlocks(const WeightPass& pass, const WeightGrid& grid, const WeightMemory& memory, int64_t task) {
+    const int64_t block = task / grid.splits, floats = grid.task_floats(pass);
+    split = task % grid.splits;
+    panel = block / grid.group_blocks * grid.panels, group = block % grid.group_blocks * grid.groups;
+    panel_end = min(panel + grid.panels, pass.panels()), group_end = min(group + grid.groups, pass.groups());
+    sums = memory.sums ? memory.sums + task * floats
+                       : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
+  }
+};
+
 // The sums of a panel and group go to dw.
 template <class T>
 void store_sums(const WeightPass& pass, const float* sums, int64_t splits, int64_t split_pitch, int64_t panel,
@@ -314,36 +211,45 @@ void store_sums(const WeightPass& pass, const float* sums, int64_t splits, int64
                            min(kStepK, pass.x.channels() - group * kStepK)});
 }
 
+// Some steps of a panel, for all groups and taps of a task.
+template <int P>
+void multiply_panel(const WeightPass& pass, const WeightGrid& grid, const TaskBlocks& blocks, int64_t panel,
+                    const char* dy, const int64_t* dy_steps, const char* x, const int64_t* x_steps, int64_t step,
+                    int64_t steps, bool first) {
+  const TileStream a{dy, dy_steps, 64, kTileBytes, kBlockBytes};
+  float* sums = blocks.sums + (panel - blocks.panel) * grid.groups * pass.taps() * kSumsPerBlock;
+  for (int64_t g = blocks.group; g < blocks.group_end; ++g)
+    for (int64_t tap = 0; tap < pass.taps(); ++tap, sums += kSumsPerBlock) {
+      const TileStream b{x + pass.tap_offset(tap) + 2 * g * pass.x.group_bytes(), x_steps, kLineBytes,
+                         pass.x.group_bytes(), pass.x.part_bytes()};
+      tile_block<P>(a, b, step, steps, pass.filters - panel * kBlock > 16, pass.x.channels() - g * kStepK > 16, sums,
+                    first);
+    }
+}
+
+template <class T>
+void store_task(const WeightPass& pass, const WeightGrid& grid, const TaskBlocks& blocks, T* dw) {
+  for (int64_t i = blocks.panel; i < blocks.panel_end; ++i)
+    for (int64_t g = blocks.group; g < blocks.group_end; ++g)
+      store_sums(pass,
+                 blocks.sums + ((i - blocks.panel) * grid.groups + g - blocks.group) * pass.taps() * kSumsPerBlock, 1,
+                 0, i, g, dw);
+}
+
 template <int P, class T>
 void run_task(const WeightPass& pass, const WeightGrid& grid, const WeightMemory& memory, int64_t task, bool first,
               T* dw) {
-  const int64_t split = task % grid.splits, block = task / grid.splits;
-  const int64_t panel = block / grid.group_blocks * grid.panels, group = block % grid.group_blocks * grid.groups;
-  const int64_t panel_end = min(panel + grid.panels, pass.panels()),
-                group_end = min(group + grid.groups, pass.groups());
+  const TaskBlocks blocks(pass, grid, memory, task);
   const int64_t steps = pass.x.images * pass.image_steps();
-  const int64_t begin = steps * split / grid.splits, end = steps * (split + 1) / grid.splits;
-  const int64_t floats = grid.task_floats(pass);
-  float* sums = memory.sums ? memory.sums + task * floats
-                            : static_cast<float*>(thread_scratch(Scratch::GemmSums, size_t(floats) * sizeof(float)));
-  if (first && begin == end) fill_zero(sums, floats);
+  const int64_t begin = steps * blocks.split / grid.splits, end = steps * (blocks.split + 1) / grid.splits;
+  if (first && begin == end) fill_zero(blocks.sums, grid.task_floats(pass));
   _tile_loadconfig(&kTileConfig);
   for (int64_t s = begin; s < end; s += chunk_steps<P>())
-    for (int64_t i = panel; i < panel_end; ++i)
-      for (int64_t g = group; g < group_end; ++g)
-        for (int64_t tap = 0; tap < pass.taps(); ++tap) {
-          const TileStream a{memory.dy + i * pass.panel_bytes<P>(), memory.dy_steps, 64, kTileBytes, kBlockBytes};
-          const TileStream b{memory.x + pass.tap_offset(tap) + 2 * g * pass.x.group_bytes(), memory.x_steps, kLineBytes,
-                             pass.x.group_bytes(), pass.x.part_bytes()};
-          float* target = sums + (((i - panel) * grid.groups + g - group) * pass.taps() + tap) * kSumsPerBlock;
-          tile_block<P>(a, b, s, min(chunk_steps<P>(), end - s), pass.filters - i * kBlock > 16,
-                        pass.x.channels() - g * kStepK > 16, target, first && s == begin);
-        }
+    for (int64_t i = blocks.panel; i < blocks.panel_end; ++i)
+      multiply_panel<P>(pass, grid, blocks, i, memory.dy + i * pass.panel_bytes<P>(), memory.dy_steps, memory.x,
+                        memory.x_steps, s, min(chunk_steps<P>(), end - s), first && s == begin);
   _tile_release();
-  if (memory.sums) return;
-  for (int64_t i = panel; i < panel_end; ++i)
-    for (int64_t g = group; g < group_end; ++g)
-      store_sums(pass, sums + ((i - panel) * grid.groups + g - group) * pass.taps() * kSumsPerBlock, 1, 0, i, g, dw);
+  if (!memory.sums) store_task(pass, grid, blocks, dw);
 }
 
 // The sums of all tasks, those of different steps added up.
@@ -359,6 +265,139 @@ void store_gradient(const WeightPass& pass, const WeightGrid& grid, const float*
       store_sums(pass, first, grid.splits, floats, panel, group, dw);
     }
   });
+}
+
+// ---------------------------------------------------------------------------------------- pieces
+
+// Parts of images, each prepared by the task that takes it, where it stays: in its core's second-level cache.
+struct WeightPieces {
+  WeightGrid grid{};  // without tasks: what tasks share is prepared once more by each of them, which does not pay
+  int64_t images;
+  int64_t bands, band;  // of an image; rows of a band, columns where there is one row
+  bool by_rows;
+
+  int64_t count() const { return images * bands; }
+};
+
+constexpr int64_t kPieceBlocks = 144;                 // of 4 KiB sums of a task
+constexpr int64_t kPieceBytes = int64_t(1536) << 10;  // of x and sums of a task
+constexpr int64_t kPieceSumBytes = int64_t(3) << 20;  // of all tasks, that pay for their splits
+
+WeightPass piece_of(const WeightPass& whole, const WeightPieces& pieces, int64_t number) {
+  WeightPass piece = whole;
+  const int64_t first = number % pieces.bands * pieces.band;
+  const int64_t n = min(pieces.band, (pieces.by_rows ? whole.out_rows : whole.out_columns) - first);
+  PlaneAxis &rows = piece.x.planes.rows, &columns = piece.x.planes.columns;
+  piece.x.first_image = number / pieces.bands;
+  piece.x.images = piece.x.slots = 1;
+  if (pieces.by_rows) {
+    rows.pad -= first * rows.step, rows.length -= whole.out_rows - n, piece.out_rows = n;
+  } else {
+    columns.pad -= first * columns.step, piece.out_columns = n;
+    columns.length = ceil_div(columns.length - whole.out_columns + n, 2) * 2;
+  }
+  const int64_t positions = pieces.by_rows ? first * whole.out_columns : first;
+  piece.dy += positions * (whole.x.channels_last ? whole.all_filters : 1) * int64_t(item_size(whole.dtype));
+  return piece;
+}
+
+// Tasks prepare dy once for every block of groups, and x for every block of panels: the grid that does the least of
+// that. A square of 32 x 32 costs four products of dy, and eight of x.
+template <int P>
+WeightPieces make_pieces(const WeightPass& pass, int64_t images) {
+  WeightPieces pieces;
+  WeightGrid& grid = pieces.grid;
+  double least = 0;
+  for (int64_t panels = 1; panels <= pass.panels() && panels * pass.taps() <= kPieceBlocks; ++panels) {
+    const int64_t groups = min(pass.groups(), kPieceBlocks / (pass.taps() * panels));
+    const int64_t panel_blocks = ceil_div(pass.panels(), panels), group_blocks = ceil_div(pass.groups(), groups);
+    const double cost = double(group_blocks * pass.panels()) * 4 + double(panel_blocks * pass.groups()) * 8;
+    if (grid.panels == 0 || cost < least) least = cost, grid = {panels, groups, panel_blocks, group_blocks, 0};
+  }
+  const double products = double(pass.panels() * pass.groups() * pass.taps()) * double(P * (P + 1) / 2);
+  const int64_t blocks = grid.panel_blocks * grid.group_blocks;
+  const double once = double(pass.panels() * 4 + pass.groups() * 8);
+  if ((least - once) * P * 16 > products) return pieces;
+  pieces.images = images;
+  pieces.by_rows = pass.out_rows > 1;
+  const int64_t count = pieces.by_rows ? pass.out_rows : pass.out_columns;
+  const int64_t bytes = pass.x.parities * pass.x.phases() * grid.groups * pass.x.plane() * kLineBytes * P;
+  const int64_t sum_bytes = grid.task_floats(pass) * int64_t(sizeof(float));
+  pieces.bands = min(count, ceil_div(bytes, kPieceBytes - sum_bytes));
+  pieces.band = ceil_div(count, pieces.bands);
+  if (!pieces.by_rows) pieces.band = min(count, ceil_div(pieces.band, kStepK) * kStepK);
+  pieces.bands = ceil_div(count, pieces.band);
+  const int64_t work = int64_t(products) * images * pass.image_steps();
+  const int64_t most = min(min(ceil_div(kTasks, blocks), work / kSplitProducts),
+                           min(kPieceSumBytes / (blocks * sum_bytes), pieces.count()));
+  for (grid.splits = 1; 2 * grid.splits <= most;) grid.splits *= 2;  // even shares
+  return pieces;
+}
+
+// x of a task's groups.
+template <int P, class T>
+void prepare_piece(const WeightPass& piece, const TaskBlocks& blocks, char* x, RangeLanes& range) {
+  constexpr int64_t kPositions = 512;  // at a time: they stay in the first-level cache
+  const PlaneAxis &rows = piece.x.planes.rows, &columns = piece.x.planes.columns;
+  const int64_t n = max(1, kPositions / columns.length);
+  for (int64_t phase = 0; phase < piece.x.phases(); ++phase)
+    for (int64_t group = blocks.group; group < blocks.group_end; ++group)
+      for (int64_t row = 0; row < rows.length; row += n)
+        prepare_pair_rows<P, T>(piece.x, {phase, group, 0, row}, min(n, rows.length - row), x, range);
+}
+
+// The pieces of a task. `memory` has room for the largest piece of x, and for a chunk of dy.
+template <int P, class T>
+Prepared run_piece_task(const WeightPass& pass, const WeightPieces& pieces, const WeightMemory& memory, int64_t task,
+                        char* x, char* dy, T* dw) {
+  const WeightGrid& grid = pieces.grid;
+  const TaskBlocks blocks(pass, grid, memory, task);
+  const int64_t begin = pieces.count() * blocks.split / grid.splits;
+  const int64_t end = pieces.count() * (blocks.split + 1) / grid.splits;
+  RangeLanes dy_range, x_range;
+  _tile_loadconfig(&kTileConfig);
+  for (int64_t number = begin; number < end; ++number) {
+    const WeightPass piece = piece_of(pass, pieces, number);
+    prepare_piece<P, T>(piece, blocks, x, x_range);
+    for (int64_t s = 0, n = 0; s < piece.image_steps(); s += n) {
+      n = min(chunk_steps<P>(), piece.image_steps() - s);
+      for (int64_t panel = blocks.panel; panel < blocks.panel_end; ++panel) {
+        pack_steps<P, T>(piece, panel, 0, s, n, dy, dy_range);
+        multiply_panel<P>(piece, grid, blocks, panel, dy - memory.dy_steps[s], memory.dy_steps, x, memory.x_steps, s, n,
+                          number == begin && s == 0);
+      }
+    }
+  }
+  _tile_release();
+  if (!memory.sums) store_task(pass, grid, blocks, dw);
+  return {dy_range.finish(), x_range.finish()};
+}
+
+// False: the parts of some images are not exact.
+template <int P, class T>
+bool run_pieces(const WeightPass& pass, const WeightPieces& pieces, T* dw) {
+  const WeightGrid& grid = pieces.grid;
+  const WeightPass largest = piece_of(pass, pieces, 0);
+  const int64_t tasks = grid.tasks(), steps = largest.image_steps();
+  const int64_t table_bytes = ceil_div(steps * 16 + tasks * int64_t(sizeof(Prepared)), 64) * 64;
+  const int64_t sum_bytes = grid.splits == 1 ? 0 : tasks * grid.task_floats(pass) * int64_t(sizeof(float));
+  char* memory = static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(table_bytes + sum_bytes)));
+  int64_t *dy_steps = reinterpret_cast<int64_t*>(memory), *x_steps = dy_steps + steps;
+  Prepared* seen = reinterpret_cast<Prepared*>(x_steps + steps);
+  for (int64_t s = 0; s < steps; ++s) dy_steps[s] = s * P * kBlockBytes, x_steps[s] = s * kStepK / 2 * kLineBytes;
+  float* sums = sum_bytes == 0 ? nullptr : reinterpret_cast<float*>(memory + table_bytes);
+  const int64_t x_bytes = P * largest.x.part_bytes(), dy_bytes = chunk_steps<P>() * P * kBlockBytes;
+  parallel_for(tasks, 1, [&](int64_t begin, int64_t end) {
+    char* x = static_cast<char*>(thread_scratch(Scratch::GemmA, size_t(x_bytes + dy_bytes)));
+    for (int64_t task = begin; task < end; ++task)
+      seen[task] =
+          run_piece_task<P>(pass, pieces, {nullptr, nullptr, sums, dy_steps, x_steps}, task, x, x + x_bytes, dw);
+  });
+  Prepared parts;
+  for (int64_t task = 0; task < tasks; ++task) parts.dy.add(seen[task].dy), parts.x.add(seen[task].x);
+  if (P > 1 && !parts.exact()) return false;
+  if (sums) store_gradient(pass, grid, sums, dw);
+  return true;
 }
 
 // --------------------------------------------------------------------------------- whole operation
@@ -379,6 +418,7 @@ WeightPass make_pass(const ConvArgs& args, int64_t group) {
                   args.dtype,
                   args.out_channels,
                   args.groups * args.out_channels,
+                  h.output * w.output,
                   h.output,
                   w.output};
   for (int64_t column = 0; column < pass.column_taps; ++column)
@@ -401,9 +441,13 @@ bool suits_tiles(const ConvArgs& args) {
 template <int P, class T>
 bool run_group(const ConvArgs& args, int64_t group) {
   WeightPass pass = make_pass(args, group);
+  const int64_t kernel = args.height.kernel * args.width.kernel;
+  T* dw = static_cast<T*>(args.out) + group * args.out_channels * args.in_channels * kernel;
   if (patches_pay<P>(args, pass)) {
     lay_out_patches<P>(args, pass);
   } else {
+    const WeightPieces pieces = make_pieces<P>(pass, args.images);
+    if (pieces.grid.tasks() > 0) return run_pieces<P>(pass, pieces, dw);
     set_slots<P>(pass.x, args.images);
     pass.x.slots = max(1, min(pass.x.slots, kGradientBytes * pass.x.slots / gradient_bytes<P>(pass)));
   }
@@ -423,13 +467,12 @@ bool run_group(const ConvArgs& args, int64_t group) {
   int32_t* offsets = reinterpret_cast<int32_t*>(x_steps + max_steps);
   float* sums = at_once ? nullptr : reinterpret_cast<float*>(memory + table_bytes);
   char *dy = memory + table_bytes + sum_bytes, *x = dy + gradient_bytes<P>(pass);
-  const int64_t kernel = args.height.kernel * args.width.kernel;
-  T* dw = static_cast<T*>(args.out) + group * args.out_channels * args.in_channels * kernel;
   for (int64_t image = 0; image < args.images; image += turn) {
     const int64_t images = min(turn, args.images - image);
     pass.x.first_image = image;
     if (!pass.patch_images) pass.x.images = images;
-    if (!prepare<P, T>(args, pass, images, {offsets, offsets + pass.out_columns}, dy, x)) return false;
+    const Prepared parts = prepare<P, T>(args, pass, images, {offsets, offsets + pass.out_columns}, dy, x);
+    if (P > 1 && !parts.exact()) return false;
     parallel_for(grid.tasks(), 1, [&](int64_t begin, int64_t end) {
       for (int64_t task = begin; task < end; ++task)
         run_task<P>(pass, grid, {dy, x, sums, dy_steps, x_steps}, task, image == 0, dw);

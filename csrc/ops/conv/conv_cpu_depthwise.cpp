@@ -141,12 +141,25 @@ inline __attribute__((always_inline)) void store_sums(Out* out, int64_t out_row,
   for (int r = 0; r < kRows; ++r) store_values<Out>(out + r * out_row, sums[r].raw, min(n, Vec<T>::size));
 }
 
+// The lines of the next rows, or of the next channel's first: nine streams are more than the hardware follows.
+template <class Taps, int kStep, int kRows, class T, class Out>
+inline __attribute__((always_inline)) void fetch_ahead(const RowsProduct<T, Out>& p, int64_t result, int64_t row,
+                                                       int64_t column) {
+  const Taps taps{p.sources[0], p.offsets};
+  const Out* out = p.out + result * p.out_plane + (row + kRows) * p.out_row + column;
+#pragma GCC unroll 14
+  for (int i = 0; i < kRows * kStep; ++i) taps.fetch(row * kStep + (kRows - 1) * kStep + 3 + i, column * kStep);
+#pragma GCC unroll 7
+  for (int r = 0; r < kRows; ++r) __builtin_prefetch(out + r * p.out_row, 1);
+}
+
 // kResults results from `result` on, of them kRows rows from `row` on; kStep source rows lie between them.
-template <class Taps, int kStep, int kResults, int kRows, class T, class Out>
+template <class Taps, int kStep, int kResults, int kRows, bool kFetch = false, class T, class Out>
 __attribute__((noinline)) void sum_3x3(const RowsProduct<T, Out>& p, int64_t result, int64_t row) {
   constexpr int kSourceRows = (kRows - 1) * kStep + 3;
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
     const auto columns = Taps{p.sources[0], p.offsets}.columns(c, Vec<T>::size);
+    if constexpr (kFetch) fetch_ahead<Taps, kStep, kRows>(p, result, row, c);
     Vec<T> sums[kResults][kRows];
 #pragma GCC unroll 4
     for (int o = 0; o < kResults; ++o)
@@ -189,7 +202,9 @@ void multiply_3x3(const RowsProduct<T, Out>& given) {
   }
   for (; result < p.n_results; ++result) {
     int64_t row = 0;
-    for (; row + kTapRows <= p.rows; row += kTapRows) sum_3x3<Taps, kStep, 1, kTapRows>(p, result, row);
+    const auto sum_rows = p.columns > Vec<T>::size ? sum_3x3<Taps, kStep, 1, kTapRows, true, T, Out>
+                                                   : sum_3x3<Taps, kStep, 1, kTapRows, false, T, Out>;
+    for (; row + kTapRows <= p.rows; row += kTapRows) sum_rows(p, result, row);
     if (row + 4 <= p.rows) sum_3x3<Taps, kStep, 1, 4>(p, result, row), row += 4;
     if (row + 2 <= p.rows) sum_3x3<Taps, kStep, 1, 2>(p, result, row), row += 2;
     if (row < p.rows) sum_3x3<Taps, kStep, 1, 1>(p, result, row);

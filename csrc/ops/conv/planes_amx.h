@@ -172,30 +172,38 @@ void set_slots(TilePlanes& tiles, int64_t images) {
   tiles.slots = max(1, min(images, kPlaneBytes / max(1, planes_bytes<P>(tiles))));
 }
 
-// Elements begin, begin + kStep, ... of a row of `size` adjacent ones, zeros outside it. Writes whole registers.
+// Of rows of adjacent elements, begin, begin + kStep, ...: `length` of them, zeros beyond `size`, and for rows outside
+// [first, end). Row i goes to target + i * length. Columns are taken one after the other, so that masks are made once.
 template <int kStep, class T>
-inline void copy_adjacent(T* target, int64_t length, const T* row, int64_t size, int64_t begin) {
+inline void copy_adjacent(T* target, int64_t length, int64_t n_rows, const T* rows, int64_t row_step, int64_t first,
+                          int64_t end, int64_t size, int64_t begin) {
   const auto below = [](int64_t n) { return n >= 32 ? ~0u : (1u << max(0, n)) - 1; };
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
   for (int64_t i = 0; i < length; i += 32 / kStep) {
     const int64_t at = begin + i * kStep;
-    const uint32_t inside = below(size - at) & ~below(-at);
-    if constexpr (sizeof(T) == 4) {
-      __m512 low = _mm512_maskz_loadu_ps(__mmask16(inside), row + at);
-      __m512 high = _mm512_maskz_loadu_ps(__mmask16(inside >> 16), row + at + 16);
-      if constexpr (kStep == 2) {
-        const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
-        low = _mm512_permutex2var_ps(low, even, high);
+    const uint32_t inside = below(size - at) & ~below(-at), stored = below(length - i);
+    const T* source = rows + first * row_step + at;
+    for (int64_t row = 0; row < n_rows; ++row) {
+      const bool valid = row >= first && row < end;
+      T* to = target + row * length + i;
+      if constexpr (sizeof(T) == 4) {
+        const __m512 low = _mm512_maskz_loadu_ps(__mmask16(valid ? inside : 0), source);
+        const __m512 high = _mm512_maskz_loadu_ps(__mmask16(valid ? inside >> 16 : 0), source + 16);
+        if constexpr (kStep == 2) {
+          _mm512_mask_storeu_ps(to, __mmask16(stored), _mm512_permutex2var_ps(low, even, high));
+        } else {
+          _mm512_mask_storeu_ps(to, __mmask16(stored), low);
+          _mm512_mask_storeu_ps(to + 16, __mmask16(stored >> 16), high);
+        }
       } else {
-        _mm512_storeu_ps(target + i + 16, high);
+        const __m512i x = _mm512_maskz_loadu_epi16(valid ? inside : 0, source);
+        if constexpr (kStep == 2) {
+          _mm256_mask_storeu_epi16(to, __mmask16(stored), _mm512_cvtepi32_epi16(x));
+        } else {
+          _mm512_mask_storeu_epi16(to, stored, x);
+        }
       }
-      _mm512_storeu_ps(target + i, low);
-    } else {
-      const __m512i x = _mm512_maskz_loadu_epi16(inside, row + at);
-      if constexpr (kStep == 2) {
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(target + i), _mm512_cvtepi32_epi16(x));
-      } else {
-        _mm512_storeu_si512(target + i, x);
-      }
+      if (valid) source += row_step;
     }
   }
 }
@@ -211,24 +219,22 @@ void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, 
                    (tiles.first_image + at.image) * tiles.source_channels * plane +
                    tiles.first_channel * channel_stride;
   const int64_t top = tiles.planes.rows.phase_begin(at.phase / tiles.column_phases()) + at.row * r.step;
+  const int64_t first_row = top < 0 ? min(n_rows, ceil_div(-top, r.step)) : 0;
+  const int64_t end_row = top < r.source ? max(first_row, min(n_rows, ceil_div(r.source - top, r.step))) : first_row;
   const int64_t first = at.group * kStepK + half * 16;
   for (int64_t k = first; k < min(first + 16, tiles.channels()); ++k, flat += pitch) {
     const T* channel = image + k / folds * channel_stride;
     const int64_t begin = tiles.folded ? tiles.tap_begin(c, k % folds)
                                        : tiles.planes.columns.phase_begin(at.phase % tiles.column_phases());
-    for (int64_t i = 0; i < n_rows; ++i) {
-      const int64_t position = top + i * r.step;
-      const bool inside = position >= 0 && position < r.source;
-      const T* row = channel + (inside ? position * c.source * stride : 0);
-      T* target = flat + i * c.length;
-      if (c.step * stride == 1) {
-        copy_adjacent<1>(target, c.length, row, inside ? c.source : 0, begin);
-      } else if (c.step * stride == 2 && stride == 1) {
-        copy_adjacent<2>(target, c.length, row, inside ? c.source : 0, begin);
-      } else {
-        copy_elements(target, c.length, inside ? row : nullptr, c.source, stride, begin, c.step);
-      }
+    if (stride == 1 && c.step <= 2) {
+      (c.step == 1 ? copy_adjacent<1, T> : copy_adjacent<2, T>)(flat, c.length, n_rows, channel + top * c.source,
+                                                                r.step * c.source, first_row, end_row, c.source, begin);
+      continue;
     }
+    for (int64_t i = 0; i < n_rows; ++i)
+      copy_elements(flat + i * c.length, c.length,
+                    i >= first_row && i < end_row ? channel + (top + i * r.step) * c.source * stride : nullptr,
+                    c.source, stride, begin, c.step);
   }
 }
 

@@ -161,6 +161,29 @@ struct ChannelRows {
   }
 };
 
+// Those of one phase: unfolded, a plane apart.
+template <class T>
+struct PhaseChannels {
+  const TileSource& source;
+  const SourceRange& range;
+  int64_t phase;
+  ChannelRows<T> first, none;
+
+  PhaseChannels(const TileSource& source_, const SourceRange& range_, int64_t phase_)
+      : source(source_),
+        range(range_),
+        phase(phase_),
+        first(source, range, phase, 0),
+        none(source, range, phase, source.k()) {}
+  ChannelRows<T> operator[](int64_t k) const {
+    if (source.folds() > 1) return ChannelRows<T>(source, range, phase, k);
+    if (k >= source.channels) return none;
+    ChannelRows<T> result = first;
+    result.rows += k * source.rows.plane.source * source.columns.plane.source;
+    return result;
+  }
+};
+
 // 16 elements `step` apart: 16-bit ones zero-extended.
 template <class T, int kStep>
 inline __attribute__((always_inline)) __m512i load_spaced(const T* p, __mmask16 mask, int64_t step) {
@@ -235,13 +258,15 @@ void store_pair(const TileSource& source, const SourceRange& range, const Channe
 template <int P, class T>
 void store_columns(const TileSource& source, const SourceRange& range, char* memory, RangeLanes& lanes) {
   const int64_t rows = range.rows + source.rows.reach(), step = source.columns.plane.step;
-  for (int64_t phase = 0; phase < source.phases(); ++phase)
+  for (int64_t phase = 0; phase < source.phases(); ++phase) {
+    const PhaseChannels<T> channels(source, range, phase);
     for (int64_t k = 0; k < source.groups() * kStepK; k += 2) {
       char* target = memory + phase * source.phase_bytes + k / 2 * source.pitch;
-      const ChannelRows<T> even(source, range, phase, k), odd(source, range, phase, k + 1);
+      const ChannelRows<T> even = channels[k], odd = channels[k + 1];
       const auto store = step == 1 ? store_pair<P, T, 1> : step == 2 ? store_pair<P, T, 2> : store_pair<P, T, 0>;
       store(source, range, even, odd, target, rows, lanes);
     }
+  }
 }
 
 // -------------------------------------------------------------------------------------- lines
@@ -252,8 +277,9 @@ void store_squares(const TileSource& source, const SourceRange& range, int64_t p
                    RangeLanes& lanes) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
   const int64_t length = source.row_length, part = source.part_bytes, rows = range.rows + source.rows.reach();
+  const PhaseChannels<T> phase_channels(source, range, phase);
   ChannelRows<T> channels[kStepK];
-  for (int64_t k = 0; k < kStepK; ++k) channels[k] = ChannelRows<T>(source, range, phase, group * kStepK + k);
+  for (int64_t k = 0; k < kStepK; ++k) channels[k] = phase_channels[group * kStepK + k];
   for (int64_t line = 0; line < range.images * rows; ++line) {
     const int64_t row = line % rows, offset = line / rows * source.image_elements() + row * r.step * c.source;
     for (int64_t i = 0; i < length; i += 16) {

@@ -5,6 +5,7 @@
 //   rows(row)                  the source rows that output row `row` reads, and those after them
 //   has(rows, i)               whether the i-th of them is in the image: the others are zero
 //   columns(c, n)              for outputs c, c + 1, ..., n of them: the others read as zero
+//   fetch(row, column)         fetches what source row `row` has there into the first-level cache
 //   load(rows, i, columns, x)  the i-th source row's values for the three column taps
 #pragma once
 
@@ -41,6 +42,7 @@ struct BandTaps {
   Rows rows(int64_t row) const { return source.band + row * kRowStep * source.row_pitch; }
   static bool has(const Rows&, int) { return true; }
   Columns columns(int64_t c, int64_t n) const { return {c, n}; }
+  void fetch(int64_t, int64_t) const {}  // a band was just written
   inline __attribute__((always_inline)) void load(const Rows& rows, int i, const Columns& columns, Vec<T>* x) const {
 #pragma GCC unroll 3
     for (int b = 0; b < 3; ++b) {
@@ -90,6 +92,10 @@ struct ImageTaps {
     return {top * source.image.width, source.image.first - top, source.image.end - top};
   }
   static bool has(const Rows& rows, int i) { return i >= rows.first && i < rows.end; }
+  void fetch(int64_t row, int64_t column) const {
+    __builtin_prefetch(static_cast<const Stored*>(source.image.pixels) + (source.top + row) * source.image.width +
+                       column);
+  }
   // Of stride 2: even positions are those of the first tap, odd ones of the second; then the third's.
   inline __attribute__((always_inline)) Columns columns(int64_t c, int64_t n) const {
     Columns columns;

@@ -11,18 +11,24 @@
 namespace fastnn {
 namespace {
 
-// One group of one pass.
+// The taps of the results of one column phase.
+struct PassTaps {
+  const char* filters;
+  int64_t steps;
+  const int64_t* filter_steps;  // where a step begins in a packed panel
+  const int64_t* source_steps;  // and in the source
+};
+
+// One group of one pass. Of two column phases the results are stored woven: column 2 * i + f is phase f's i.
 struct TilePass {
   TileSource source;
   int64_t m;  // results' channels of the group
-  const char* filters;
-  const int64_t* filter_steps;  // where a step begins in a packed panel
-  const int64_t* source_steps;  // and in the source
-  TileOutput out;               // c: the group's first channel of the first image; c_row: elements of a channel
+  int column_phases;
+  PassTaps taps[2];  // of the column phases
+  TileOutput out;    // c: the group's first channel of the first image; c_row: elements of a channel
   OutputAxis rows, columns;
   int64_t image_elements;  // of the whole output
   int64_t pixel_elements;  // of all channels, in NHWC
-  bool streamed;           // the output is larger than the caches: it need not be read before it is written
 
   int64_t panels() const { return ceil_div(m, kBlock); }
 };
@@ -178,20 +184,40 @@ inline void store_run(const TilePass& pass, char* target, __mmask32 mask, __m512
   }
 }
 
-// 32 adjacent elements.
+// The lanes of two registers in turns.
+inline __m512i weave_words(__m512i even, __m512i odd, int64_t half) {
+  alignas(64) static constexpr uint16_t kTurns[2][32] = {
+      {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+       8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47},
+      {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+       24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63}};
+  return _mm512_permutex2var_epi16(even, _mm512_load_si512(kTurns[half]), odd);
+}
+
+// Twice every bit.
+inline uint64_t weave_mask(uint32_t mask) { return _pdep_u64(mask, 0x5555555555555555) * 3; }
+
+// 64 words of a filter: 32 of each column phase.
+inline void store_woven_words(char* target, __mmask32 mask, __m512i even, __m512i odd) {
+  const uint64_t woven = weave_mask(mask);
+  _mm512_mask_storeu_epi16(target, __mmask32(woven), weave_words(even, odd, 0));
+  _mm512_mask_storeu_epi16(target + 64, __mmask32(woven >> 32), weave_words(even, odd, 1));
+}
+
+// The same from sums.
 template <class T>
-inline void store_whole(const TilePass& pass, char* target, __m512 x, __m512 y) {
-  const bool streamed = pass.streamed && reinterpret_cast<uintptr_t>(target) % 64 == 0;
-  if constexpr (sizeof(T) == 4) {
-    if (streamed) {
-      _mm512_stream_ps(reinterpret_cast<float*>(target), x);
-      _mm512_stream_ps(reinterpret_cast<float*>(target) + 16, y);
-    } else {
-      _mm512_storeu_ps(target, x), _mm512_storeu_ps(target + 64, y);
-    }
+inline void store_woven(char* target, __mmask32 mask, __m512 even_x, __m512 even_y, __m512 odd_x, __m512 odd_y) {
+  if constexpr (sizeof(T) == 2) {
+    store_woven_words(target, mask, __m512i(_mm512_cvtne2ps_pbh(even_y, even_x)),
+                      __m512i(_mm512_cvtne2ps_pbh(odd_y, odd_x)));
   } else {
-    const __m512i packed = __m512i(_mm512_cvtne2ps_pbh(y, x));
-    streamed ? _mm512_stream_si512(reinterpret_cast<__m512i*>(target), packed) : _mm512_storeu_si512(target, packed);
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+    const uint64_t woven = weave_mask(mask);
+    _mm512_mask_storeu_ps(target, __mmask16(woven), _mm512_permutex2var_ps(even_x, low, odd_x));
+    _mm512_mask_storeu_ps(target + 64, __mmask16(woven >> 16), _mm512_permutex2var_ps(even_x, high, odd_x));
+    _mm512_mask_storeu_ps(target + 128, __mmask16(woven >> 32), _mm512_permutex2var_ps(even_y, low, odd_y));
+    _mm512_mask_storeu_ps(target + 192, __mmask16(woven >> 48), _mm512_permutex2var_ps(even_y, high, odd_y));
   }
 }
 
@@ -207,7 +233,7 @@ class BlockStore {
         relu_(pass.out.activation == Activation::Relu),
         in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))) {}
 
-  // The sums of panel o / 32; they stay until the last piece is stored.
+  // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
     sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
     load_bias(pass_, o, filters_, bias_);
@@ -228,7 +254,8 @@ class BlockStore {
     }
     const int64_t first_filter = transposed() ? kBlock : 0;
     for (; piece_ < min(end, first_filter); ++piece_)
-      if (piece_ % 8 == 0) transpose_tile(reinterpret_cast<char*>(sums_ + piece_ / 8 * 256));
+      for (int f = 0; f < pass_.column_phases && piece_ % 8 == 0; ++f)
+        transpose_tile(reinterpret_cast<char*>(sums_ + f * kSumsPerBlock + piece_ / 8 * 256));
     if (piece_ < end) store_filters(piece_ - first_filter, end - first_filter);
     piece_ = max(piece_, end);
   }
@@ -276,8 +303,13 @@ class BlockStore {
       if (plain) x = _mm512_add_ps(x, _mm512_set1_ps(bias_[f])), y = _mm512_add_ps(y, _mm512_set1_ps(bias_[f]));
       // The second operand where one is NaN.
       if (relu) x = _mm512_max_ps(_mm512_setzero_ps(), x), y = _mm512_max_ps(_mm512_setzero_ps(), y);
-      if (whole) {
-        store_whole<T>(pass_, run + (f - begin) * channel_bytes, x, y);
+      if (pass_.column_phases == 2) {
+        const __m512 odd_x = _mm512_load_ps(lanes + kSumsPerBlock),
+                     odd_y = _mm512_load_ps(lanes + kSumsPerBlock + half);
+        for (int i = 0; i < runs_.count; ++i)
+          store_woven<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y, odd_x, odd_y);
+      } else if (whole) {
+        store_whole<T>(run + (f - begin) * channel_bytes, x, y);
       } else {
         for (int i = 0; i < runs_.count; ++i)
           store_run<T>(pass_, channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, x, y);
@@ -285,10 +317,8 @@ class BlockStore {
     }
   }
 
-  // 16 filters of positions x filters.
-  void store_packed(int64_t f) {
-    const float* lanes = sums_ + f / 16 * 256;
-    const __m512 bias = _mm512_load_ps(bias_ + f);
+  // 16 filters of 32 positions, from positions x filters.
+  void pack_filters(const float* lanes, __m512 bias, __m512i* rows) const {
     const auto sum = [&](int64_t position) {
       const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position / 16 * 512 + position % 16 * 16), bias);
       return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
@@ -303,13 +333,29 @@ class BlockStore {
     // Quarters: positions from 0 and from 16 on of filter e, and between them those of filter 8 + e.
     const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
                   high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 16
+    for (int64_t e = 0; e < 16; ++e)
+      rows[e] = _mm512_permutex2var_epi64(filters[0][e % 8], e < 8 ? low : high, filters[1][e % 8]);
+  }
+
+  void store_packed(int64_t f) {
+    const float* lanes = sums_ + f / 16 * 256;
+    const __m512 bias = _mm512_load_ps(bias_ + f);
     const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
-    for (int64_t e = 0; e < n; ++e) {
-      const __m512i row = _mm512_permutex2var_epi64(filters[0][e % 8], e < 8 ? low : high, filters[1][e % 8]);
-      char* channel = pass_.out.c + (o_ + f + e) * channel_bytes;
-      for (int i = 0; i < runs_.count; ++i)
-        store_words(channel + runs_.runs[i].offset * kSize, pass_.columns.step, runs_.runs[i].mask, row);
+    char* channel = pass_.out.c + (o_ + f) * channel_bytes;
+    __m512i rows[16];
+    pack_filters(lanes, bias, rows);
+    if (pass_.column_phases == 2) {
+      __m512i odd[16];
+      pack_filters(lanes + kSumsPerBlock, bias, odd);
+      for (int64_t e = 0; e < n; ++e, channel += channel_bytes)
+        for (int i = 0; i < runs_.count; ++i)
+          store_woven_words(channel + runs_.runs[i].offset * kSize, runs_.runs[i].mask, rows[e], odd[e]);
+      return;
     }
+    for (int64_t e = 0; e < n; ++e, channel += channel_bytes)
+      for (int i = 0; i < runs_.count; ++i)
+        store_words(channel + runs_.runs[i].offset * kSize, pass_.columns.step, runs_.runs[i].mask, rows[e]);
   }
 
   void store_pixels(int64_t end) {
@@ -336,7 +382,7 @@ class BlockStore {
         _mm512_mask_storeu_ps(target, low, x);
         _mm512_mask_storeu_ps(target + 64, high, y);
       } else if (mask == ~0u) {
-        store_whole<T>(pass_, target, x, y);
+        store_whole<T>(target, x, y);
       } else {
         _mm512_mask_storeu_epi16(target, mask, __m512i(_mm512_cvtne2ps_pbh(y, x)));
       }

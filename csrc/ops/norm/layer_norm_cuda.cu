@@ -2,8 +2,8 @@
 //
 // bytes, at the least: forward x and y once; backward dy, x and dx once, and dy and x again for dw and db.
 //
-// y and dx go through simd/row_cuda.h. Sums of a row are taken around its first element that a thread meets, so that
-// the variance keeps its digits however large the mean. dw and db are sums down the columns: blocks of 32 columns and
+// y and dx go through simd/row_cuda.h. The variance is summed around the mean, so that it keeps its digits
+// however large that is. dw and db are sums down the columns: blocks of 32 columns and
 // a part of the rows, whose sums are added up in their order.
 #include "ops/norm/norm.h"
 #include "simd/math.h"
@@ -19,29 +19,14 @@ constexpr int64_t kMaxBlocks = 1024;  // that share the columns' sums
 
 // ------------------------------------------------------------------------------------------- forward
 
-// Of d = x - centre: their sum and the sum of their squares.
-template <class T, bool kCentred>
+// Sums of d = x - mid and of d^2, where mid is about the mean, or 0.
+template <class T>
 struct Moments {
-  T centre = T(0), count = T(0), sum = T(0), square = T(0);
-
-  __device__ void add(T x) {
-    if (kCentred && count == T(0)) centre = x;
-    const T d = x - centre;
-    count += T(1);
-    sum += d;
-    square += d * d;
-  }
+  T sum = T(0), square = T(0);
   static __device__ Moments merge(const Moments& a, const Moments& b) {
-    if (!kCentred || a.count == T(0) || b.count == T(0)) {
-      Moments both = a.count == T(0) ? b : a;
-      if (a.count != T(0) && b.count != T(0)) both.count += b.count, both.square += b.square;
-      return both;
-    }
-    const T shift = b.centre - a.centre;
-    Moments both = a;
-    both.count += b.count;
-    both.sum += b.sum + b.count * shift;
-    both.square += b.square + shift * (T(2) * b.sum + b.count * shift);
+    Moments both;
+    both.sum = a.sum + b.sum;
+    both.square = a.square + b.square;
     return both;
   }
 };
@@ -54,7 +39,8 @@ struct ForwardRow {
   const T *weight, *bias;
   double* stats;
   double eps;
-  T mean, rstd;
+  int64_t n;
+  T mid = T(0), rstd = T(0), offset = T(0);  // (x - mean) rstd is (x - mid) rstd + offset
 
   template <int kWidth>
   __device__ void load(int64_t i, T (&elements)[kWidth]) const {
@@ -65,14 +51,18 @@ struct ForwardRow {
     for (int j = 0; j < kWidth; ++j) elements[j] = to_compute<T>(to_stored<Stored>(elements[j] + added.at[j]));
     store_elements(sum + i, elements, [](T value) { return value; });
   }
-  static __device__ void add(Moments<T, kCentred>& state, T x) { state.add(x); }
-  __device__ void finish(const Moments<T, kCentred>& row) {
-    const double shift = double(row.sum) / double(row.count);
-    const double var = double(row.square) / double(row.count) - (kCentred ? shift * shift : 0);
-    const double exact_mean = kCentred ? double(row.centre) + shift : 0, exact_rstd = 1 / sqrt((var < 0 ? 0 : var) + eps);
-    mean = T(exact_mean);
-    rstd = T(exact_rstd);
-    if (threadIdx.x == 0) stats[0] = exact_mean, stats[1] = exact_rstd;
+  __device__ void centre(T mean) { mid = mean; }
+  __device__ void add(Moments<T>& state, T x) const {
+    const T d = x - mid;
+    if (kCentred) state.sum += d;
+    state.square += d * d;
+  }
+  __device__ void finish(const Moments<T>& row) {
+    const double shift = double(row.sum) / double(n), var = double(row.square) / double(n) - shift * shift;
+    const double scale = 1 / sqrt((var < 0 ? 0 : var) + eps);
+    rstd = T(scale);
+    offset = T(-shift * scale);
+    if (threadIdx.x == 0) stats[0] = double(mid) + shift, stats[1] = scale;
   }
   template <int kWidth>
   __device__ void store(int64_t i, const T (&elements)[kWidth]) const {
@@ -81,7 +71,7 @@ struct ForwardRow {
     if (bias) b = load_pack<kWidth>(bias + i);
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) {
-      values.at[j] = (elements[j] - mean) * rstd;
+      values.at[j] = (elements[j] - mid) * rstd + offset;
       if (weight) values.at[j] *= w.at[j];
       if (bias) values.at[j] += b.at[j];
     }
@@ -89,15 +79,16 @@ struct ForwardRow {
   }
 };
 
-template <class Stored, bool kCentred>
+template <class Stored, bool kIsCentred>
 struct ForwardRows {
   using T = Compute<Stored>;
   using Element = T;
-  using State = Moments<T, kCentred>;
+  using State = Moments<T>;
+  static constexpr bool kCentred = kIsCentred;
   int64_t count, n;
   LayerNormArgs args;
 
-  __device__ ForwardRow<Stored, kCentred> at(int64_t row) const {
+  __device__ ForwardRow<Stored, kIsCentred> at(int64_t row) const {
     const int64_t first = row * n;
     const auto of = [first](void* data) { return data ? static_cast<Stored*>(data) + first : nullptr; };
     return {of(const_cast<void*>(args.x)),
@@ -108,8 +99,7 @@ struct ForwardRows {
             static_cast<const T*>(args.bias),
             args.stats + 2 * row,
             args.eps,
-            T(0),
-            T(0)};
+            n};
   }
 };
 
@@ -146,7 +136,7 @@ struct BackwardRow {
   Stored* dx;
   const T* weight;
   double mean, rstd;
-  T n, g_mean, gz_mean;
+  T n, g_mean = T(0), gz_mean = T(0);
 
   template <int kWidth>
   __device__ void load(int64_t i, Slope<T> (&elements)[kWidth]) const {
@@ -179,15 +169,16 @@ struct BackwardRow {
   }
 };
 
-template <class Stored, bool kCentred>
+template <class Stored, bool kIsCentred>
 struct BackwardRows {
   using T = Compute<Stored>;
   using Element = Slope<T>;
   using State = SlopeSums<T>;
+  static constexpr bool kCentred = false;
   int64_t count, n;
   LayerNormBackwardArgs args;
 
-  __device__ BackwardRow<Stored, kCentred> at(int64_t row) const {
+  __device__ BackwardRow<Stored, kIsCentred> at(int64_t row) const {
     const int64_t first = row * n;
     const auto of = [first](const void* data) { return data ? static_cast<const Stored*>(data) + first : nullptr; };
     return {of(args.dy),
@@ -197,9 +188,7 @@ struct BackwardRows {
             static_cast<const T*>(args.weight),
             args.stats[2 * row],
             args.stats[2 * row + 1],
-            T(n),
-            T(0),
-            T(0)};
+            T(n)};
   }
 };
 

@@ -5,6 +5,7 @@
 #include "gemm/tile.h"
 #include "ops/recurrent/recurrent.h"
 #include "simd/convert.h"
+#include "simd/element.h"
 #include "simd/integer.h"
 #include "simd/math.h"
 
@@ -23,6 +24,17 @@ inline Step step_at(const RecurrentRows& rows, int64_t s) {
   const int64_t t = rows.reverse ? rows.n_steps - 1 - s : s;
   if (!rows.batch_sizes) return {t * rows.step_stride, rows.batch};
   return {rows.begins[t], rows.batch_sizes[t]};
+}
+
+// Where the vectors begin that a row saves of a block's gates: [block][row][vector of kUnits]. An LSTM's c follows,
+// [block][row], since the backward reads it a step ahead of the gates: all is written and read in order.
+template <class T>
+inline int64_t saved_gates_at(Cell cell, const RecurrentRows& rows, int64_t row, int64_t block) {
+  return (block * rows.n_rows + row) * cell_gradients(cell) * kUnits<T>;
+}
+template <class T>
+inline int64_t saved_cells_at(const RecurrentRows& rows, int64_t hidden, int64_t row, int64_t block) {
+  return 4 * rows.n_rows * saved_units(hidden) + (block * rows.n_rows + row) * kUnits<T>;
 }
 
 // The units of one row of a block.
@@ -56,6 +68,11 @@ template <class T>
 inline Units<T> load_units(const void* matrix, DType dtype, int64_t at, int64_t n) {
   if (matrix && dtype == dtype_of<T>()) return load_units(static_cast<const T*>(matrix) + at, n);
   Units<T> units;
+  if (matrix && dtype == DType::BFloat16 && n == kUnits<T>) {
+    const bfloat16* from = static_cast<const bfloat16*>(matrix) + at;
+    for (int64_t i = 0; i < kUnits<T>; ++i) units.v[i] = to_compute<T>(from[i]);
+    return units;
+  }
   for (int64_t i = 0; i < kUnits<T>; ++i) units.v[i] = 0;
   if (matrix)
     FASTNN_LEVEL::load_row(units.v, static_cast<const char*>(matrix) + at * int64_t(item_size(dtype)), dtype, 1, n);
@@ -65,7 +82,18 @@ inline Units<T> load_units(const void* matrix, DType dtype, int64_t at, int64_t 
 template <class T>
 inline void store_units(void* matrix, DType dtype, int64_t at, const Units<T>& units, int64_t n) {
   if (dtype == dtype_of<T>()) return store_units(static_cast<T*>(matrix) + at, units, n);
+  if (dtype == DType::BFloat16 && n == kUnits<T>) {
+    bfloat16* to = static_cast<bfloat16*>(matrix) + at;
+#pragma GCC ivdep
+    for (int64_t i = 0; i < kUnits<T>; ++i) to[i] = to_stored<bfloat16>(units.v[i]);
+    return;
+  }
   FASTNN_LEVEL::store_row(static_cast<char*>(matrix) + at * int64_t(item_size(dtype)), dtype, 1, units.v, n);
+}
+
+template <class T>
+inline void add_units(Units<T>& sum, const Units<T>& other) {
+  for (int64_t i = 0; i < kUnits<T>; ++i) sum[i] += other[i];
 }
 
 #define FASTNN_EACH_UNIT _Pragma("GCC ivdep") for (int64_t i = 0; i < kUnits<T>; ++i)

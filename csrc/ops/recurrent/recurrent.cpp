@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "core/autograd.h"
+#include "core/derived.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
@@ -30,6 +31,7 @@ struct Layout {
   RecurrentRows rows() const {
     return {n_steps,
             batch,
+            n_rows,
             packed ? batch_sizes.data() : nullptr,
             packed ? begins.data() : nullptr,
             batch_first ? 1 : batch,
@@ -125,18 +127,26 @@ Tensor added_bias(Cell cell, const RecurrentWeights& w) {
       0);
 }
 
-// gates[:, :columns] = x W_ih^T + bias, in the compute type.
-void multiply_input(const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& gates) {
-  GemmArgs args{};
-  args.m = gates.size(0), args.n = weight.size(0), args.k = weight.size(1);
-  args.a = x.raw(), args.a_row = args.k, args.a_column = 1;
-  args.b = weight.raw(), args.b_row = 1, args.b_column = args.k;
-  args.c = gates.raw(), args.c_row = gates.size(1);
-  args.dtype = x.dtype();
-  args.c_dtype = gates.dtype();
-  if (bias.defined()) args.bias_kind = GemmBias::PerColumn, args.bias = bias.raw();
-  matmul_forward(x.device(), args);
-}
+// Weights packed by a kernel, kept while they stay the same: over the calls of a cell, and of a model in use.
+class KeptWeights {
+ public:
+  enum Use : uint8_t { Input, State, StateGradient };
+
+  // `alone`: whether the kernel packs no other weights along with these.
+  KeptWeights(Cell cell, Use use, const Tensor& weights, const PackedForm& form, bool alone = true)
+      : weights_(weights) {
+    if (alone && form.bytes > 0) block_ = derived_block(weights, purpose_of('R', cell, use, form.form), form.bytes);
+  }
+  PackedWeights packed() const { return {block_.data(), block_.ready}; }
+  // After the kernel's call.
+  void mark_filled() const {
+    if (block_.to_fill()) mark_ready(weights_, block_);
+  }
+
+ private:
+  const Tensor weights_;
+  DerivedBlock block_;
+};
 
 // What the forward leaves for its backward.
 struct SavedSequence {
@@ -144,7 +154,7 @@ struct SavedSequence {
   std::shared_ptr<const Layout> layout;
   Saved x, ih, hh, hr, h0, c0;
   SavedOutput y;
-  Tensor gates, cells, unprojected;  // of this node alone
+  Tensor activations, middle;  // of this node alone; as RecurrentArgs lays them out
 };
 
 Tensor as_rows(const Tensor& x) { return x.ndim() == 2 ? x : reshape(x, {x.size(0) * x.size(1), x.size(2)}); }
@@ -180,11 +190,6 @@ Tensor previous_states(const Layout& layout, const Tensor& y, const Tensor& h0) 
 
 Tensor transposed_product(const Tensor& a, const Tensor& b) { return mm(transpose(a, 0, 1), b); }
 
-// r h of Cell::GruResetBefore, for all rows.
-Tensor reset_states(const Tensor& gates, const Tensor& previous, int64_t hidden) {
-  return mul(to(first_columns(gates, 0, hidden), previous.dtype()), previous);
-}
-
 // The gradient of weight_hh, from dgates as RecurrentBackwardArgs lays them out.
 Tensor hidden_weight_grad(const SavedSequence& saved, const Tensor& dgates, const Tensor& previous, int64_t hidden) {
   if (saved.cell == Cell::Gru) {
@@ -192,20 +197,23 @@ Tensor hidden_weight_grad(const SavedSequence& saved, const Tensor& dgates, cons
     return cat({narrow(n_r_z, 0, hidden, 2 * hidden), narrow(n_r_z, 0, 0, hidden)}, 0);
   }
   if (saved.cell == Cell::GruResetBefore)
-    return cat(
-        {transposed_product(first_columns(dgates, 0, 2 * hidden), previous),
-         transposed_product(first_columns(dgates, 2 * hidden, hidden), reset_states(saved.gates, previous, hidden))},
-        0);
+    return cat({transposed_product(first_columns(dgates, 0, 2 * hidden), previous),
+                transposed_product(first_columns(dgates, 2 * hidden, hidden), saved.middle)},
+               0);
   return transposed_product(dgates, previous);
 }
 
-Tensor hidden_bias_grad(Cell cell, const Tensor& dgates, int64_t hidden) {
-  if (cell != Cell::Gru) return sum(dgates, {0});
-  const Tensor n_r_z = sum(first_columns(dgates, 0, 3 * hidden), {0});
-  return cat({narrow(n_r_z, 0, hidden, 2 * hidden), narrow(n_r_z, 0, 0, hidden)}, 0);
-}
-
 enum Input : uint32_t { kX, kIh, kHh, kBiasIh, kBiasHh, kHr, kH0, kC0 };
+
+// The biases' gradients are the same sums, or parts of the same; each has its own, since users change gradients.
+void set_bias_grads(Backward& b, Cell cell, const Tensor& dgates, int64_t hidden) {
+  if (!b.needs(kBiasIh) && !b.needs(kBiasHh)) return;
+  const Tensor sums = sum(dgates, {0});
+  const bool gru = cell == Cell::Gru;
+  if (b.needs(kBiasIh)) b.set(kBiasIh, gru ? clone(first_columns(sums, hidden, 3 * hidden)) : sums);
+  if (!b.needs(kBiasHh)) return;
+  b.set(kBiasHh, gru ? cat({narrow(sums, 0, hidden, 2 * hidden), narrow(sums, 0, 0, hidden)}, 0) : clone(sums));
+}
 
 void backward(const SavedSequence& saved, Backward& b) {
   const Tensor x = contiguous(b.get(saved.x)), ih = b.get(saved.ih), hh = plain(b.get(saved.hh));
@@ -217,22 +225,45 @@ void backward(const SavedSequence& saved, Backward& b) {
 
   const int64_t gates = cell_gates(saved.cell), hidden = hh.size(0) / gates, outputs = hh.size(1);
   const Dims states{saved.layout->batch, outputs}, cell_states{saved.layout->batch, hidden};
-  const Tensor dgates = empty({saved.layout->n_rows, cell_saved(saved.cell) * hidden}, x.dtype(), x.device());
+  const Tensor dgates = empty({saved.layout->n_rows, cell_gradients(saved.cell) * hidden}, x.dtype(), x.device());
   const Tensor doutputs = hr.defined() ? empty({saved.layout->n_rows, outputs}, x.dtype(), x.device()) : Tensor();
   const Tensor dh0 = empty(states, x.dtype(), x.device());
   const Tensor dc0 = lstm ? empty(cell_states, x.dtype(), x.device()) : Tensor();
-  recurrent_backward(x.device(), {saved.cell, x.dtype(), hidden, outputs, saved.layout->rows(), hh.raw(), data_of(hr),
-                                  saved.gates.raw(), data_of(saved.cells), gru ? y.raw() : nullptr, data_of(h0),
-                                  data_of(c0), data_of(dy), data_of(dhn), data_of(dcn), dgates.raw(),
-                                  writable(doutputs), dh0.raw(), writable(dc0)});
+  RecurrentBackwardArgs args{saved.cell,
+                             x.dtype(),
+                             hidden,
+                             outputs,
+                             saved.layout->rows(),
+                             hh.raw(),
+                             data_of(hr),
+                             saved.activations.raw(),
+                             gru ? y.raw() : nullptr,
+                             data_of(h0),
+                             data_of(c0),
+                             data_of(dy),
+                             data_of(dhn),
+                             data_of(dcn),
+                             dgates.raw(),
+                             writable(doutputs),
+                             dh0.raw(),
+                             writable(dc0),
+                             {},
+                             nullptr};
+  PackedForm form{};
+  args.form_hh = &form;
+  recurrent_backward(x.device(), args);
+  const KeptWeights kept(saved.cell, KeptWeights::StateGradient, hh, form, !hr.defined());
+  args.form_hh = nullptr;
+  args.packed_hh = kept.packed();
+  recurrent_backward(x.device(), args);
+  kept.mark_filled();
 
   const Tensor dinput = saved.cell == Cell::Gru ? first_columns(dgates, hidden, 3 * hidden) : dgates;
   if (b.needs(kX)) b.set(kX, reshape(mm(dinput, ih), x.shape()));
   if (b.needs(kIh)) b.set(kIh, transposed_product(dinput, as_rows(x)));
   if (b.needs(kHh)) b.set(kHh, hidden_weight_grad(saved, dgates, previous_states(*saved.layout, y, h0), hidden));
-  if (b.needs(kBiasIh)) b.set(kBiasIh, sum(dinput, {0}));
-  if (b.needs(kBiasHh)) b.set(kBiasHh, hidden_bias_grad(saved.cell, dgates, hidden));
-  if (b.needs(kHr)) b.set(kHr, transposed_product(doutputs, saved.unprojected));
+  set_bias_grads(b, saved.cell, dgates, hidden);
+  if (b.needs(kHr)) b.set(kHr, transposed_product(doutputs, saved.middle));
   if (b.needs(kH0)) b.set(kH0, dh0);
   if (b.needs(kC0)) b.set(kC0, dc0);
 }
@@ -264,50 +295,58 @@ std::vector<Tensor> recurrent(const Tensor& input, const RecurrentWeights& weigh
   shape[shape.size() - 1] = outputs;
   const Tensor y = empty(shape, dtype, device), hn = empty(states, dtype, device);
   const Tensor cn = lstm ? empty(cell_states, dtype, device) : Tensor();
-  const Tensor activations = empty({layout->n_rows, cell_saved(options.cell) * hidden}, compute, device);
-  const Tensor cells = lstm && save ? empty({layout->n_rows, hidden}, compute, device) : Tensor();
-  const Tensor unprojected = weights.hr.defined() && save ? empty({layout->n_rows, hidden}, dtype, device) : Tensor();
+  const Tensor activations =
+      save ? empty({layout->n_rows, cell_saved(options.cell) * saved_units(hidden)}, dtype, device) : Tensor();
+  const bool two_products = weights.hr.defined() || options.cell == Cell::GruResetBefore;
+  const Tensor middle = two_products && save ? empty({layout->n_rows, hidden}, dtype, device) : Tensor();
   {
     GradMode off(false);
-    const Tensor hh = plain(weights.hh), hr = plain(weights.hr), first_h = plain(h0), first_c = plain(c0),
+    const Tensor x = plain(input), ih = plain(weights.ih), hh = plain(weights.hh), hr = plain(weights.hr);
+    const Tensor first_h = plain(h0), first_c = plain(c0), bias = added_bias(options.cell, weights),
                  bias_n = options.cell == Cell::Gru && weights.bias_hh.defined()
                               ? to(plain(first_columns(weights.bias_hh, 2 * hidden, hidden)), compute)
                               : Tensor();
-    const Tensor x = plain(input), ih = plain(weights.ih), bias = added_bias(options.cell, weights);
-    bool exact = true;
     RecurrentArgs args{options.cell,
                        dtype,
-                       save,
+                       x.size(-1),
                        hidden,
                        outputs,
                        layout->rows(),
+                       x.raw(),
+                       ih.raw(),
                        hh.raw(),
                        data_of(hr),
+                       data_of(bias),
                        data_of(bias_n),
-                       activations.raw(),
-                       writable(cells),
-                       writable(unprojected),
+                       writable(activations),
+                       writable(middle),
                        y.raw(),
                        data_of(first_h),
                        data_of(first_c),
                        hn.raw(),
                        writable(cn),
-                       &exact};
-    multiply_input(x, ih, bias, activations);
+                       {},
+                       {},
+                       nullptr,
+                       nullptr};
+    PackedForm form_ih{}, form_hh{};
+    args.form_ih = &form_ih, args.form_hh = &form_hh;
     recurrent_forward(device, args);
-    if (!exact) {
-      args.exact = nullptr;
-      multiply_input(x, ih, bias, activations);
-      recurrent_forward(device, args);
-    }
+    const KeptWeights kept_ih(options.cell, KeptWeights::Input, ih, form_ih);
+    const KeptWeights kept_hh(options.cell, KeptWeights::State, hh, form_hh, !hr.defined());
+    args.form_ih = args.form_hh = nullptr;
+    args.packed_ih = kept_ih.packed(), args.packed_hh = kept_hh.packed();
+    recurrent_forward(device, args);
+    kept_ih.mark_filled();
+    kept_hh.mark_filled();
   }
   std::vector<Tensor> results{y, hn};
   if (lstm) results.push_back(cn);
   return record(op, std::move(results),
                 {input, weights.ih, weights.hh, weights.bias_ih, weights.bias_hh, weights.hr, h0, c0},
                 [saved = SavedSequence{options.cell, layout, Saved(input), Saved(weights.ih), Saved(weights.hh),
-                                       Saved(weights.hr), Saved(h0), Saved(c0), SavedOutput(y, 0), activations, cells,
-                                       unprojected}](Backward& b) { backward(saved, b); });
+                                       Saved(weights.hr), Saved(h0), Saved(c0), SavedOutput(y, 0), activations,
+                                       middle}](Backward& b) { backward(saved, b); });
 }
 
 }  // namespace fastnn

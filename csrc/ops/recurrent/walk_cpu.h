@@ -13,8 +13,8 @@
 // there are rows enough: no thread then waits for another. Else it is split by units, each core keeping its part of
 // the weights, and the threads meet after each phase. A sum's order depends on neither.
 //
-// A Product has: Sum, kRows of a tile, kSums of it for four gates, padded, Operand {take, set, exact}, and
-// take, pack, multiply, units, exact.
+// A Product has: Sum, kForm, kRows of a tile, kGateSums of it for one gate, padded, Operand {take, set, load, exact},
+// and take, pack, multiply, units, set_units, exact.
 #pragma once
 
 #include "core/memory.h"
@@ -62,6 +62,19 @@ struct PhaseWeights {
   int64_t work() const { return gates * outputs * runs * depth; }
 };
 
+// Lays weights out where they are kept, or else in a walk's own memory.
+template <class Owner>
+void place_weights(Owner& owner, const PackedWeights& packed, Arena& memory) {
+  Arena kept{static_cast<char*>(packed.data)};
+  owner.take_weights(packed.data ? kept : memory);
+}
+template <class Owner>
+int64_t packed_bytes(Owner& owner) {
+  Arena measure;
+  owner.take_weights(measure);
+  return measure.used;
+}
+
 struct Share {
   int64_t part, parts;
   int64_t begin(int64_t n) const { return n * part / parts; }
@@ -73,6 +86,13 @@ struct Split {
   int64_t parts;
 };
 
+// One thread's part of a phase. Its rows are those of the batch, of which later steps may have fewer: a row stays with
+// its thread.
+struct Piece {
+  int64_t part;
+  Share rows, units;
+};
+
 inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work, int64_t bytes, int64_t blocks) {
   const int64_t threads = num_threads();
   if (threads == 1 || work * rows.batch * rows.n_steps < kTeamWork) return {true, 1};
@@ -81,9 +101,9 @@ inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work,
   return {false, max(parts, 1)};
 }
 
-// Calls piece(phase, rows, units) for phases in order.
-template <class Piece>
-void walk(const Split& split, int64_t phases, int64_t work, const Piece& piece) {
+// Calls work_on(phase, piece) for phases in order.
+template <class WorkOn>
+void walk(const Split& split, int64_t phases, int64_t work, const WorkOn& work_on) {
   constexpr Share kAll{0, 1};
   const int64_t stretch = max(1, kStretchWork / max(1, work));
   for (int64_t first = 0; first < phases; first += stretch) {
@@ -91,11 +111,13 @@ void walk(const Split& split, int64_t phases, int64_t work, const Piece& piece) 
     if (split.by_rows) {
       parallel_for(split.parts, 1, [&](int64_t begin, int64_t end) {
         for (int64_t part = begin; part < end; ++part)
-          for (int64_t phase = first; phase < first + count; ++phase) piece(phase, Share{part, split.parts}, kAll);
+          for (int64_t phase = first; phase < first + count; ++phase)
+            work_on(phase, Piece{part, {part, split.parts}, kAll});
       });
     } else {
-      parallel_steps(count, split.parts,
-                     [&](int64_t phase, int64_t part) { piece(first + phase, kAll, Share{part, split.parts}); });
+      parallel_steps(count, split.parts, [&](int64_t phase, int64_t part) {
+        work_on(first + phase, Piece{part, kAll, {part, split.parts}});
+      });
     }
   }
 }
@@ -137,21 +159,15 @@ class Carried {
   int64_t rows_ = 0, units_ = 0;
 };
 
-// The lines of one row's units of `gates` gates: rows are pages apart, which the hardware does not foresee.
-template <class T>
-inline void prefetch_units(const T* p, int64_t gates, int64_t gate_stride) {
-  for (int64_t gate = 0; gate < gates; ++gate, p += gate_stride)
-    for (int64_t i = 0; i < kUnits<T>; i += 64 / int64_t(sizeof(T))) __builtin_prefetch(p + i, 1);
-}
-
-// Calls visit(block, row, rows) for the tiles of a piece.
+// Calls visit(block, row, rows) for the tiles of a piece, of a batch of which `n_rows` are there.
 template <class Product, class Visit>
-void for_each_tile(int64_t units, int64_t n_rows, const Share& row_share, const Share& unit_share, const Visit& visit) {
+void for_each_tile(int64_t units, int64_t batch, int64_t n_rows, const Piece& piece, const Visit& visit) {
   const int64_t blocks = ceil_div(units, kUnits<typename Product::Sum>);
-  const int64_t row_end = row_share.end(n_rows), row_begin = row_share.begin(n_rows), count = row_end - row_begin;
+  const int64_t row_begin = piece.rows.begin(batch), row_end = min(piece.rows.end(batch), n_rows);
+  const int64_t count = row_end - row_begin;
   if (count <= 0) return;
   const int64_t height = ceil_div(count, ceil_div(count, Product::kRows));
-  for (int64_t block = unit_share.begin(blocks); block < unit_share.end(blocks); ++block)
+  for (int64_t block = piece.units.begin(blocks); block < piece.units.end(blocks); ++block)
     for (int64_t row = row_begin; row < row_end; row += height) visit(block, row, min(height, row_end - row));
 }
 

@@ -41,16 +41,6 @@ struct ExpSum {
   __device__ T scaled(T top) const { return maximum == top ? sum : sum * exp_(maximum - top); }
 };
 
-template <class T>
-struct Total {
-  T sum = T(0);
-  static __device__ Total merge(const Total& a, const Total& b) {
-    Total both;
-    both.sum = a.sum + b.sum;
-    return both;
-  }
-};
-
 // A line of the axis: its elements are `step` apart.
 template <class Stored, bool kLog>
 struct ForwardLine {
@@ -106,6 +96,7 @@ template <class Stored, bool kLog>
 struct Forward {
   using Element = Compute<Stored>;
   using State = ExpSum<Element>;
+  static constexpr bool kCentred = false;
   int64_t count, n;
   const Stored* x;
   Stored* y;
@@ -118,6 +109,7 @@ template <class Stored, bool kLog>
 struct Backward {
   using Element = Slope<Compute<Stored>>;
   using State = Total<Compute<Stored>>;
+  static constexpr bool kCentred = false;
   int64_t count, n;
   const Stored *dy, *y;
   Stored* dx;
