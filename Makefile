@@ -48,7 +48,8 @@ stubs: $(VENV)
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_FLAGS = -std=c++17 -O1 -Wall -Wextra -Wno-init-list-lifetime -Icsrc \
   -DFASTNN_BUILT_LEVEL='"baseline"' -DFASTNN_LEVEL=baseline
-AARCH64_SOURCES = $(shell find csrc -name '*.cpp' -not -path 'csrc/python/*' -not -path csrc/core/cuda.cpp -not -path csrc/core/cuda_launch.cpp -not -name '*_amx*')
+CUDA_SOURCES = $(patsubst %,csrc/core/%.cpp,cuda cuda_found cuda_graph cuda_launch cuda_memory cuda_stream)
+AARCH64_SOURCES = $(shell find csrc -name '*.cpp' -not -path 'csrc/python/*' $(patsubst %,-not -path %,$(CUDA_SOURCES)) -not -name '*_amx*')
 AARCH64_OBJECTS = $(AARCH64_SOURCES:csrc/%.cpp=build/aarch64/%.o)
 
 aarch64: $(AARCH64_OBJECTS)

@@ -210,21 +210,26 @@ void check_tf32_product() {
 __global__ void convert_kernel(const float* in, uint32_t* out, int n) {
   const int i = thread_in_block();
   if (i >= n) return;
-  out[3 * i] = pack_pair(bfloat16{}, in[i], -in[i]);
-  out[3 * i + 1] = pack_pair(float16{}, in[i], -in[i]);
-  out[3 * i + 2] = to_tf32(in[i]);
+  out[5 * i] = pack_pair(bfloat16{}, in[i], -in[i]);
+  out[5 * i + 1] = pack_pair(float16{}, in[i], -in[i]);
+  out[5 * i + 2] = to_tf32(in[i]);
+  out[5 * i + 3] = uint32_t(to_bfloat16(in[i]).bits) | uint32_t(to_float16(in[i]).bits) << 16;
+  out[5 * i + 4] = float_to_bits(to_float(to_float16(in[i])));
 }
 
 void check_conversions() {
   std::vector<float> in = {0.0f, 1.0f, 1.00390625f, 1.01171875f, 3.1415927f, 65519.0f, 65520.0f, 1e-6f, 6e-8f, 1e30f};
   Array<float> device_in(in);
-  Array<uint32_t> out(3 * in.size());
+  Array<uint32_t> out(5 * in.size());
   launch(convert_kernel, 1, 32, 0, device_in.data(), out.data(), int(in.size()));
   bool good = true;
   for (size_t i = 0; i < in.size(); ++i) {
-    good &= out.read()[3 * i] == (uint32_t(to_bfloat16(in[i]).bits) | uint32_t(to_bfloat16(-in[i]).bits) << 16);
-    good &= out.read()[3 * i + 1] == (uint32_t(to_float16(in[i]).bits) | uint32_t(to_float16(-in[i]).bits) << 16);
-    good &= out.read()[3 * i + 2] == ((float_to_bits(in[i]) + 0x1000u) & ~0x1fffu);
+    const uint32_t bf16 = to_bfloat16(in[i]).bits, f16 = to_float16(in[i]).bits;
+    const uint32_t minus_bf16 = to_bfloat16(-in[i]).bits, minus_f16 = to_float16(-in[i]).bits;
+    auto got = [&](size_t k) { return out.read()[5 * i + k]; };
+    good &= got(0) == (bf16 | minus_bf16 << 16) && got(1) == (f16 | minus_f16 << 16);
+    good &= got(2) == ((float_to_bits(in[i]) + 0x1000u) & ~0x1fffu);
+    good &= got(3) == (bf16 | f16 << 16) && got(4) == float_to_bits(to_float(to_float16(in[i])));
   }
   report("conversions", good);
 }

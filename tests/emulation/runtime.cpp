@@ -339,6 +339,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   delete stream;
   return cudaSuccess;
 }
+cudaError_t cudaStreamGetDevice(cudaStream_t, int* device) { return cudaGetDevice(device); }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return while_capturing(stream, "cudaStreamSynchronize"); }
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return while_capturing(stream, "cudaStreamQuery"); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
