@@ -16,7 +16,6 @@ from helpers import as_list, backward_of, check_rounding, check_values, gpu, lay
 MISSING = {
     *("attention", "scaled_dot_product_attention", "scaled_dot_product_attention_backward"),
     *("batch_norm", "batch_norm_backward", "group_norm", "group_norm_backward"),
-    *("conv", "conv2d", "conv_input_grad", "conv_packing", "conv_weight_grad"),
     *("cross_entropy", "cross_entropy_backward", "nll_loss", "nll_loss_backward"),
     *("element_loss", "element_loss_backward"),
     *("dropout", "random"),

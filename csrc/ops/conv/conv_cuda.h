@@ -1,0 +1,36 @@
+// The kernels of convolution on CUDA, each for what it suits, and what they share on the host.
+#pragma once
+
+#include "core/cuda_launch.h"
+#include "ops/conv/conv.h"
+#include "ops/conv/gather_cuda.h"
+
+namespace fastnn {
+namespace conv_cuda {
+
+enum class Pass : uint8_t { Forward, InputGrad, WeightGrad };
+
+// The product of a pass over images as they are in memory; no tiles and parts as yet.
+ConvProduct product_of(const ConvArgs& args, Pass pass);
+
+// Cuts the product into tiles, and the sum into parts where there are few tiles; steps of a part are a multiple of
+// `unit`.
+void cut(ConvProduct& product, bool weight_grad, int tile_rows, int tile_columns, int64_t unit);
+
+// Packed weights: [group][term][column], or for kAlongTerms [group][column][term]; terms are taps of `channels`, of
+// which those beyond the weights' are zero, as are columns beyond them.
+struct PackedShape {
+  int64_t groups, taps, channels, columns;
+  bool along_terms;
+  FASTNN_HD constexpr int64_t elements() const { return groups * taps * channels * columns; }
+};
+void pack_weights(const ConvArgs& args, Pass pass, const PackedShape& shape, void* to);
+
+// y or dx from the partials of all parts; dw from those of a product whose groups have `channels` and `columns`.
+void sum_results(const ConvArgs& args, const ConvProduct& product, int64_t elements);
+void sum_weight_grad(const ConvArgs& args, const ConvProduct& product);
+
+void simt(const ConvArgs& args, Pass pass);  // float32 and float64
+
+}  // namespace conv_cuda
+}  // namespace fastnn
