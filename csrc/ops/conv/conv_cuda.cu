@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "core/cuda_index.h"
+#include "gemm/gemm_amx.h"
 #include "ops/conv/result_cuda.h"
 
 namespace fastnn {
@@ -53,7 +54,34 @@ __global__ void __launch_bounds__(kBlockThreads)
   T sum = T(0);
   for (int split = 0; split < p.splits; ++split) sum += static_cast<const T*>(p.partials)[split * elements + index];
   const int64_t channel = divide(divide(index, p.other.channel).quotient, p.groups * p.columns).rest;
-  store_result<Stored>(p, sum, channel, index);
+  store_result<Stored>(p, Pack<T, 1>{sum}, channel, index);
+}
+
+// A block takes 32 pixels of 32 channels, of those with padding.
+template <class Bits>
+__global__ void __launch_bounds__(kTransposed* kTransposingRows)
+    pack_image_kernel(const Bits* from, ImageStrides strides, int64_t width, int64_t pixels, int64_t planes,
+                      int64_t channels, int64_t padded, int64_t all, Bits* to) {
+  __shared__ Bits tile[kTransposed][kTransposed + 1];
+  const int64_t across = (pixels + kTransposed - 1) / kTransposed;
+  const int64_t first_pixel = blockIdx.x % across * kTransposed, first_channel = blockIdx.x / across * kTransposed;
+  const bool planar = strides.column == 1;
+  for (int i = int(threadIdx.y); i < kTransposed; i += kTransposingRows) {
+    const int down = planar ? i : int(threadIdx.x), along = planar ? int(threadIdx.x) : i;
+    const int64_t pixel = first_pixel + along;
+    const Quotient channel = divide(first_channel + down, padded);
+    Bits bits = 0;
+    if (pixel < pixels && first_channel + down < all && channel.rest < channels) {
+      const Quotient image = divide(pixel, planes), line = divide(image.rest, width);
+      bits = from[image.quotient * strides.image + line.quotient * strides.row + line.rest * strides.column +
+                  (channel.quotient * channels + channel.rest) * strides.channel];
+    }
+    tile[along][down] = bits;
+  }
+  block_sync();
+  for (int i = int(threadIdx.y); i < kTransposed; i += kTransposingRows)
+    if (first_pixel + i < pixels && first_channel + threadIdx.x < all)
+      to[(first_pixel + i) * all + first_channel + threadIdx.x] = tile[i][threadIdx.x];
 }
 
 // A block takes 32 weights (channel, tap) of 32 columns.
@@ -106,7 +134,8 @@ void check_size(const ConvAxis& axis) {
 void run(const ConvArgs& args, Pass pass) {
   check_size(args.height);
   check_size(args.width);
-  conv_cuda::simt(args, pass);
+  const bool tensor_cores = item_size(args.dtype) == 2 || (args.dtype == DType::Float32 && float32_parts < 3);
+  tensor_cores ? conv_cuda::mma(args, pass) : conv_cuda::simt(args, pass);
 }
 
 void forward(const ConvArgs& args) { run(args, Pass::Forward); }
@@ -135,6 +164,8 @@ ConvProduct product_of(const ConvArgs& args, Pass pass) {
   p.source_width = transposed ? width.output : width.input;
   p.source = transposed ? y : x;
   p.other = transposed ? x : y;
+  p.source_group = p.channels * p.source.channel;
+  p.other_group = p.columns * p.other.channel;
   p.gathered = transposed ? args.dy : args.x;
   p.beside = pass == Pass::WeightGrad ? args.dy : nullptr;
   p.row_phases = transposed ? phases_of(height) : 1;
@@ -175,6 +206,23 @@ void pack_weights(const ConvArgs& args, Pass pass, const PackedShape& shape, voi
     launch(pack_weights_kernel<Stored>, unsigned(blocks_for(shape.elements())), kBlockThreads, 0,
            static_cast<const Stored*>(args.weight), strides, shape, static_cast<Stored*>(to));
   });
+}
+
+void pack_image(const ConvArgs& args, const void* image, bool is_y, int64_t padded, void* to) {
+  const int64_t channels = is_y ? args.out_channels : args.in_channels, all = args.groups * padded;
+  const int64_t height = is_y ? args.height.output : args.height.input,
+                width = is_y ? args.width.output : args.width.input;
+  const ImageStrides strides = image_strides(args.groups * channels, height, width, args.channels_last);
+  const auto tiles = [](int64_t n) { return (n + kTransposed - 1) / kTransposed; };
+  const int64_t pixels = args.images * height * width;
+  const auto launch_of = [&](auto kernel, auto bits) {
+    using Bits = decltype(bits);
+    launch(kernel, unsigned(tiles(pixels) * tiles(all)), dim3(kTransposed, kTransposingRows), 0,
+           static_cast<const Bits*>(image), strides, width, pixels, height * width, channels, padded, all,
+           static_cast<Bits*>(to));
+  };
+  item_size(args.dtype) == 2 ? launch_of(pack_image_kernel<uint16_t>, uint16_t())
+                             : launch_of(pack_image_kernel<uint32_t>, uint32_t());
 }
 
 void sum_results(const ConvArgs& args, const ConvProduct& product, int64_t elements) {

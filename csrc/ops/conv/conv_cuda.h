@@ -26,11 +26,16 @@ struct PackedShape {
 };
 void pack_weights(const ConvArgs& args, Pass pass, const PackedShape& shape, void* to);
 
+// x, or y, with its channels last and those of each group padded with zeros.
+void pack_image(const ConvArgs& args, const void* image, bool is_y, int64_t padded, void* to);
+
 // y or dx from the partials of all parts; dw from those of a product whose groups have `channels` and `columns`.
 void sum_results(const ConvArgs& args, const ConvProduct& product, int64_t elements);
 void sum_weight_grad(const ConvArgs& args, const ConvProduct& product);
 
 void simt(const ConvArgs& args, Pass pass);  // float32 and float64
+
+void mma(const ConvArgs& args, Pass pass);  // 16-bit, and float32 as TF32
 
 }  // namespace conv_cuda
 }  // namespace fastnn

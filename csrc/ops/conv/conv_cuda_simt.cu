@@ -141,12 +141,12 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 1 : 2)
   if (threadIdx.x < kStages * kDepth) ring[threadIdx.x] = step_place(tile.begin + threadIdx.x);
   block_sync();
 
-  const T* const image = static_cast<const T*>(p.gathered) + tile.group * p.channels * p.source.channel;
+  const T* const image = static_cast<const T*>(p.gathered) + tile.group * p.source_group;
   const int64_t present = p.columns - tile.column;
   const bool along_steps = kWeightGrad == (p.source.column == 1);
   const int64_t terms = p.height.kernel * p.width.kernel * p.channels;
   const T* const beside =
-      static_cast<const T*>(p.beside) + (kWeightGrad ? (tile.group * p.columns + tile.column) * p.other.channel
+      static_cast<const T*>(p.beside) + (kWeightGrad ? tile.group * p.other_group + tile.column * p.other.channel
                                                      : tile.group * terms * p.column_pitch + tile.column);
   const auto fetch = [&](int stage) {
     if (stage < stages) {
@@ -188,28 +188,10 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 1 : 2)
   }
   async_copy_wait<0>();
   block_sync();
-  // Lines of the result are what is adjacent in it: columns, or in planes of channels pixels.
   T* const lines = reinterpret_cast<T*>(shared);
-  const bool along_rows = !kWeightGrad && p.other.channel != 1;
-  spread_sums<T, kTile>(sums, lines, along_rows, down, across);
+  spread_sums<T, kTile>(sums, lines, lines_are_columns<kWeightGrad>(p), down, across);
   block_sync();
-  for (int i = int(threadIdx.x); i < kTile * kTile; i += kThreads) {
-    const int row = along_rows ? i % kTile : i / kTile, column = along_rows ? i / kTile : i % kTile;
-    if (tile.row + row >= tile.m || column >= present) continue;
-    const T sum = lines[i / kTile * S::kPitch + i % kTile];
-    const int64_t channel = tile.group * p.columns + tile.column + column;
-    T* const partials = static_cast<T*>(p.partials);
-    if (kWeightGrad) {
-      partials[((tile.split * p.groups + tile.group) * tile.m + tile.row + row) * p.columns + tile.column + column] =
-          sum;
-      continue;
-    }
-    const int64_t offset = rows[row].beside + channel * p.other.channel;
-    if (p.splits > 1)
-      partials[tile.split * p.images * p.other.image + offset] = sum;
-    else
-      store_result<T>(p, sum, channel, offset);
-  }
+  store_tile<T, kTile, kTile, S::kPitch, kThreads, kWeightGrad>(p, tile, rows, lines);
 }
 
 // ----------------------------------------------------------------------------------------- launchers

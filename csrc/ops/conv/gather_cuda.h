@@ -92,6 +92,7 @@ struct ConvProduct {
   bool transposed;                      // the input gradient
   int64_t source_height, source_width;  // of the gathered image
   ImageStrides source, other;           // `other`: of the result, or for the weight gradient of dy
+  int64_t source_group, other_group;    // between groups of channels of each
   const void* gathered;
   const void* beside;  // packed weights, or dy
   int64_t row_phases, column_phases, row_tiles, column_tiles;
