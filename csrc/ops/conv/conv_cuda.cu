@@ -135,6 +135,7 @@ void run(const ConvArgs& args, Pass pass) {
   check_size(args.height);
   check_size(args.width);
   const bool tensor_cores = item_size(args.dtype) == 2 || (args.dtype == DType::Float32 && float32_parts < 3);
+  if (conv_cuda::direct_suits(args, pass, tensor_cores)) return conv_cuda::direct(args, pass);
   tensor_cores ? conv_cuda::mma(args, pass) : conv_cuda::simt(args, pass);
 }
 
@@ -193,6 +194,13 @@ void cut(ConvProduct& p, bool weight_grad, int tile_rows, int tile_columns, int6
   const int64_t wanted = std::min(processors() / blocks, depth / (8 * unit));
   p.split_depth = wanted > 1 ? tiles(tiles(depth, wanted), unit) * unit : INT64_MAX / 2;
   if (wanted > 1) p.splits = int(tiles(depth, p.split_depth));
+}
+
+void cut_pixels(ConvProduct& p, int64_t blocks, int64_t least) {
+  const int64_t pixels = p.images * p.height.output * p.width.output;
+  const int64_t wanted = std::max<int64_t>(1, std::min(8 * processors() / blocks, pixels / least));
+  p.split_depth = (pixels + wanted - 1) / wanted;
+  p.splits = int((pixels + p.split_depth - 1) / p.split_depth);
 }
 
 void pack_weights(const ConvArgs& args, Pass pass, const PackedShape& shape, void* to) {

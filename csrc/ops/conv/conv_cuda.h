@@ -17,6 +17,9 @@ ConvProduct product_of(const ConvArgs& args, Pass pass);
 // `unit`.
 void cut(ConvProduct& product, bool weight_grad, int tile_rows, int tile_columns, int64_t unit);
 
+// Cuts the sum over pixels into parts of at least `least`, to have some blocks for every multiprocessor.
+void cut_pixels(ConvProduct& product, int64_t blocks, int64_t least);
+
 // Packed weights: [group][term][column], or for kAlongTerms [group][column][term]; terms are taps of `channels`, of
 // which those beyond the weights' are zero, as are columns beyond them.
 struct PackedShape {
@@ -36,6 +39,10 @@ void sum_weight_grad(const ConvArgs& args, const ConvProduct& product);
 void simt(const ConvArgs& args, Pass pass);  // float32 and float64
 
 void mma(const ConvArgs& args, Pass pass);  // 16-bit, and float32 as TF32
+
+// Few channels a group: depthwise convolutions, first layers.
+bool direct_suits(const ConvArgs& args, Pass pass, bool tensor_cores);
+void direct(const ConvArgs& args, Pass pass);
 
 }  // namespace conv_cuda
 }  // namespace fastnn
