@@ -17,8 +17,8 @@ struct GemmTile {
 
 struct GemmGrid {
   int64_t row_tiles, column_tiles, items;
-  int splits = 1;         // parts of k, which are summed up afterwards in their order
-  int64_t split_k = 0;    // elements of k in each part but the last
+  int splits = 1;            // parts of k, which are summed up afterwards in their order
+  int64_t split_k = 0;       // elements of k in each part but the last
   void* partials = nullptr;  // of splits > 1: sums in the accumulators' type, [split][item][m][n]
 
   FASTNN_HD constexpr int64_t blocks() const { return row_tiles * column_tiles * items * splits; }
