@@ -12,6 +12,7 @@
 
 #include "core/cuda_index.h"
 #include "gemm/gemm_amx.h"
+#include "gemm/gemm_cuda.h"
 #include "ops/conv/result_cuda.h"
 
 namespace fastnn {
@@ -21,6 +22,7 @@ using conv_cuda::PackedShape;
 using conv_cuda::Pass;
 
 constexpr int kTransposed = 32, kTransposingRows = 8;
+constexpr int64_t kLeastStages = 8;  // of a part of the sum
 
 // Strides of a pass's weights, row-major as the convolution's (columns, channels, taps) or its transpose.
 struct WeightStrides {
@@ -116,13 +118,6 @@ __global__ void __launch_bounds__(kTransposed* kTransposingRows)
 
 // ----------------------------------------------------------------------------------------- dispatch
 
-int64_t processors() {
-  int device = 0, count = 0;
-  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
-  check_cuda(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device), "cudaDeviceGetAttribute");
-  return count;
-}
-
 // Coordinates are added in 32 bits.
 void check_size(const ConvAxis& axis) {
   const __int128 reach = __int128(axis.stride) * axis.output + __int128(axis.dilation) * axis.kernel + axis.padding;
@@ -180,25 +175,24 @@ ConvProduct product_of(const ConvArgs& args, Pass pass) {
 }
 
 void cut(ConvProduct& p, bool weight_grad, int tile_rows, int tile_columns, int64_t unit) {
-  const auto tiles = [](int64_t n, int64_t tile) { return (n + tile - 1) / tile; };
   const GatherAxis rows = p.transposed ? input_grad_axis(p.height, 0) : forward_axis(p.height);
   const GatherAxis columns = p.transposed ? input_grad_axis(p.width, 0) : forward_axis(p.width);
   // Phase 0 has no fewer positions than others; none has more taps than this.
   const int64_t pixels = p.images * rows.count * columns.count;
-  const int64_t taps = tiles(p.height.kernel, rows.tap_step) * tiles(p.width.kernel, columns.tap_step);
+  const int64_t taps = tiles_along(p.height.kernel, rows.tap_step) * tiles_along(p.width.kernel, columns.tap_step);
   const int64_t terms = taps * p.channels;
-  p.row_tiles = tiles(weight_grad ? terms : pixels, tile_rows);
-  p.column_tiles = tiles(p.columns, tile_columns);
+  p.row_tiles = tiles_along(weight_grad ? terms : pixels, tile_rows);
+  p.column_tiles = tiles_along(p.columns, tile_columns);
   p.splits = 1;
   const int64_t depth = weight_grad ? pixels : terms, blocks = product_blocks(p);
-  const int64_t wanted = std::min(processors() / blocks, depth / (8 * unit));
-  p.split_depth = wanted > 1 ? tiles(tiles(depth, wanted), unit) * unit : INT64_MAX / 2;
-  if (wanted > 1) p.splits = int(tiles(depth, p.split_depth));
+  const GemmSplit split = split_k_of(blocks, depth, unit, kLeastStages * unit, gemm_cuda::gpu().processors);
+  p.splits = split.splits;
+  p.split_depth = split.split_k;
 }
 
 void cut_pixels(ConvProduct& p, int64_t blocks, int64_t least) {
   const int64_t pixels = p.images * p.height.output * p.width.output;
-  const int64_t wanted = std::max<int64_t>(1, std::min(8 * processors() / blocks, pixels / least));
+  const int64_t wanted = std::max<int64_t>(1, std::min(8 * gemm_cuda::gpu().processors / blocks, pixels / least));
   p.split_depth = (pixels + wanted - 1) / wanted;
   p.splits = int((pixels + p.split_depth - 1) / p.split_depth);
 }
@@ -221,13 +215,12 @@ void pack_image(const ConvArgs& args, const void* image, bool is_y, int64_t padd
   const int64_t height = is_y ? args.height.output : args.height.input,
                 width = is_y ? args.width.output : args.width.input;
   const ImageStrides strides = image_strides(args.groups * channels, height, width, args.channels_last);
-  const auto tiles = [](int64_t n) { return (n + kTransposed - 1) / kTransposed; };
   const int64_t pixels = args.images * height * width;
   const auto launch_of = [&](auto kernel, auto bits) {
     using Bits = decltype(bits);
-    launch(kernel, unsigned(tiles(pixels) * tiles(all)), dim3(kTransposed, kTransposingRows), 0,
-           static_cast<const Bits*>(image), strides, width, pixels, height * width, channels, padded, all,
-           static_cast<Bits*>(to));
+    launch(kernel, unsigned(tiles_along(pixels, kTransposed) * tiles_along(all, kTransposed)),
+           dim3(kTransposed, kTransposingRows), 0, static_cast<const Bits*>(image), strides, width, pixels,
+           height * width, channels, padded, all, static_cast<Bits*>(to));
   };
   item_size(args.dtype) == 2 ? launch_of(pack_image_kernel<uint16_t>, uint16_t())
                              : launch_of(pack_image_kernel<uint32_t>, uint32_t());
@@ -241,9 +234,8 @@ void sum_results(const ConvArgs& args, const ConvProduct& product, int64_t eleme
 }
 
 void sum_weight_grad(const ConvArgs& args, const ConvProduct& product) {
-  const auto tiles = [](int64_t n) { return (n + kTransposed - 1) / kTransposed; };
   const int64_t weights = args.in_channels * args.height.kernel * args.width.kernel;
-  const int64_t blocks = tiles(weights) * tiles(product.columns) * args.groups;
+  const int64_t blocks = tiles_along(weights, kTransposed) * tiles_along(product.columns, kTransposed) * args.groups;
   with_float_type(args.dtype, [&](auto tag) {
     using Stored = typename decltype(tag)::type;
     launch(sum_weight_grad_kernel<Stored>, unsigned(blocks), dim3(kTransposed, kTransposingRows), 0, product,

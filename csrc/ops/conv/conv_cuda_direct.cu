@@ -1,11 +1,12 @@
 // Convolutions of few channels a group on CUDA, depthwise ones above all: every result sums its taps in registers, with
 // no tile in shared memory. All three passes.
 //
-// A thread makes 4 results that follow each other along the sliding axis: in planes of channels down a column, so that
-// the lanes of a warp lie along a row; with channels last along a row, so that lanes are channels, each a pack of 16
-// bytes where the convolution is depthwise. Where taps and stride are known to the compiler, the elements under all 4
-// windows are read once for each line of taps: 18 reads for 36 products at 3 x 3. The input gradient is a convolution
-// with its taps reversed, and for strides beyond 1 leaves out the taps that do not meet a position.
+// A thread makes 4 results (of packs of 8 elements, 2) that follow each other along the sliding axis: in planes of
+// channels down a column, so that the lanes of a warp lie along a row; with channels last along a row, so that lanes
+// are channels, each a pack of 16 bytes where the convolution is depthwise. Where taps and stride are known to the
+// compiler, the elements under all windows are read once for each line of taps: 18 reads for 36 products at 3 x 3. The
+// input gradient is a convolution with its taps reversed, and for strides beyond 1 leaves out the taps that do not meet
+// a position.
 //
 // The weight gradient: a block sums a weight over a part of the pixels, 3 x 3 taps at a time in registers, its threads
 // in a fixed order; parts are added up in their order.
@@ -27,7 +28,9 @@ namespace {
 
 using conv_cuda::Pass;
 
-constexpr int kResults = 4;  // of a thread, along the sliding axis
+// Results of a thread, along the sliding axis.
+template <int kWidth>
+constexpr int kResults = kWidth > 4 ? 2 : 4;
 
 // One axis of a direct pass. Position i of the result with tap j reads position i * stride + j * dilation - padding, or
 // transposed (i + padding - j * dilation) / stride where that is whole.
@@ -41,7 +44,7 @@ struct Direct {
   DirectAxis slide, line;
   const void* weight;  // its first tap, of the first channel and column
   int64_t weight_group, weight_channel, weight_column;
-  int64_t bands;  // of kResults
+  int64_t bands;  // of results that a thread makes
   bool channels_last, transposed;
 };
 
@@ -67,10 +70,10 @@ __device__ inline Target target_of(const Direct& d, int64_t index) {
   const int64_t channels = d.p.groups * d.p.columns / kWidth;
   if (d.channels_last) {
     const Quotient a = divide(index, channels), b = divide(a.quotient, d.bands), c = divide(b.quotient, d.line.results);
-    return {c.quotient, a.rest * kWidth, c.rest, b.rest * kResults};
+    return {c.quotient, a.rest * kWidth, c.rest, b.rest * kResults<kWidth>};
   }
   const Quotient a = divide(index, d.line.results), b = divide(a.quotient, d.bands), c = divide(b.quotient, channels);
-  return {c.quotient, c.rest * kWidth, a.rest, b.rest * kResults};
+  return {c.quotient, c.rest * kWidth, a.rest, b.rest * kResults<kWidth>};
 }
 
 // kTaps x kTaps without dilation and of kStride, or any (0).
@@ -91,7 +94,7 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) sums.at[i] += x.at[i] * w.at[i];
   };
-  Values sums[kResults] = {};
+  Values sums[kResults<kWidth>] = {};
   for (int64_t channel = 0; channel < p.channels; ++channel, source += p.source.channel, weight += d.weight_channel) {
 #pragma unroll
     for (int line_tap = 0; line_tap < (kTaps ? kTaps : int(d.line.kernel)); ++line_tap) {
@@ -100,7 +103,7 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
       const Stored* const from = source + line * d.line.source_stride;
       const Stored* const taps = weight + line_tap * d.line.tap_stride;
       if constexpr (kTaps != 0) {
-        constexpr int kSpan = (kResults - 1) * kStride + kTaps;
+        constexpr int kSpan = (kResults<kWidth> - 1) * kStride + kTaps;
         Values under[kSpan], w[kTaps];
         const int64_t begin = to.first * kStride - d.slide.padding;
 #pragma unroll
@@ -111,14 +114,14 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
 #pragma unroll
         for (int tap = 0; tap < kTaps; ++tap) w[tap] = load_values<kWidth>(taps + tap * d.slide.tap_stride);
 #pragma unroll
-        for (int result = 0; result < kResults; ++result)
+        for (int result = 0; result < kResults<kWidth>; ++result)
 #pragma unroll
           for (int tap = 0; tap < kTaps; ++tap) add(sums[result], under[result * kStride + tap], w[tap]);
       } else {
         for (int64_t tap = 0; tap < d.slide.kernel; ++tap) {
           const Values w = load_values<kWidth>(taps + tap * d.slide.tap_stride);
 #pragma unroll
-          for (int result = 0; result < kResults; ++result) {
+          for (int result = 0; result < kResults<kWidth>; ++result) {
             const int64_t at = source_position(d.slide, d.transposed, to.first + result, tap);
             if (at >= 0) add(sums[result], load_values<kWidth>(from + at * d.slide.source_stride), w);
           }
@@ -128,7 +131,7 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
   }
   const int64_t offset = to.image * p.other.image + to.channel * p.other.channel + to.line * d.line.result_stride;
 #pragma unroll
-  for (int result = 0; result < kResults; ++result)
+  for (int result = 0; result < kResults<kWidth>; ++result)
     if (to.first + result < d.slide.results)
       store_result<Stored>(p, sums[result], to.channel, offset + (to.first + result) * d.slide.result_stride);
 }
@@ -229,7 +232,8 @@ void reverse(DirectAxis& axis, int64_t& first_tap) {
 }
 
 template <class Stored, int kWidth>
-void launch_direct(const Direct& d) {
+void launch_direct(Direct d) {
+  d.bands = (d.slide.results + kResults<kWidth> - 1) / kResults<kWidth>;
   const auto known = [&](int64_t stride) {
     const auto suits = [&](const DirectAxis& axis) {
       return axis.kernel == 3 && axis.dilation == 1 && axis.stride == stride;
@@ -273,7 +277,6 @@ void convolve(const ConvArgs& args, Pass pass) {
   }
   d.slide = args.channels_last ? columns : rows;
   d.line = args.channels_last ? rows : columns;
-  d.bands = (d.slide.results + kResults - 1) / kResults;
   if (!packs) {
     d.weight = static_cast<const Stored*>(args.weight) + first_tap;
     return launch_direct<Stored, 1>(d);

@@ -129,7 +129,7 @@ __global__ void __launch_bounds__(Shape<T, kColumns, kWeightGrad>::Tile::kThread
     }
   });
   block_sync();
-  store_tile<T, kRows, kColumns, S::kPitch, kThreads, kWeightGrad>(p, tile, rows, lines);
+  store_product<T, kRows, kColumns, S::kPitch, kThreads, kWeightGrad>(p, tile, rows, lines);
 }
 
 // ----------------------------------------------------------------------------------------- launchers

@@ -191,7 +191,7 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 1 : 2)
   T* const lines = reinterpret_cast<T*>(shared);
   spread_sums<T, kTile>(sums, lines, lines_are_columns<kWeightGrad>(p), down, across);
   block_sync();
-  store_tile<T, kTile, kTile, S::kPitch, kThreads, kWeightGrad>(p, tile, rows, lines);
+  store_product<T, kTile, kTile, S::kPitch, kThreads, kWeightGrad>(p, tile, rows, lines);
 }
 
 // ----------------------------------------------------------------------------------------- launchers

@@ -1,40 +1,21 @@
 // What becomes of the sums of a convolution on CUDA: activation(sum + bias + residual), rounded once.
 #pragma once
 
+#include "gemm/epilogue_cuda.h"
 #include "ops/conv/gather_cuda.h"
-#include "simd/functors.h"
 #include "simd/row_cuda.h"
 
 namespace fastnn {
 namespace {
 
-template <class T>
-__device__ inline T activated(Activation activation, T x) {
-  switch (activation) {
-    case Activation::Relu: return Relu::forward(x, Params<T>{});
-    case Activation::Gelu: return Gelu::forward(x, Params<T>{});
-    case Activation::GeluTanh: return GeluTanh::forward(x, Params<T>{});
-    case Activation::Silu: return Silu::forward(x, Params<T>{});
-    case Activation::Sigmoid: return Sigmoid::forward(x, Params<T>{});
-    case Activation::Tanh: return Tanh::forward(x, Params<T>{});
-    default: return x;
-  }
-}
-
 // Neighbouring elements, of adjacent channels; `channel` counts those of all groups.
 template <class Stored, int kWidth>
 __device__ inline void store_result(const ConvProduct& p, Pack<Compute<Stored>, kWidth> sums, int64_t channel,
                                     int64_t offset) {
-  using T = Compute<Stored>;
-  Pack<Stored, kWidth> stored;
-#pragma unroll
-  for (int i = 0; i < kWidth; ++i) {
-    T& sum = sums.at[i];
-    if (p.bias) sum += to_compute<T>(static_cast<const Stored*>(p.bias)[channel + i]);
-    if (p.residual) sum += to_compute<T>(static_cast<const Stored*>(p.residual)[offset + i]);
-    stored.at[i] = to_stored<Stored>(activated(p.activation, sum));
-  }
-  store_pack(static_cast<Stored*>(p.result) + offset, stored);
+  if (p.bias) add_elements(sums, static_cast<const Stored*>(p.bias) + channel, kWidth);
+  if (p.residual) add_elements(sums, static_cast<const Stored*>(p.residual) + offset, kWidth);
+  activate(p.activation, sums);
+  store_values<kWidth>(static_cast<Stored*>(p.result) + offset, sums);
 }
 
 // The lines of a tile of sums are what is adjacent in the result: columns, or in planes of channels pixels (rows).
@@ -46,8 +27,8 @@ __device__ inline bool lines_are_columns(const ConvProduct& p) {
 // All threads of the block store a tile of sums from shared memory, lines kPitch apart, to the result or the partials.
 // `rows` are the places of the tile's rows.
 template <class Stored, int kRows, int kColumns, int kPitch, int kThreads, bool kWeightGrad>
-__device__ inline void store_tile(const ConvProduct& p, const ConvTile& tile, const Place* rows,
-                                  const Compute<Stored>* lines) {
+__device__ inline void store_product(const ConvProduct& p, const ConvTile& tile, const Place* rows,
+                                     const Compute<Stored>* lines) {
   using T = Compute<Stored>;
   const int64_t present_rows = tile.m - tile.row, present_columns = p.columns - tile.column;
   const int64_t first_channel = tile.group * p.columns + tile.column;
