@@ -18,6 +18,9 @@
 //                a thread: full occupancy but for packs
 //
 // Predicted: 70 % of memory bandwidth for 3 x 3, stride 1; the weight gradient 40 %.
+#include <algorithm>
+#include <climits>
+
 #include "core/cuda_index.h"
 #include "core/cuda_launch.h"
 #include "ops/conv/conv_cuda.h"
@@ -35,7 +38,7 @@ constexpr int kResults = kWidth > 4 ? 2 : 4;
 // One axis of a direct pass. Position i of the result with tap j reads position i * stride + j * dilation - padding, or
 // transposed (i + padding - j * dilation) / stride where that is whole.
 struct DirectAxis {
-  int64_t results, source, kernel, stride, padding, dilation;
+  int results, source, kernel, stride, padding, dilation;
   int64_t source_stride, result_stride, tap_stride;  // elements between neighbours
 };
 
@@ -44,36 +47,45 @@ struct Direct {
   DirectAxis slide, line;
   const void* weight;  // its first tap, of the first channel and column
   int64_t weight_group, weight_channel, weight_column;
-  int64_t bands;  // of results that a thread makes
+  int bands;         // of results that a thread makes
+  unsigned threads;  // with something to do
   bool channels_last, transposed;
 };
 
 // Where tap `tap` reads for position i, or -1.
-__device__ inline int64_t source_position(const DirectAxis& axis, bool transposed, int64_t i, int64_t tap) {
-  int64_t at = i * axis.stride + tap * axis.dilation - axis.padding;
+__device__ inline int source_position(const DirectAxis& axis, bool transposed, int i, int tap) {
+  int at = i * axis.stride + tap * axis.dilation - axis.padding;
   if (transposed) {
-    const int64_t scaled = i + axis.padding - tap * axis.dilation;
-    if (scaled < 0) return -1;
-    const Quotient found = divide(scaled, axis.stride);
-    at = found.rest == 0 ? found.quotient : -1;
+    const int scaled = i + axis.padding - tap * axis.dilation;
+    at = scaled >= 0 && scaled % axis.stride == 0 ? scaled / axis.stride : -1;
   }
   return at < axis.source ? at : -1;
 }
 
-// What a thread makes.
+// What a thread makes: `first` along the sliding axis.
 struct Target {
-  int64_t image, channel, line, first;
+  int image, channel, line, first;
 };
 
 template <int kWidth>
-__device__ inline Target target_of(const Direct& d, int64_t index) {
-  const int64_t channels = d.p.groups * d.p.columns / kWidth;
+__device__ inline Target target_of(const Direct& d, unsigned index) {
+  const auto take = [&](int64_t count) {
+    const unsigned taken = index % unsigned(count);
+    index /= unsigned(count);
+    return int(taken);
+  };
+  Target to;
   if (d.channels_last) {
-    const Quotient a = divide(index, channels), b = divide(a.quotient, d.bands), c = divide(b.quotient, d.line.results);
-    return {c.quotient, a.rest * kWidth, c.rest, b.rest * kResults<kWidth>};
+    to.channel = take(d.p.groups * d.p.columns / kWidth) * kWidth;
+    to.first = take(d.bands) * kResults<kWidth>;
+    to.line = take(d.line.results);
+  } else {
+    to.line = take(d.line.results);
+    to.first = take(d.bands) * kResults<kWidth>;
+    to.channel = take(d.p.groups * d.p.columns / kWidth) * kWidth;
   }
-  const Quotient a = divide(index, d.line.results), b = divide(a.quotient, d.bands), c = divide(b.quotient, channels);
-  return {c.quotient, c.rest * kWidth, a.rest, b.rest * kResults<kWidth>};
+  to.image = int(index);
+  return to;
 }
 
 // kTaps x kTaps without dilation and of kStride, or any (0).
@@ -82,14 +94,13 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
   using T = Compute<Stored>;
   using Values = Pack<T, kWidth>;
   const ConvProduct& p = d.p;
-  const int64_t index = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
-  if (index >= p.images * (p.groups * p.columns / kWidth) * d.bands * d.line.results) return;
+  const unsigned index = blockIdx.x * kBlockThreads + threadIdx.x;
+  if (index >= d.threads) return;
   const Target to = target_of<kWidth>(d, index);
-  const Quotient group = divide(to.channel, p.columns);
-  const Stored* source = static_cast<const Stored*>(p.gathered) + to.image * p.source.image +
-                         group.quotient * p.channels * p.source.channel;
-  const Stored* weight =
-      static_cast<const Stored*>(d.weight) + group.quotient * d.weight_group + group.rest * d.weight_column;
+  const int group = to.channel / int(p.columns), column = to.channel % int(p.columns);
+  const Stored* source =
+      static_cast<const Stored*>(p.gathered) + to.image * p.source.image + group * p.channels * p.source.channel;
+  const Stored* weight = static_cast<const Stored*>(d.weight) + group * d.weight_group + column * d.weight_column;
   const auto add = [](Values& sums, const Values& x, const Values& w) {
 #pragma unroll
     for (int i = 0; i < kWidth; ++i) sums.at[i] += x.at[i] * w.at[i];
@@ -97,18 +108,18 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
   Values sums[kResults<kWidth>] = {};
   for (int64_t channel = 0; channel < p.channels; ++channel, source += p.source.channel, weight += d.weight_channel) {
 #pragma unroll
-    for (int line_tap = 0; line_tap < (kTaps ? kTaps : int(d.line.kernel)); ++line_tap) {
-      const int64_t line = source_position(d.line, d.transposed, to.line, line_tap);
+    for (int line_tap = 0; line_tap < (kTaps ? kTaps : d.line.kernel); ++line_tap) {
+      const int line = source_position(d.line, d.transposed, to.line, line_tap);
       if (line < 0) continue;
       const Stored* const from = source + line * d.line.source_stride;
       const Stored* const taps = weight + line_tap * d.line.tap_stride;
       if constexpr (kTaps != 0) {
         constexpr int kSpan = (kResults<kWidth> - 1) * kStride + kTaps;
         Values under[kSpan], w[kTaps];
-        const int64_t begin = to.first * kStride - d.slide.padding;
+        const int begin = to.first * kStride - d.slide.padding;
 #pragma unroll
         for (int i = 0; i < kSpan; ++i)
-          under[i] = uint64_t(begin + i) < uint64_t(d.slide.source)
+          under[i] = unsigned(begin + i) < unsigned(d.slide.source)
                          ? load_values<kWidth>(from + (begin + i) * d.slide.source_stride)
                          : Values{};
 #pragma unroll
@@ -118,11 +129,11 @@ __global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid
 #pragma unroll
           for (int tap = 0; tap < kTaps; ++tap) add(sums[result], under[result * kStride + tap], w[tap]);
       } else {
-        for (int64_t tap = 0; tap < d.slide.kernel; ++tap) {
+        for (int tap = 0; tap < d.slide.kernel; ++tap) {
           const Values w = load_values<kWidth>(taps + tap * d.slide.tap_stride);
 #pragma unroll
           for (int result = 0; result < kResults<kWidth>; ++result) {
-            const int64_t at = source_position(d.slide, d.transposed, to.first + result, tap);
+            const int at = source_position(d.slide, d.transposed, to.first + result, tap);
             if (at >= 0) add(sums[result], load_values<kWidth>(from + at * d.slide.source_stride), w);
           }
         }
@@ -145,38 +156,40 @@ __global__ void __launch_bounds__(kBlockThreads) direct_weight_grad_kernel(const
   using T = Compute<Stored>;
   constexpr int kPixels = kBlockThreads / kChannels;
   __shared__ T partial[kPixels][kChannels];
-  const int64_t filters = p.groups * p.columns, blocks = (filters + kChannels - 1) / kChannels;
-  const int64_t tap_columns = p.width.kernel / kTaps, windows = p.height.kernel / kTaps * tap_columns;
-  Quotient rest = divide(blockIdx.x, blocks);
-  const int64_t filter = rest.rest * kChannels + threadIdx.x % kChannels;
-  rest = divide(rest.quotient, p.channels);
-  const int64_t channel = rest.rest;
-  rest = divide(rest.quotient, windows);
-  const int64_t split = rest.quotient;
-  const int64_t first_row = rest.rest / tap_columns * kTaps, first_column = rest.rest % tap_columns * kTaps;
+  const int filters = int(p.groups * p.columns), channels = int(p.channels);
+  const int tap_columns = int(p.width.kernel) / kTaps, windows = int(p.height.kernel) / kTaps * tap_columns;
+  int index = int(blockIdx.x);
+  const auto take = [&](int count) {
+    const int taken = index % count;
+    index /= count;
+    return taken;
+  };
+  const int filter = take((filters + kChannels - 1) / kChannels) * kChannels + int(threadIdx.x) % kChannels;
+  const int channel = take(channels), window = take(windows), split = index;
+  const int first_row = window / tap_columns * kTaps, first_column = window % tap_columns * kTaps;
   const bool present = filter < filters;
-  const Stored* const image = static_cast<const Stored*>(p.gathered) +
-                              ((present ? filter / p.columns : 0) * p.channels + channel) * p.source.channel;
+  const int group = present ? filter / int(p.columns) : 0;
+  const Stored* const image =
+      static_cast<const Stored*>(p.gathered) + (int64_t(group) * channels + channel) * p.source.channel;
   const Stored* const dy = static_cast<const Stored*>(p.beside) + (present ? filter : 0) * p.other.channel;
-  const int64_t pixels = p.images * p.height.output * p.width.output, begin = split * p.split_depth;
-  const int64_t end = !present ? 0 : pixels - begin < p.split_depth ? pixels : begin + p.split_depth;
+  const int width = int(p.width.output), height = int(p.height.output), pixels = int(p.images) * height * width;
+  const int begin = split * int(p.split_depth), part = min(pixels - begin, int(p.split_depth));
   T sums[kTaps][kTaps] = {};
-  for (int64_t pixel = begin + threadIdx.x / kChannels; pixel < end; pixel += kPixels) {
-    const Quotient line = divide(pixel, p.width.output), at = divide(line.quotient, p.height.output);
-    const T gradient =
-        to_compute<T>(dy[at.quotient * p.other.image + at.rest * p.other.row + line.rest * p.other.column]);
-    const int64_t row = at.rest * p.height.stride + first_row * p.height.dilation - p.height.padding;
-    const int64_t column = line.rest * p.width.stride + first_column * p.width.dilation - p.width.padding;
-    const Stored* const from = image + at.quotient * p.source.image;
+  for (int i = int(threadIdx.x) / kChannels; present && i < part; i += kPixels) {
+    const int line = (begin + i) / width, n = line / height, y = line % height, x = (begin + i) % width;
+    const T gradient = to_compute<T>(dy[n * p.other.image + y * p.other.row + x * p.other.column]);
+    const int row = y * int(p.height.stride) + first_row * int(p.height.dilation) - int(p.height.padding);
+    const int column = x * int(p.width.stride) + first_column * int(p.width.dilation) - int(p.width.padding);
+    const Stored* const from = image + n * p.source.image;
 #pragma unroll
     for (int r = 0; r < kTaps; ++r) {
-      const int64_t y = row + r * p.height.dilation;
-      if (y < 0 || y >= p.source_height) continue;
+      const int source_row = row + r * int(p.height.dilation);
+      if (source_row < 0 || source_row >= p.source_height) continue;
 #pragma unroll
       for (int s = 0; s < kTaps; ++s) {
-        const int64_t x = column + s * p.width.dilation;
-        if (x >= 0 && x < p.source_width)
-          sums[r][s] += gradient * to_compute<T>(from[y * p.source.row + x * p.source.column]);
+        const int source_column = column + s * int(p.width.dilation);
+        if (source_column >= 0 && source_column < p.source_width)
+          sums[r][s] += gradient * to_compute<T>(from[source_row * p.source.row + source_column * p.source.column]);
       }
     }
   }
@@ -195,9 +208,9 @@ __global__ void __launch_bounds__(kBlockThreads) direct_weight_grad_kernel(const
         block_sync();
       }
       if (threadIdx.x < kChannels && present) {
-        const int64_t tap = (first_row + r) * p.width.kernel + first_column + s;
-        const int64_t taps = p.height.kernel * p.width.kernel;
-        static_cast<T*>(p.partials)[((split * filters + filter) * p.channels + channel) * taps + tap] = sum;
+        const int64_t taps = p.height.kernel * p.width.kernel,
+                      tap = (first_row + r) * p.width.kernel + first_column + s;
+        static_cast<T*>(p.partials)[((int64_t(split) * filters + filter) * channels + channel) * taps + tap] = sum;
       }
     }
 }
@@ -217,11 +230,15 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 DirectAxis direct_axis(const ConvAxis& axis, bool transposed, int64_t source_stride, int64_t result_stride,
                        int64_t tap_stride) {
-  if (transposed)
-    return {axis.input,    axis.output,   axis.kernel,   axis.stride, axis.padding,
-            axis.dilation, source_stride, result_stride, tap_stride};
-  return {axis.output,   axis.input,    axis.kernel,   axis.stride, axis.padding,
-          axis.dilation, source_stride, result_stride, tap_stride};
+  return {int(transposed ? axis.input : axis.output),
+          int(transposed ? axis.output : axis.input),
+          int(axis.kernel),
+          int(axis.stride),
+          int(axis.padding),
+          int(axis.dilation),
+          source_stride,
+          result_stride,
+          tap_stride};
 }
 
 // The convolution with reversed taps that the input gradient of one of stride 1 is.
@@ -240,8 +257,8 @@ void launch_direct(Direct d) {
     };
     return sizeof(Stored) < 8 && !d.transposed && suits(d.slide) && suits(d.line);
   };
-  const int64_t threads = d.p.images * (d.p.groups * d.p.columns / kWidth) * d.bands * d.line.results;
-  const auto launch_of = [&](auto kernel) { launch(kernel, unsigned(blocks_for(threads)), kBlockThreads, 0, d); };
+  d.threads = unsigned(d.p.images * (d.p.groups * d.p.columns / kWidth) * d.bands * d.line.results);
+  const auto launch_of = [&](auto kernel) { launch(kernel, unsigned(blocks_for(d.threads)), kBlockThreads, 0, d); };
   if constexpr (sizeof(Stored) < 8) {
     if (known(1)) return launch_of(direct_conv_kernel<Stored, kWidth, 3, 1>);
     if (known(2)) return launch_of(direct_conv_kernel<Stored, kWidth, 3, 2>);
@@ -315,6 +332,10 @@ void weight_grad(const ConvArgs& args) {
 namespace conv_cuda {
 
 bool direct_suits(const ConvArgs& args, Pass pass, bool tensor_cores) {
+  // Its kernels count in 32 bits.
+  const int64_t pixels = std::max(args.height.input * args.width.input, args.height.output * args.width.output);
+  const int64_t channels = args.groups * std::max(args.in_channels, args.out_channels);
+  if (__int128(args.images) * channels * pixels > INT_MAX) return false;
   if (args.in_channels == 1 && args.out_channels <= 8) return true;
   const int64_t most = tensor_cores || pass == Pass::WeightGrad ? 2 : 8;
   return args.in_channels <= most && args.out_channels <= most;

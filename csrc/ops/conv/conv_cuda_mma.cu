@@ -26,7 +26,7 @@
 #include "ops/conv/conv_cuda.h"
 #include "ops/conv/result_cuda.h"
 
-// SASS mma_conv_kernel: HMMA LDGSTS LDSM
+// SASS mma_conv_kernel: HMMA LDGSTS
 namespace fastnn {
 namespace {
 
