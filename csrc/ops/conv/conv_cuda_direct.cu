@@ -90,7 +90,8 @@ __device__ inline Target target_of(const Direct& d, unsigned index) {
 
 // kTaps x kTaps without dilation and of kStride, or any (0).
 template <class Stored, int kWidth, int kTaps, int kStride>
-__global__ void __launch_bounds__(kBlockThreads) direct_conv_kernel(const __grid_constant__ Direct d) {
+__global__ void __launch_bounds__(kBlockThreads, kWidth > 1 ? 2 : 4)
+    direct_conv_kernel(const __grid_constant__ Direct d) {
   using T = Compute<Stored>;
   using Values = Pack<T, kWidth>;
   const ConvProduct& p = d.p;
