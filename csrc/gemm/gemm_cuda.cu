@@ -30,6 +30,36 @@ __global__ void __launch_bounds__(kThreads)
   Epilogue<Stored, kWidth>{args, item}.store(sums, line % args.m, column, present);
 }
 
+// The same product with strides that tell most: those along a dimension of one element mean nothing and are made to
+// fit, and dimensions of the batch that lie one behind the other in all operands become one.
+GemmArgs normalized(GemmArgs args) {
+  if (args.m == 1) args.a_row = 0;
+  if (args.n == 1) args.b_column = 0;
+  if (args.k == 1) {
+    args.a_column = args.a_row == 1 ? 0 : 1;
+    args.b_row = args.b_column == 1 ? 0 : 1;
+  }
+  int ndim = 0;
+  for (int d = 0; d < args.batch_ndim; ++d) {
+    const int64_t size = args.batch_shape[d];
+    if (size == 1) continue;
+    const auto follows = [&](const int64_t* batch) { return batch[ndim - 1] == batch[d] * size; };
+    if (ndim > 0 && follows(args.a_batch) && follows(args.b_batch) && follows(args.c_batch)) {
+      args.batch_shape[ndim - 1] *= size;
+      ndim -= 1;
+    } else {
+      args.batch_shape[ndim] = size;
+    }
+    args.a_batch[ndim] = args.a_batch[d];
+    args.b_batch[ndim] = args.b_batch[d];
+    args.c_batch[ndim] = args.c_batch[d];
+    ndim += 1;
+  }
+  if (ndim == 0) args.a_batch[0] = args.b_batch[0] = args.c_batch[0] = 0;
+  args.batch_ndim = ndim;
+  return args;
+}
+
 }  // namespace
 
 namespace gemm_cuda {
@@ -60,17 +90,12 @@ void sum_partials(const GemmArgs& args, const GemmGrid& grid) {
 
 void cuda_gemm(const GemmArgs& given) {
   if (given.m == 0 || given.n == 0 || gemm_batch_size(given) == 0) return;
-  GemmArgs args = given;
-  if (args.m == 1) args.a_row = 0;  // strides along a dimension of size one mean nothing: they are made to fit
-  if (args.n == 1) args.b_column = 0;
-  if (args.k == 1) {
-    args.a_column = args.a_row == 1 ? 0 : 1;
-    args.b_row = args.b_column == 1 ? 0 : 1;
-  }
+  const GemmArgs args = normalized(given);
   if (gemm_cuda::skinny_suits(args)) return gemm_cuda::skinny(args);
   const bool tf32 = args.dtype == DType::Float32 && float32_parts < 3;
-  const bool tensor_cores = tf32 || args.dtype == DType::BFloat16 || args.dtype == DType::Float16;
-  tensor_cores ? gemm_cuda::mma(args) : gemm_cuda::simt(args);
+  if (!tf32 && !is_reduced_float(args.dtype)) return gemm_cuda::simt(args);
+  const bool hopper = gemm_cuda::gpu().capability == 90;  // wgmma is 9.0's alone
+  hopper&& gemm_cuda::sm90_suits(args) ? gemm_cuda::sm90(args) : gemm_cuda::mma(args);
 }
 
 }  // namespace fastnn

@@ -20,8 +20,10 @@ void cuda_gemm(const GemmArgs& args);
 // The kernels under it.
 namespace gemm_cuda {
 
-void simt(const GemmArgs& args);    // float32 and float64
-void mma(const GemmArgs& args);     // 16-bit, and float32 as TF32: compute capability 8.0
+void simt(const GemmArgs& args);  // float32 and float64
+void mma(const GemmArgs& args);   // 16-bit, and float32 as TF32: compute capability 8.0
+void sm90(const GemmArgs& args);  // the same, of operands that the copy engine can read: compute capability 9.0
+bool sm90_suits(const GemmArgs& args);
 void skinny(const GemmArgs& args);  // a row or column of few elements: bound by memory
 bool skinny_suits(const GemmArgs& args);
 

@@ -7,7 +7,8 @@
 //
 //   arithmetic   2 m n k / 312 TF/s (A100, 16-bit), 156 TF/s (TF32); on Hopper mma.sync reaches some 60 % of wgmma
 //   shared       of 128 x 128, a warp reads 6 KB for 64 x 32 x 16 x 4 products: 16 lines to 512 clocks of tensor core
-//   registers    64 sums, two sets of 24 operands; 96 KB for 3 stages: 1 block a multiprocessor on A100, 2 on Hopper
+//   registers    64 sums, two sets of 24 operands: up to 255 in 256 threads, so one block a multiprocessor; 96 KB for
+//                3 stages (64 x 64: 48 KB, four blocks)
 //
 // Predicted: 75 % of the peak of an A100 where C has tiles for every multiprocessor.
 #include "gemm/mma_cuda.h"
@@ -30,30 +31,32 @@ struct Source {
   static constexpr int kItems = Tile::kItems, kApart = kThreads / Tile::kChunks;
   const T* from;              // of this thread's first chunk
   int64_t apart, next, step;  // strides: to its next chunk, to the next stage, between the elements of a chunk
-  int64_t rows, items;        // how much lies in the matrix, from this thread's first element on
+  int outer_left;             // how much of m or n lies in the matrix, from this thread's first element on
   bool whole;                 // chunks are aligned, and wholly in the matrix or beyond it
+
+  static __device__ int first_row() { return int(threadIdx.x) / Tile::kChunks; }
+  static __device__ int chunk() { return int(threadIdx.x) % Tile::kChunks; }
 
   __device__ Source(const void* matrix, int64_t outer, int64_t depth, int64_t extent, int64_t first, int64_t k,
                     int64_t k_end) {
-    const int row = int(threadIdx.x) / Tile::kChunks, item = int(threadIdx.x) % Tile::kChunks * kItems;
     const int64_t row_step = kAlongK ? outer : depth;
     step = kAlongK ? depth : outer;
-    from = static_cast<const T*>(matrix) + first * outer + k * depth + row * row_step + item * step;
+    from = static_cast<const T*>(matrix) + first * outer + k * depth + first_row() * row_step + chunk() * kItems * step;
     apart = kApart * row_step;
     next = Tile::kDepth * depth;
-    rows = (kAlongK ? extent - first : k_end - k) - row;
-    items = (kAlongK ? k_end - k : extent - first) - item;
+    outer_left = int(extent - first < kOuter ? extent - first : kOuter) - (kAlongK ? first_row() : chunk() * kItems);
     whole = step == 1 && is_aligned(matrix, 16) && row_step % kItems == 0 && (kAlongK ? k_end : extent) % kItems == 0;
   }
 
-  // The next stage.
-  __device__ void fetch(unsigned char* tile) {
-    const int row = int(threadIdx.x) / Tile::kChunks, chunk = int(threadIdx.x) % Tile::kChunks;
+  // The next stage, of which k_left of k lie in the matrix.
+  __device__ void fetch(unsigned char* tile, int k_left) {
+    const int rows = kAlongK ? outer_left : k_left - first_row();
+    const int items = kAlongK ? k_left - chunk() * kItems : outer_left;
     const T* at = from;
 #pragma unroll
     for (int i = 0; i < Tile::kRows; i += kApart, at += apart) {
-      unsigned char* const to = tile + Tile::offset(row + i, chunk);
-      const int64_t present = i < rows ? items : 0;
+      unsigned char* const to = tile + Tile::offset(first_row() + i, chunk());
+      const int present = i < rows ? items : 0;
       if (whole || present <= 0) {
         async_copy<16>(to, present > 0 ? at : from, present > 0);
       } else {
@@ -65,7 +68,6 @@ struct Source {
       }
     }
     from += next;
-    (kAlongK ? items : rows) -= Tile::kDepth;
   }
 };
 
@@ -123,14 +125,17 @@ __global__ void __launch_bounds__(Shape<kTile>::kThreads, 1)
   const GemmItem item = device_item<T>(args, tile.item);
   const int64_t begin = tile.split * grid.split_k;
   const int64_t end = args.k - begin < grid.split_k ? args.k : begin + grid.split_k;
-  const int stages = int((end - begin + SourceA::Tile::kDepth - 1) / SourceA::Tile::kDepth);
+  constexpr int kDepth = SourceA::Tile::kDepth;
+  const int stages = int((end - begin + kDepth - 1) / kDepth);
   SourceA a(item.a, args.a_row, args.a_column, args.m, tile.row * kTile, begin, end);
   SourceB b(item.b, args.b_column, args.b_row, args.n, tile.column * kTile, begin, end);
   const auto fetch = [&](int stage) {
     if (stage < stages) {
       unsigned char* const to = shared + stage % kStages * S::kStageBytes;
-      a.fetch(to);
-      b.fetch(to + S::kOperandBytes);
+      const int64_t left = end - begin - int64_t(stage) * kDepth;
+      const int k_left = int(left < kDepth ? left : kDepth);
+      a.fetch(to, k_left);
+      b.fetch(to + S::kOperandBytes, k_left);
     }
     async_copy_commit();
   };

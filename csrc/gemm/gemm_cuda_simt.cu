@@ -27,37 +27,36 @@ template <class T, int kTile>
 struct Operand {
   static constexpr int kItems = kPackOf16<T>, kPitch = kTile + kItems;
   static constexpr int kBytes = kDepth * kPitch * int(sizeof(T));
-  const T* data;
-  int64_t outer, depth;    // strides along m or n, and along k
-  int64_t present, k_end;  // how much of the tile is in the matrix; where this block's part of k ends
+  const T* data;         // of this block's tile
+  int64_t outer, depth;  // strides along m or n, and along k
+  int present;           // how much of the tile lies in the matrix
   bool in_pieces, along_k;
 
-  __device__ Operand(const void* matrix, int64_t outer_stride, int64_t k_stride, int64_t extent, int64_t first,
-                     int64_t end)
+  __device__ Operand(const void* matrix, int64_t outer_stride, int64_t k_stride, int64_t extent, int64_t first)
       : data(static_cast<const T*>(matrix) + first * outer_stride),
         outer(outer_stride),
         depth(k_stride),
-        present(extent - first),
-        k_end(end),
+        present(int(extent - first < kTile ? extent - first : kTile)),
         in_pieces(outer == 1 && is_aligned(matrix, 16) && depth % kItems == 0 && extent % kItems == 0),
         along_k(depth == 1) {}
 
-  __device__ void fetch(T* tile, int64_t k) const {
+  // The stage that begins at k, of which k_left lie in the matrix.
+  __device__ void fetch(T* tile, int64_t k, int k_left) const {
+    const T* const from = data + k * depth;
     if (in_pieces) {
       constexpr int kPieces = kTile / kItems;
 #pragma unroll
       for (int i = int(threadIdx.x); i < kDepth * kPieces; i += kThreads) {
         const int p = i / kPieces, element = i % kPieces * kItems;
-        const bool valid = k + p < k_end && element < present;
-        async_copy<16>(tile + p * kPitch + element, valid ? data + (k + p) * depth + element : data, valid);
+        const bool valid = p < k_left && element < present;
+        async_copy<16>(tile + p * kPitch + element, valid ? from + p * depth + element : from, valid);
       }
     } else {
-#pragma unroll
+#pragma unroll 2
       for (int i = int(threadIdx.x); i < kDepth * kTile; i += kThreads) {
         const int p = along_k ? i % kDepth : i / kTile, element = along_k ? i / kDepth : i % kTile;
-        const bool valid = k + p < k_end && element < present;
-        async_copy<sizeof(T)>(tile + p * kPitch + element, valid ? data + (k + p) * depth + element * outer : data,
-                              valid);
+        const bool valid = p < k_left && element < present;
+        async_copy<sizeof(T)>(tile + p * kPitch + element, valid ? from + p * depth + element * outer : from, valid);
       }
     }
   }
@@ -98,14 +97,15 @@ __global__ void __launch_bounds__(kThreads, 2)
   const GemmItem item = device_item<T>(args, tile.item);
   const int64_t begin = tile.split * grid.split_k;
   const int64_t end = args.k - begin < grid.split_k ? args.k : begin + grid.split_k;
-  const Tile a(item.a, args.a_row, args.a_column, args.m, tile.row * kTile, end);
-  const Tile b(item.b, args.b_column, args.b_row, args.n, tile.column * kTile, end);
+  const Tile a(item.a, args.a_row, args.a_column, args.m, tile.row * kTile);
+  const Tile b(item.b, args.b_column, args.b_row, args.n, tile.column * kTile);
   const auto stage = [&](int64_t step) { return shared + step % kStages * S::kStageBytes; };
   const auto fetch = [&](int64_t step) {
     const int64_t k = begin + step * kDepth;
     if (k < end) {
-      a.fetch(reinterpret_cast<T*>(stage(step)), k);
-      b.fetch(reinterpret_cast<T*>(stage(step) + Tile::kBytes), k);
+      const int k_left = int(end - k < kDepth ? end - k : kDepth);
+      a.fetch(reinterpret_cast<T*>(stage(step)), k, k_left);
+      b.fetch(reinterpret_cast<T*>(stage(step) + Tile::kBytes), k, k_left);
     }
     async_copy_commit();
   };

@@ -85,17 +85,18 @@ __global__ void __launch_bounds__(kThreads, 2)
         for (int e = 0; e < kItems; ++e) sums[i][j] += to_compute<Total>(x.at[e]) * to_compute<Total>(pieces[j].at[e]);
     }
   }
+  Total mine = 0;  // lane i * kRows + j stores sum i, j
 #pragma unroll
   for (int i = 0; i < kFew; ++i)
 #pragma unroll
-    for (int j = 0; j < kRows; ++j) sums[i][j] = warp_reduce<Sum>(sums[i][j]);
-#pragma unroll
-  for (int i = 0; i < kFew; ++i)
-#pragma unroll
-    for (int j = 0; j < kRows; ++j)
-      if (lane_id() == i * kRows + j && i < sides.few && first + j < sides.many)
-        store_sum<T>(args, grid, tile, item, sides.few_is_b ? first + j : i, sides.few_is_b ? i : first + j,
-                     sums[i][j]);
+    for (int j = 0; j < kRows; ++j) {
+      const Total sum = warp_reduce<Sum>(sums[i][j]);
+      if (lane_id() == i * kRows + j) mine = sum;
+    }
+  const int i = lane_id() / kRows;
+  const int64_t j = first + lane_id() % kRows;
+  if (i < sides.few && i < kFew && j < sides.many)
+    store_sum<T>(args, grid, tile, item, sides.few_is_b ? j : i, sides.few_is_b ? i : j, mine);
 }
 
 template <class T, int kFew>
@@ -104,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, 2)
                     const __grid_constant__ Sides sides) {
   using Total = SumOf<T>;
   constexpr int kItems = kPackOf16<T>, kColumns = kWarp * kItems;
-  __shared__ Total strips[kWarps][kColumns];
+  __shared__ Total strips[kWarps][kColumns], totals[kFew][kColumns];
   const GemmTile tile = grid.at(blockIdx.x);
   const GemmItem item = device_item<T>(args, tile.item);
   const int64_t column = tile.row * kColumns + lane_id() * kItems;
@@ -126,6 +127,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
     }
   }
+  const int at = int(threadIdx.x);
 #pragma unroll
   for (int i = 0; i < kFew; ++i) {
     if (i >= sides.few) break;
@@ -133,14 +135,17 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
     for (int e = 0; e < kItems; ++e) strips[warp_id()][lane_id() * kItems + e] = sums[i][e];
     block_sync();
-    const int at = int(threadIdx.x);
-    const int64_t j = tile.row * kColumns + at;
-    if (at >= kColumns || j >= sides.many) continue;
+    if (at >= kColumns) continue;
     Total sum = strips[0][at];
 #pragma unroll
     for (int warp = 1; warp < kWarps; ++warp) sum += strips[warp][at];
-    store_sum<T>(args, grid, tile, item, sides.few_is_b ? j : i, sides.few_is_b ? i : j, sum);
+    totals[i][at] = sum;
   }
+  const int64_t j = tile.row * kColumns + at;
+  if (at >= kColumns || j >= sides.many) return;
+#pragma unroll 1
+  for (int i = 0; i < sides.few; ++i)
+    store_sum<T>(args, grid, tile, item, sides.few_is_b ? j : i, sides.few_is_b ? i : j, totals[i][at]);
 }
 
 template <class T, int kFew>

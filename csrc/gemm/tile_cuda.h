@@ -45,6 +45,14 @@ FASTNN_HD constexpr GemmSplit split_k_of(int64_t blocks, int64_t k, int64_t unit
   return {int((k + split_k - 1) / split_k), split_k};
 }
 
+// Do tiles of 256 columns take less time than those of 128, which are less efficient by a tenth? In rounds of all
+// multiprocessors.
+FASTNN_HD constexpr bool wide_tiles_win(int64_t wide, int64_t narrow, int64_t processors) {
+  const int64_t wide_rounds = (wide + processors - 1) / processors;
+  const int64_t narrow_rounds = (narrow + processors - 1) / processors;
+  return wide >= processors && wide_rounds * 20 <= narrow_rounds * 11;
+}
+
 // A tile of an operand in shared memory, for tensor cores: rows of 16-byte chunks that are exchanged among themselves,
 // so that the eight chunks that are read together lie in different banks.
 //
