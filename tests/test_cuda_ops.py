@@ -25,7 +25,6 @@ MISSING = {
     *("index_read", "index_write", "index_wrap", "nonzero"),
     *("avg_pool", "avg_pool_backward", "avg_pool_channels_last", "avg_pool_channels_last_backward"),
     *("max_pool", "max_pool_backward", "max_pool_channels_last", "max_pool_channels_last_backward", "max_pool_gather"),
-    *("recurrent", "recurrent_backward"),
     *("reduce", "reduce_find_first", "scan", "sort"),
 }
 
