@@ -12,11 +12,6 @@
 namespace fastnn {
 namespace {
 
-template <class Value, class T>
-__device__ Value read_at(const T* matrix, int64_t at) {
-  return matrix ? to_compute<Value>(matrix[at]) : Value(0);
-}
-
 // ------------------------------------------------------------------------------------------ forward
 
 template <class T>
@@ -37,7 +32,7 @@ struct Forward {
   }
   __device__ Value carried(const StepRows& step, const Value* state, const T* start, int64_t row, int64_t unit) const {
     const int64_t at = row * hidden + unit;
-    return row < step.before.rows ? state[at] : read_at<Value>(start, at);
+    return row < step.before.rows ? state[at] : read_or_zero<Value>(start, at);
   }
   __device__ Value& input(const StepRows& step, int64_t row, int64_t unit, int gate) const {
     return sums[(step.at(step.here, row) * gates + gate) * hidden + unit];
@@ -156,16 +151,9 @@ struct InputPhase {
 };
 
 template <class T>
-StepWeights<T> step_weights(const void* data, int64_t units, int64_t depth, int64_t gate_units,
-                            std::initializer_list<const void*> operands) {
-  bool packs = rows_fit_packs<T>(depth, operands) && is_aligned(data, 16);
-  return {static_cast<const T*>(data), units, depth, gate_units * depth, packs};
-}
-
-template <class T>
 void input_sums(const RecurrentArgs& args, Compute<T>* sums) {
   const int64_t units = cell_gates(args.cell) * args.hidden;
-  const InputPhase<T> phase{step_weights<T>(args.weight_ih, units, args.inputs, 0, {args.x}),
+  const InputPhase<T> phase{step_weights<T>(args.weight_ih, units, args.inputs, 0, args.inputs, {args.x}),
                             static_cast<const T*>(args.x), static_cast<const Compute<T>*>(args.bias), sums};
   launch_phase(phase, StepRows{{}, {0, args.rows.n_rows}, {}, 1}, args.rows.n_rows);
 }
@@ -173,10 +161,11 @@ void input_sums(const RecurrentArgs& args, Compute<T>* sums) {
 template <class T, int kGates>
 void walk_forward(const RecurrentArgs& args, const Forward<T>& layer) {
   const int64_t hidden = args.hidden, outputs = args.outputs;
-  const GatesPhase<T, kGates> gates{step_weights<T>(args.weight_hh, hidden, outputs, hidden, {args.y, args.h0}), layer};
+  const GatesPhase<T, kGates> gates{
+      step_weights<T>(args.weight_hh, hidden, outputs, hidden, outputs, {args.y, args.h0}), layer};
   const void* second = args.weight_hr;
   if (args.cell == Cell::GruResetBefore) second = static_cast<const T*>(args.weight_hh) + 2 * hidden * outputs;
-  const MiddlePhase<T> middle{step_weights<T>(second, outputs, hidden, 0, {layer.middle}), layer};
+  const MiddlePhase<T> middle{step_weights<T>(second, outputs, hidden, 0, hidden, {layer.middle}), layer};
   for (int64_t s = 0; s < args.rows.n_steps; ++s) {
     const StepRows step = step_rows(args.rows, s);
     launch_phase(gates, step, step.here.rows);

@@ -50,6 +50,14 @@ struct StepWeights {
   bool packs;
 };
 
+// `operands` begin at multiples of `width` from these addresses.
+template <class T>
+StepWeights<T> step_weights(const void* data, int64_t units, int64_t depth, int64_t gate_units, int64_t width,
+                            std::initializer_list<const void*> operands) {
+  const bool packs = rows_fit_packs<T>(depth, {data}) && rows_fit_packs<T>(width, operands);
+  return {static_cast<const T*>(data), units, depth, gate_units * depth, packs};
+}
+
 // Elements [k, k + a pack) of a row of `depth`; zeros beyond it, and of a null row.
 template <bool kPacked, class T>
 __device__ Pack<T, kPackOf16<T>> load_run(const T* row, int64_t k, int64_t depth) {
@@ -70,6 +78,12 @@ template <class T, int kGates>
 struct StepSums {
   Compute<T> of[(kGates + 1) / 2][kRowTiles][4];
 };
+
+// An element of a matrix that may be null: then it is zeros.
+template <class Value, class T>
+__device__ Value read_or_zero(const T* matrix, int64_t at) {
+  return matrix ? to_compute<Value>(matrix[at]) : Value(0);
+}
 
 template <class T>
 struct TensorCores {
@@ -198,7 +212,7 @@ constexpr int kStepThreads = kStepWarps * kWarp;
 static_assert(kStepThreads == kStepUnits * kStepRows, "a thread finishes one unit of one row");
 
 template <class Phase>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, 1)
     step_kernel(const __grid_constant__ Phase phase, const __grid_constant__ StepRows step) {
   run_phase(phase, step, int64_t(blockIdx.y) * kStepUnits, int64_t(blockIdx.x) * kStepRows);
 }
