@@ -12,7 +12,7 @@ namespace {
 struct Step {
   int64_t begin = 0, rows = 0;
 };
-inline Step step_at(const RecurrentRows& rows, int64_t s) {
+FASTNN_HD inline Step step_at(const RecurrentRows& rows, int64_t s) {
   if (s < 0 || s >= rows.n_steps) return {};
   const int64_t t = rows.reverse ? rows.n_steps - 1 - s : s;
   if (!rows.batch_sizes) return {t * rows.step_stride, rows.batch};

@@ -5,7 +5,7 @@
 //
 // A launch a step, or two where a cell multiplies twice, and one more for dh0. Weights are transposed first, once a
 // sequence, so that both operands have k as their fast axis: 2 bytes an element of W_hh.
-#include "ops/recurrent/step_cuda.h"
+#include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"
 
 namespace fastnn {
@@ -90,7 +90,7 @@ struct StatePhase {
   StepWeights<T> weights;
   BackwardLayer<T> layer;
 
-  __device__ int64_t rows(const StepRows& step) const {
+  FASTNN_HD int64_t rows(const StepRows& step) const {
     return step.here.rows > step.after.rows ? step.here.rows : step.after.rows;
   }
   __device__ const T* operand(const StepRows& step, int64_t row) const {
@@ -126,7 +126,7 @@ struct MiddleStatePhase {
   StepWeights<T> weights;
   BackwardLayer<T> layer;
 
-  __device__ int64_t rows(const StepRows& step) const { return step.here.rows; }
+  FASTNN_HD int64_t rows(const StepRows& step) const { return step.here.rows; }
   __device__ const T* operand(const StepRows& step, int64_t row) const {
     const int64_t at = step.at(step.here, row);
     return layer.doutputs ? layer.doutputs + at * layer.outputs : layer.dgates + at * layer.width() + 2 * layer.hidden;
@@ -203,11 +203,7 @@ void backward_of(const RecurrentBackwardArgs& args) {
   const MiddleStatePhase<T> middle{step_weights<T>(second_weights.as<T>(), hidden, second_depth, 0,
                                                    resets ? hidden : outputs, {resets ? args.dgates : args.doutputs}),
                                    layer};
-  for (int64_t s = args.rows.n_steps - 1; s >= -1; --s) {
-    const StepRows step = step_rows(args.rows, s);
-    launch_phase(state, step, step.here.rows > step.after.rows ? step.here.rows : step.after.rows);
-    if (two_products) launch_phase(middle, step, step.here.rows);
-  }
+  run(Walk<StatePhase<T>, MiddleStatePhase<T>>{state, middle, args.rows, true});
 }
 
 void backward(const RecurrentBackwardArgs& args) {

@@ -6,7 +6,7 @@
 // thread that owns them. The host knows where the rows of each step lie, so nothing is read back.
 //
 // Backward multiplies by the transposed weights, made once a sequence, the gradients of the step after.
-#include "ops/recurrent/step_cuda.h"
+#include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"
 
 namespace fastnn {
@@ -61,7 +61,7 @@ struct GatesPhase {
   StepWeights<T> weights;
   Forward<T> layer;
 
-  __device__ int64_t rows(const StepRows& step) const { return step.here.rows; }
+  FASTNN_HD int64_t rows(const StepRows& step) const { return step.here.rows; }
   __device__ const T* operand(const StepRows& step, int64_t row) const { return layer.state_before(step, row); }
 
   __device__ void finish(const StepRows& step, int64_t row, int64_t unit, Value (&sums)[kGates]) const {
@@ -120,7 +120,7 @@ struct MiddlePhase {
   StepWeights<T> weights;
   Forward<T> layer;
 
-  __device__ int64_t rows(const StepRows& step) const { return step.here.rows; }
+  FASTNN_HD int64_t rows(const StepRows& step) const { return step.here.rows; }
   __device__ const T* operand(const StepRows& step, int64_t row) const {
     return layer.middle + step.at(step.here, row) * layer.hidden;
   }
@@ -143,7 +143,7 @@ struct InputPhase {
   const Value* bias;
   Value* sums;
 
-  __device__ int64_t rows(const StepRows& step) const { return step.here.rows; }
+  FASTNN_HD int64_t rows(const StepRows& step) const { return step.here.rows; }
   __device__ const T* operand(const StepRows&, int64_t row) const { return x + row * weights.depth; }
   __device__ void finish(const StepRows&, int64_t row, int64_t unit, Value (&made)[1]) const {
     sums[row * weights.units + unit] = made[0] + (bias ? bias[unit] : Value(0));
@@ -155,7 +155,7 @@ void input_sums(const RecurrentArgs& args, Compute<T>* sums) {
   const int64_t units = cell_gates(args.cell) * args.hidden;
   const InputPhase<T> phase{step_weights<T>(args.weight_ih, units, args.inputs, 0, args.inputs, {args.x}),
                             static_cast<const T*>(args.x), static_cast<const Compute<T>*>(args.bias), sums};
-  launch_phase(phase, StepRows{{}, {0, args.rows.n_rows}, {}, 1}, args.rows.n_rows);
+  launch_phase(phase, StepRows{{}, {0, args.rows.n_rows}, {}, 1});
 }
 
 template <class T, int kGates>
@@ -166,11 +166,7 @@ void walk_forward(const RecurrentArgs& args, const Forward<T>& layer) {
   const void* second = args.weight_hr;
   if (args.cell == Cell::GruResetBefore) second = static_cast<const T*>(args.weight_hh) + 2 * hidden * outputs;
   const MiddlePhase<T> middle{step_weights<T>(second, outputs, hidden, 0, hidden, {layer.middle}), layer};
-  for (int64_t s = 0; s < args.rows.n_steps; ++s) {
-    const StepRows step = step_rows(args.rows, s);
-    launch_phase(gates, step, step.here.rows);
-    if (second) launch_phase(middle, step, step.here.rows);
-  }
+  run(Walk<GatesPhase<T, kGates>, MiddlePhase<T>>{gates, middle, args.rows, false});
 }
 
 template <class T>

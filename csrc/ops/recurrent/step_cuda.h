@@ -37,7 +37,7 @@ struct StepRows {
   __device__ int64_t at(const Step& step, int64_t row) const { return step.begin + row * row_stride; }
 };
 
-inline StepRows step_rows(const RecurrentRows& rows, int64_t s) {
+FASTNN_HD inline StepRows step_rows(const RecurrentRows& rows, int64_t s) {
   return {step_at(rows, s - 1), step_at(rows, s), step_at(rows, s + 1), rows.row_stride};
 }
 
@@ -155,12 +155,25 @@ struct VectorUnits {
 template <class T>
 using StepUnit = std::conditional_t<sizeof(T) == 2, TensorCores<T>, VectorUnits<T>>;
 
+// Where a block finds the weights of its units: in device memory, or a copy in shared memory.
+template <class T>
+struct BlockWeights {
+  const T* data;
+  int64_t unit_stride, gate_stride;
+};
+
+template <class T>
+__device__ BlockWeights<T> block_weights(const StepWeights<T>& weights, int64_t first_unit) {
+  return {weights.data + first_unit * weights.depth, weights.depth, weights.gate_stride};
+}
+
 // A lane's sums along the part of k that its warp takes.
 template <bool kPacked, class Phase, class T = typename Phase::Stored>
-__device__ void multiply_rows(StepSums<T, Phase::kGates>& sums, const Phase& phase, const StepRows& step, int64_t unit,
-                              int64_t first_row) {
+__device__ void multiply_rows(StepSums<T, Phase::kGates>& sums, const Phase& phase, const BlockWeights<T>& weights,
+                              const StepRows& step, int64_t first_unit, int64_t first_row) {
   using Unit = StepUnit<T>;
-  const StepWeights<T>& weights = phase.weights;
+  const int64_t unit = first_unit + lane_id() / 4 < phase.weights.units ? lane_id() / 4 : 0;  // 0: thrown away
+  const int64_t depth = phase.weights.depth;
   const int64_t last = phase.rows(step) - 1;
   const T* rows[kRowTiles * Unit::kTileRows];
 #pragma unroll
@@ -168,26 +181,32 @@ __device__ void multiply_rows(StepSums<T, Phase::kGates>& sums, const Phase& pha
     const int64_t row = first_row + i / Unit::kTileRows * 8 + Unit::row(i % Unit::kTileRows);
     rows[i] = row <= last ? phase.operand(step, row) : nullptr;
   }
-  const T* of_unit = weights.data + (unit < weights.units ? unit : 0) * weights.depth;  // beyond them: thrown away
-  for (int64_t first = warp_id() * Unit::kSpan; first < weights.depth; first += kStepWarps * Unit::kSpan)
-    Unit::template multiply<Phase::kGates, kPacked>(sums, of_unit, weights.gate_stride, rows, first, weights.depth);
+  const T* of_unit = weights.data + unit * weights.unit_stride;
+  for (int64_t first = warp_id() * Unit::kSpan; first < depth; first += kStepWarps * Unit::kSpan)
+    Unit::template multiply<Phase::kGates, kPacked>(sums, of_unit, weights.gate_stride, rows, first, depth);
 }
 
-// All of a block's work in a phase. A Phase has: Stored, kGates, weights, rows(step), operand(step, row) (null: zeros)
-// and finish(step, row, unit, sums).
+constexpr int kStepThreads = kStepWarps * kWarp;
+static_assert(kStepThreads == kStepUnits * kStepRows, "a thread finishes one unit of one row");
+
 template <class Phase>
-__device__ void run_phase(const Phase& phase, const StepRows& step, int64_t first_unit, int64_t first_row) {
-  using T = typename Phase::Stored;
+constexpr int64_t kPartialBytes =
+    int64_t(kStepWarps) * Phase::kGates * kStepUnits * kPartialRows * int64_t(sizeof(Compute<typename Phase::Stored>));
+
+// A block's tile of a phase; `partials` is shared memory of kPartialBytes, [warp][gate][unit][row].
+//
+// A Phase has: Stored, kGates, weights, rows(step), operand(step, row) (null: zeros) and finish(step, row, unit, sums).
+template <class Phase, class T = typename Phase::Stored>
+__device__ void run_tile(const Phase& phase, const BlockWeights<T>& weights, const StepRows& step, int64_t first_unit,
+                         int64_t first_row, Compute<T>* partials) {
   using Value = Compute<T>;
   constexpr int kGates = Phase::kGates;
-  FASTNN_DYNAMIC_SHARED(shared);
-  Value* partials = reinterpret_cast<Value*>(shared);  // [warp][gate][unit][row]
   const int lane = lane_id();
   StepSums<T, kGates> sums = {};
   if (phase.weights.packs)
-    multiply_rows<true>(sums, phase, step, first_unit + lane / 4, first_row);
+    multiply_rows<true>(sums, phase, weights, step, first_unit, first_row);
   else
-    multiply_rows<false>(sums, phase, step, first_unit + lane / 4, first_row);
+    multiply_rows<false>(sums, phase, weights, step, first_unit, first_row);
 #pragma unroll
   for (int gate = 0; gate < kGates; ++gate) {
     Value* to = partials + ((warp_id() * kGates + gate) * kStepUnits + lane / 4) * kPartialRows + lane % 4 * 2;
@@ -206,24 +225,6 @@ __device__ void run_phase(const Phase& phase, const StepRows& step, int64_t firs
       for (int gate = 0; gate < kGates; ++gate) made[gate] += from[(warp * kGates + gate) * kStepUnits * kPartialRows];
     phase.finish(step, row, unit, made);
   }
-}
-
-constexpr int kStepThreads = kStepWarps * kWarp;
-static_assert(kStepThreads == kStepUnits * kStepRows, "a thread finishes one unit of one row");
-
-template <class Phase>
-__global__ void __launch_bounds__(kStepThreads, 1)
-    step_kernel(const __grid_constant__ Phase phase, const __grid_constant__ StepRows step) {
-  run_phase(phase, step, int64_t(blockIdx.y) * kStepUnits, int64_t(blockIdx.x) * kStepRows);
-}
-
-template <class Phase>
-void launch_phase(const Phase& phase, const StepRows& step, int64_t n_rows) {
-  const size_t shared =
-      size_t(kStepWarps) * Phase::kGates * kStepUnits * kPartialRows * sizeof(Compute<typename Phase::Stored>);
-  const auto tiles = [](int64_t n, int64_t size) { return unsigned((n + size - 1) / size); };
-  launch(step_kernel<Phase>, dim3(tiles(n_rows, kStepRows), tiles(phase.weights.units, kStepUnits)), dim3(kStepThreads),
-         shared, phase, step);
 }
 
 }  // namespace
