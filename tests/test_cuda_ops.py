@@ -20,7 +20,6 @@ MISSING = {
     *("cross_entropy", "cross_entropy_backward", "nll_loss", "nll_loss_backward"),
     *("element_loss", "element_loss_backward"),
     *("dropout", "random"),
-    *("gemm_pack", "matmul"),
     *("grad_norm", "optimizer_step", "scale_"),
     *("index_read", "index_write", "index_wrap", "nonzero"),
     *("avg_pool", "avg_pool_backward", "avg_pool_channels_last", "avg_pool_channels_last_backward"),

@@ -1,0 +1,225 @@
+// Products on the tensor cores of Ampere and later: bfloat16, float16, and float32 rounded to TF32; sums in float32.
+//
+// A block of 8 (4) warps computes 128 x 128 (64 x 64) of C, a warp 64 x 32 (32 x 32) in registers. Stages of 128 bytes
+// of k come by cp.async while earlier ones are multiplied. Each operand lies in shared memory as in device memory,
+// along k or across it (OperandTile), and ldmatrix reads either, so no layout is copied; operands that cannot be read
+// in aligned 16-byte chunks come element by element.
+//
+//   arithmetic   2 m n k / 312 TF/s (A100, 16-bit), 156 TF/s (TF32); on Hopper mma.sync reaches some 60 % of wgmma
+//   shared       of 128 x 128, a warp reads 6 KB for 64 x 32 x 16 x 4 products: 16 lines to 512 clocks of tensor core
+//   registers    64 sums, two sets of 24 operands; 96 KB for 3 stages: 1 block a multiprocessor on A100, 2 on Hopper
+//
+// Predicted: 75 % of the peak of an A100 where C has tiles for every multiprocessor.
+#include "gemm/mma_cuda.h"
+
+#include "gemm/epilogue_cuda.h"
+#include "gemm/gemm_amx.h"
+#include "gemm/gemm_cuda.h"
+
+// SASS mma_kernel: HMMA LDGSTS LDSM
+namespace fastnn {
+namespace {
+
+constexpr int kStages = 3;
+constexpr int kSteps = 4;  // of 32 bytes of k in a stage
+
+// One operand on its way into shared memory. A thread takes one column of chunks, at rows kApart apart.
+template <class T, int kOuter, bool kAlongK, int kThreads>
+struct Source {
+  using Tile = OperandTile<sizeof(T), kOuter, kAlongK>;
+  static constexpr int kItems = Tile::kItems, kApart = kThreads / Tile::kChunks;
+  const T* from;              // of this thread's first chunk
+  int64_t apart, next, step;  // strides: to its next chunk, to the next stage, between the elements of a chunk
+  int64_t rows, items;        // how much lies in the matrix, from this thread's first element on
+  bool whole;                 // chunks are aligned, and wholly in the matrix or beyond it
+
+  __device__ Source(const void* matrix, int64_t outer, int64_t depth, int64_t extent, int64_t first, int64_t k,
+                    int64_t k_end) {
+    const int row = int(threadIdx.x) / Tile::kChunks, item = int(threadIdx.x) % Tile::kChunks * kItems;
+    const int64_t row_step = kAlongK ? outer : depth;
+    step = kAlongK ? depth : outer;
+    from = static_cast<const T*>(matrix) + first * outer + k * depth + row * row_step + item * step;
+    apart = kApart * row_step;
+    next = Tile::kDepth * depth;
+    rows = (kAlongK ? extent - first : k_end - k) - row;
+    items = (kAlongK ? k_end - k : extent - first) - item;
+    whole = step == 1 && is_aligned(matrix, 16) && row_step % kItems == 0 && (kAlongK ? k_end : extent) % kItems == 0;
+  }
+
+  // The next stage.
+  __device__ void fetch(unsigned char* tile) {
+    const int row = int(threadIdx.x) / Tile::kChunks, chunk = int(threadIdx.x) % Tile::kChunks;
+    const T* at = from;
+#pragma unroll
+    for (int i = 0; i < Tile::kRows; i += kApart, at += apart) {
+      unsigned char* const to = tile + Tile::offset(row + i, chunk);
+      const int64_t present = i < rows ? items : 0;
+      if (whole || present <= 0) {
+        async_copy<16>(to, present > 0 ? at : from, present > 0);
+      } else {
+        Pack<T, kItems> elements{};
+#pragma unroll
+        for (int e = 0; e < kItems; ++e)
+          if (e < present) elements.at[e] = at[e * step];
+        store_pack(reinterpret_cast<T*>(to), elements);
+      }
+    }
+    from += next;
+    (kAlongK ? items : rows) -= Tile::kDepth;
+  }
+};
+
+// 16 of m or n by 32 bytes of k, as four fragments of 8 by 16 bytes: of an A the first index to change is the half of
+// m, of a B that of k.
+template <class T, class Tile, bool kAlongK, bool kIsA>
+__device__ inline void load_fragments(uint32_t (&r)[4], const unsigned char* tile, int outer, int step) {
+  if constexpr (!kAlongK && sizeof(T) == 4) {
+    const int g = lane_id() / 4, t = lane_id() % 4;
+#pragma unroll
+    for (int q = 0; q < 4; ++q) {
+      const int at = outer + (kIsA ? q % 2 : q / 2) * 8 + g, row = step * 8 + (kIsA ? q / 2 : q % 2) * 4 + t;
+      r[q] = *reinterpret_cast<const uint32_t*>(tile + Tile::offset(row, at / 4) + at % 4 * 4);
+    }
+  } else {
+    const int matrix = lane_id() / 8, line = lane_id() % 8;
+    const int half_outer = kIsA ? matrix % 2 : matrix / 2, half_k = kIsA ? matrix / 2 : matrix % 2;
+    if constexpr (kAlongK)
+      load_matrix(r, tile + Tile::offset(outer + half_outer * 8 + line, step * 2 + half_k));
+    else
+      load_matrix_transposed(r, tile + Tile::offset(step * 16 + half_k * 8 + line, outer / 8 + half_outer));
+  }
+  if constexpr (sizeof(T) == 4)
+#pragma unroll
+    for (uint32_t& word : r) word = to_tf32(bits_to_float(word));
+}
+
+template <class T>
+__device__ inline void multiply_fragments(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  if constexpr (sizeof(T) == 4)
+    mma_16x8x8_tf32(sums, a, b);
+  else
+    mma_16x8x16<T>(sums, a, b);
+}
+
+template <int kTile>
+struct Shape {
+  static constexpr int kWarpRows = 2, kWarpColumns = kTile / 32;  // of warps
+  static constexpr int kThreads = kWarpRows * kWarpColumns * kWarp;
+  static constexpr int kHigh = kTile / kWarpRows / 16, kWide = 2;  // of a warp: 16 rows each, 16 columns each
+  static constexpr int kOperandBytes = kTile * 128, kStageBytes = 2 * kOperandBytes;
+  static constexpr int kPitch = kTile + 8;  // of the tile of sums: pairs of 8 rows lie in different banks
+  static constexpr int kShared = kStages * kStageBytes;
+  static_assert(kTile * kPitch * int(sizeof(float)) <= kShared, "the sums are stored where the stages were");
+};
+
+template <class T, int kTile, bool kAAlongK, bool kBAlongK>
+__global__ void __launch_bounds__(Shape<kTile>::kThreads, 1)
+    mma_kernel(const __grid_constant__ GemmArgs args, const __grid_constant__ GemmGrid grid) {
+  using S = Shape<kTile>;
+  using SourceA = Source<T, kTile, kAAlongK, S::kThreads>;
+  using SourceB = Source<T, kTile, kBAlongK, S::kThreads>;
+  FASTNN_DYNAMIC_SHARED(shared);
+  const GemmTile tile = grid.at(blockIdx.x);
+  const GemmItem item = device_item<T>(args, tile.item);
+  const int64_t begin = tile.split * grid.split_k;
+  const int64_t end = args.k - begin < grid.split_k ? args.k : begin + grid.split_k;
+  const int stages = int((end - begin + SourceA::Tile::kDepth - 1) / SourceA::Tile::kDepth);
+  SourceA a(item.a, args.a_row, args.a_column, args.m, tile.row * kTile, begin, end);
+  SourceB b(item.b, args.b_column, args.b_row, args.n, tile.column * kTile, begin, end);
+  const auto fetch = [&](int stage) {
+    if (stage < stages) {
+      unsigned char* const to = shared + stage % kStages * S::kStageBytes;
+      a.fetch(to);
+      b.fetch(to + S::kOperandBytes);
+    }
+    async_copy_commit();
+  };
+  const int first_row = warp_id() / S::kWarpColumns * S::kHigh * 16;
+  const int first_column = warp_id() % S::kWarpColumns * S::kWide * 16;
+  float sums[S::kHigh][2 * S::kWide][4] = {};
+  uint32_t rows[2][S::kHigh][4], columns[2][S::kWide][4];
+  for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
+  for (int stage = 0; stage < stages; ++stage) {
+    async_copy_wait<kStages - 2>();
+    block_sync();
+    fetch(stage + kStages - 1);
+    const unsigned char* const tile_a = shared + stage % kStages * S::kStageBytes;
+    const auto load = [&](int step) {
+#pragma unroll
+      for (int i = 0; i < S::kHigh; ++i)
+        load_fragments<T, typename SourceA::Tile, kAAlongK, true>(rows[step % 2][i], tile_a, first_row + i * 16, step);
+#pragma unroll
+      for (int j = 0; j < S::kWide; ++j)
+        load_fragments<T, typename SourceB::Tile, kBAlongK, false>(columns[step % 2][j], tile_a + S::kOperandBytes,
+                                                                   first_column + j * 16, step);
+    };
+    load(0);
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      if (step + 1 < kSteps) load(step + 1);
+#pragma unroll
+      for (int i = 0; i < S::kHigh; ++i)
+#pragma unroll
+        for (int j = 0; j < 2 * S::kWide; ++j) {
+          const uint32_t (&pair)[4] = columns[step % 2][j / 2];
+          const uint32_t column[2] = {pair[j % 2 * 2], pair[j % 2 * 2 + 1]};
+          multiply_fragments<T>(sums[i][j], rows[step % 2][i], column);
+        }
+    }
+  }
+  async_copy_wait<0>();
+  block_sync();
+  float* const tile_c = reinterpret_cast<float*>(shared);
+#pragma unroll
+  for (int i = 0; i < S::kHigh; ++i)
+#pragma unroll
+    for (int j = 0; j < 2 * S::kWide; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = first_row + i * 16 + half * 8 + lane_id() / 4,
+                  column = first_column + j * 8 + lane_id() % 4 * 2;
+        store_pack(tile_c + row * S::kPitch + column, Pack<float, 2>{sums[i][j][2 * half], sums[i][j][2 * half + 1]});
+      }
+  block_sync();
+  store_tile<T, kTile, kTile, S::kPitch, S::kThreads>(tile_c, args, item, grid, tile);
+}
+
+// ----------------------------------------------------------------------------------------- launchers
+
+template <class T, int kTile, bool kAAlongK, bool kBAlongK>
+void multiply_layout(const GemmArgs& args, int processors) {
+  constexpr int kDepth = OperandTile<sizeof(T), kTile, true>::kDepth;
+  run_tiles(args, {kTile, kTile, kDepth, 4 * kDepth}, processors, [&](const GemmGrid& grid) {
+    launch(mma_kernel<T, kTile, kAAlongK, kBAlongK>, unsigned(grid.blocks()), Shape<kTile>::kThreads,
+           Shape<kTile>::kShared, args, grid);
+  });
+}
+
+template <class T, int kTile>
+void multiply_tiles(const GemmArgs& args, int processors) {
+  // Operands that are adjacent along neither are read element by element, as if along k.
+  const bool a_along_k = args.a_column == 1 || args.a_row != 1, b_along_k = args.b_row == 1 || args.b_column != 1;
+  if (a_along_k && b_along_k) return multiply_layout<T, kTile, true, true>(args, processors);
+  if (a_along_k) return multiply_layout<T, kTile, true, false>(args, processors);
+  if (b_along_k) return multiply_layout<T, kTile, false, true>(args, processors);
+  multiply_layout<T, kTile, false, false>(args, processors);
+}
+
+template <class T>
+void multiply(const GemmArgs& args) {
+  const int processors = gemm_cuda::gpu().processors;
+  const bool fills = tiles_of(args, 128, 128) >= processors;
+  fills ? multiply_tiles<T, 128>(args, processors) : multiply_tiles<T, 64>(args, processors);
+}
+
+}  // namespace
+
+namespace gemm_cuda {
+
+void mma(const GemmArgs& args) {
+  if (args.dtype == DType::Float32) return multiply<float>(args);
+  args.dtype == DType::BFloat16 ? multiply<bfloat16>(args) : multiply<float16>(args);
+}
+
+}  // namespace gemm_cuda
+}  // namespace fastnn
