@@ -6,6 +6,7 @@
 // thread that owns them. The host knows where the rows of each step lie, so nothing is read back.
 //
 // Backward multiplies by the transposed weights, made once a sequence, the gradients of the step after.
+#include "gemm/gemm_cuda.h"
 #include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"
 
@@ -134,28 +135,16 @@ struct MiddlePhase {
 
 // The input's part of the gates, for all rows.
 template <class T>
-struct InputPhase {
-  using Stored = T;
-  using Value = Compute<T>;
-  static constexpr int kGates = 1;
-  StepWeights<T> weights;
-  const T* x;
-  const Value* bias;
-  Value* sums;
-
-  FASTNN_HD int64_t rows(const StepRows& step) const { return step.here.rows; }
-  __device__ const T* operand(const StepRows&, int64_t row) const { return x + row * weights.depth; }
-  __device__ void finish(const StepRows&, int64_t row, int64_t unit, Value (&made)[1]) const {
-    sums[row * weights.units + unit] = made[0] + (bias ? bias[unit] : Value(0));
-  }
-};
-
-template <class T>
 void input_sums(const RecurrentArgs& args, Compute<T>* sums) {
   const int64_t units = cell_gates(args.cell) * args.hidden;
-  const InputPhase<T> phase{step_weights<T>(args.weight_ih, units, args.inputs, 0, args.inputs, {args.x}),
-                            static_cast<const T*>(args.x), static_cast<const Compute<T>*>(args.bias), sums};
-  launch_phase(phase, StepRows{{}, {0, args.rows.n_rows}, {}, 1});
+  GemmArgs gemm{};
+  gemm.m = args.rows.n_rows, gemm.n = units, gemm.k = args.inputs;
+  gemm.a = args.x, gemm.a_row = args.inputs, gemm.a_column = 1;
+  gemm.b = args.weight_ih, gemm.b_row = 1, gemm.b_column = args.inputs;
+  gemm.c = sums, gemm.c_row = units;
+  gemm.dtype = args.dtype, gemm.c_dtype = dtype_of<Compute<T>>();
+  if (args.bias) gemm.bias_kind = GemmBias::PerColumn, gemm.bias = args.bias;
+  cuda_gemm(gemm);
 }
 
 template <class T, int kGates>
