@@ -39,14 +39,14 @@ FASTNN_HD inline T gru_state(T candidate, T update, T h) {
 // Activations become the gradients before them.
 
 template <class T>
-FASTNN_HD inline T rnn_slope(bool relu, T activation, T dh) {
+FASTNN_HD inline T rnn_gradient(bool relu, T activation, T dh) {
   if (relu) return activation > T(0) ? dh : T(0);
   return dh * (T(1) - activation * activation);
 }
 
 // dc becomes that of the step before.
 template <class T>
-FASTNN_HD inline void lstm_slopes(T& input, T& forget, T& candidate, T& output, T tanh_c, T c_before, T dh, T& dc) {
+FASTNN_HD inline void lstm_gradient(T& input, T& forget, T& candidate, T& output, T tanh_c, T c_before, T dh, T& dc) {
   const T i = input, f = forget, g = candidate, o = output;
   const T d = dc + dh * o * (T(1) - tanh_c * tanh_c);
   input = d * g * i * (T(1) - i);
@@ -59,7 +59,7 @@ FASTNN_HD inline void lstm_slopes(T& input, T& forget, T& candidate, T& output, 
 // (r, z, n, h W_hn^T + b_hn) becomes the gradients of (h's n, r, z, x's n), dh that of the step before, less what comes
 // by the products.
 template <class T>
-FASTNN_HD inline void gru_slopes(T& first, T& second, T& third, T& fourth, T h_before, T& dh) {
+FASTNN_HD inline void gru_gradient(T& first, T& second, T& third, T& fourth, T h_before, T& dh) {
   const T r = first, z = second, n = third, hidden_n = fourth;
   const T dn = dh * (T(1) - z) * (T(1) - n * n);
   first = dn * r;
@@ -71,14 +71,14 @@ FASTNN_HD inline void gru_slopes(T& first, T& second, T& third, T& fourth, T h_b
 
 // Of a GRU that resets before the product: the gradients of z and n, then that of r from the one of r h.
 template <class T>
-FASTNN_HD inline void gru_update_slopes(T& update, T& candidate, T h_before, T& dh) {
+FASTNN_HD inline void gru_update_gradient(T& update, T& candidate, T h_before, T& dh) {
   const T z = update, n = candidate;
   update = dh * (h_before - n) * z * (T(1) - z);
   candidate = dh * (T(1) - z) * (T(1) - n * n);
   dh = dh * z;
 }
 template <class T>
-FASTNN_HD inline void gru_reset_slope(T& reset, T dreset, T h_before, T& dh) {
+FASTNN_HD inline void gru_reset_gradient(T& reset, T dreset, T h_before, T& dh) {
   const T r = reset;
   reset = dreset * h_before * r * (T(1) - r);
   dh += dreset * r;

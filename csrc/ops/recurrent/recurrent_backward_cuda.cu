@@ -3,8 +3,8 @@
 //
 //   dh[step] = dy[step] + dgates[step after] W_hh (+ what a GRU's z carries), then through the cell: dgates[step]
 //
-// A launch a step, or two where a cell multiplies twice, and one more for dh0. Weights are transposed first, once a
-// sequence, so that both operands have k as their fast axis: 2 bytes an element of W_hh.
+// walk_cuda.h goes through the steps from the last to the first, and one more for dh0. Weights are transposed first,
+// once a sequence, so that both operands have k as their fast axis: read and written once.
 #include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"
 
@@ -25,8 +25,8 @@ struct BackwardLayer {
     const int64_t at = (step.at(of, row) * cell_saved(cell) + number) * saved_units(hidden) + unit;
     return to_compute<Value>(saved[at]);
   }
-  __device__ void set_gate(const StepRows& step, int64_t row, int64_t unit, int gate, Value slope) const {
-    dgates[step.at(step.here, row) * width() + gate * hidden + unit] = to_stored<T>(slope);
+  __device__ void set_gate(const StepRows& step, int64_t row, int64_t unit, int gate, Value gradient) const {
+    dgates[step.at(step.here, row) * width() + gate * hidden + unit] = to_stored<T>(gradient);
   }
   __device__ Value h_before(const StepRows& step, int64_t row, int64_t unit) const {
     if (row < step.before.rows) return to_compute<Value>(y[step.at(step.before, row) * hidden + unit]);
@@ -40,12 +40,12 @@ struct BackwardLayer {
     return dh ? dh[at] : Value(0);
   }
 
-  __device__ void finish_rnn(const StepRows& step, int64_t row, int64_t unit, Value slope) const {
+  __device__ void finish_rnn(const StepRows& step, int64_t row, int64_t unit, Value gradient) const {
     const Value h = activation(step, step.here, row, unit, 0);
-    set_gate(step, row, unit, 0, rnn_slope(cell == Cell::RnnRelu, h, slope));
+    set_gate(step, row, unit, 0, rnn_gradient(cell == Cell::RnnRelu, h, gradient));
   }
 
-  __device__ void finish_lstm(const StepRows& step, int64_t row, int64_t unit, Value slope) const {
+  __device__ void finish_lstm(const StepRows& step, int64_t row, int64_t unit, Value gradient) const {
     const int64_t at = row * hidden + unit;
     Value a[4];
 #pragma unroll
@@ -54,29 +54,29 @@ struct BackwardLayer {
     const bool starts = row >= step.before.rows;
     const Value c_before = starts ? read_or_zero<Value>(c0, at) : activation(step, step.before, row, unit, 4);
     Value dcell = row < step.after.rows ? dc[at] : read_or_zero<Value>(dcn, at);
-    lstm_slopes(a[0], a[1], a[2], a[3], tanh_(c), c_before, slope, dcell);
+    lstm_gradient(a[0], a[1], a[2], a[3], tanh_(c), c_before, gradient, dcell);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) set_gate(step, row, unit, gate, a[gate]);
     dc[at] = dcell;
     if (starts) dc0[at] = to_stored<T>(dcell);
   }
 
-  __device__ void finish_gru(const StepRows& step, int64_t row, int64_t unit, Value slope) const {
+  __device__ void finish_gru(const StepRows& step, int64_t row, int64_t unit, Value gradient) const {
     Value a[4];
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) a[gate] = activation(step, step.here, row, unit, gate);
-    gru_slopes(a[0], a[1], a[2], a[3], h_before(step, row, unit), slope);
+    gru_gradient(a[0], a[1], a[2], a[3], h_before(step, row, unit), gradient);
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) set_gate(step, row, unit, gate, a[gate]);
-    dh[row * hidden + unit] = slope;
+    dh[row * hidden + unit] = gradient;
   }
 
-  __device__ void finish_update(const StepRows& step, int64_t row, int64_t unit, Value slope) const {
+  __device__ void finish_update(const StepRows& step, int64_t row, int64_t unit, Value gradient) const {
     Value z = activation(step, step.here, row, unit, 1), n = activation(step, step.here, row, unit, 2);
-    gru_update_slopes(z, n, h_before(step, row, unit), slope);
+    gru_update_gradient(z, n, h_before(step, row, unit), gradient);
     set_gate(step, row, unit, 1, z);
     set_gate(step, row, unit, 2, n);
-    dh[row * hidden + unit] = slope;
+    dh[row * hidden + unit] = gradient;
   }
 };
 
@@ -97,22 +97,22 @@ struct StatePhase {
     return row < step.after.rows ? layer.dgates + step.at(step.after, row) * layer.width() : nullptr;
   }
   __device__ void finish(const StepRows& step, int64_t row, int64_t unit, Value (&sums)[1]) const {
-    Value slope = sums[0] + layer.started(step, row, unit);
+    Value gradient = sums[0] + layer.started(step, row, unit);
     if (row >= step.here.rows) {  // its sequence began with the step after
-      layer.dh0[row * layer.outputs + unit] = to_stored<T>(slope);
+      layer.dh0[row * layer.outputs + unit] = to_stored<T>(gradient);
       return;
     }
     const int64_t at = step.at(step.here, row) * layer.outputs + unit;
-    slope += read_or_zero<Value>(layer.dy, at);
+    gradient += read_or_zero<Value>(layer.dy, at);
     if (layer.doutputs) {
-      layer.doutputs[at] = to_stored<T>(slope);
+      layer.doutputs[at] = to_stored<T>(gradient);
       return;
     }
     switch (layer.cell) {
-      case Cell::Lstm: return layer.finish_lstm(step, row, unit, slope);
-      case Cell::Gru: return layer.finish_gru(step, row, unit, slope);
-      case Cell::GruResetBefore: return layer.finish_update(step, row, unit, slope);
-      default: return layer.finish_rnn(step, row, unit, slope);
+      case Cell::Lstm: return layer.finish_lstm(step, row, unit, gradient);
+      case Cell::Gru: return layer.finish_gru(step, row, unit, gradient);
+      case Cell::GruResetBefore: return layer.finish_update(step, row, unit, gradient);
+      default: return layer.finish_rnn(step, row, unit, gradient);
     }
   }
 };
@@ -134,7 +134,7 @@ struct MiddleStatePhase {
   __device__ void finish(const StepRows& step, int64_t row, int64_t unit, Value (&sums)[1]) const {
     if (layer.doutputs) return layer.finish_lstm(step, row, unit, sums[0]);
     Value r = layer.activation(step, step.here, row, unit, 0);
-    gru_reset_slope(r, sums[0], layer.h_before(step, row, unit), layer.dh[row * layer.hidden + unit]);
+    gru_reset_gradient(r, sums[0], layer.h_before(step, row, unit), layer.dh[row * layer.hidden + unit]);
     layer.set_gate(step, row, unit, 0, r);
   }
 };

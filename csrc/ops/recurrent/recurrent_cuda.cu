@@ -1,11 +1,10 @@
 // Recurrent layers on CUDA: see recurrent.h for the formulas, step_cuda.h for a step's product and its cost.
 //
-// The input's products are one product of all rows. Then each step is a launch of one kernel, which fuses the recurrent
-// product with the cell, or two where a cell multiplies twice; the weights stay in L2 from step to step. A step's
-// operand is y of the step before (or h0), in its dtype; c, and h of a GRU, are carried in the compute type by the
-// thread that owns them. The host knows where the rows of each step lie, so nothing is read back.
+// The input's products are one product of all rows: 2 * rows * gates * hidden * inputs operations. Then walk_cuda.h
+// goes through the steps, in kernels that fuse the recurrent product with the cell. A step's operand is y of the step
+// before (or h0), in its dtype; c, and h of a GRU, are carried in the compute type by the thread that owns them.
 //
-// Backward multiplies by the transposed weights, made once a sequence, the gradients of the step after.
+// Saved is (rows, saved, saved_units(hidden)).
 #include "gemm/gemm_cuda.h"
 #include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"
