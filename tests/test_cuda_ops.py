@@ -18,7 +18,6 @@ MISSING = {
     *("dropout", "random"),
     *("grad_norm", "optimizer_step", "scale_"),
     *("index_read", "index_write", "index_wrap", "nonzero"),
-    *("recurrent", "recurrent_backward"),
     *("reduce", "reduce_find_first", "scan", "sort"),
 }
 
