@@ -12,7 +12,7 @@
 #include "core/cuda_index.h"
 #include "core/cuda_launch.h"
 #include "ops/elementwise/elementwise.h"
-#include "simd/element.h"
+#include "simd/element_cuda.h"
 
 namespace fastnn {
 namespace {
@@ -21,37 +21,8 @@ namespace {
 
 template <class T>
 __device__ T load(const StridedOperand& operand, int64_t offset) {
-  const void* data = operand.data;
-  if (!data) return is_float_type<T> ? static_cast<T>(operand.real) : static_cast<T>(operand.integer);
-  switch (operand.dtype) {
-    case DType::Bool: return to_compute<T>(static_cast<const bool*>(data)[offset]);
-    case DType::UInt8: return to_compute<T>(static_cast<const uint8_t*>(data)[offset]);
-    case DType::Int8: return to_compute<T>(static_cast<const int8_t*>(data)[offset]);
-    case DType::Int16: return to_compute<T>(static_cast<const int16_t*>(data)[offset]);
-    case DType::Int32: return to_compute<T>(static_cast<const int32_t*>(data)[offset]);
-    case DType::Int64: return to_compute<T>(static_cast<const int64_t*>(data)[offset]);
-    case DType::Float16: return to_compute<T>(static_cast<const float16*>(data)[offset]);
-    case DType::BFloat16: return to_compute<T>(static_cast<const bfloat16*>(data)[offset]);
-    case DType::Float32: return to_compute<T>(static_cast<const float*>(data)[offset]);
-    default: return to_compute<T>(static_cast<const double*>(data)[offset]);
-  }
-}
-
-template <class T>
-__device__ void store(const StridedOperand& operand, int64_t offset, T value) {
-  void* data = operand.data;
-  switch (operand.dtype) {
-    case DType::Bool: static_cast<bool*>(data)[offset] = to_stored<bool>(value); return;
-    case DType::UInt8: static_cast<uint8_t*>(data)[offset] = to_stored<uint8_t>(value); return;
-    case DType::Int8: static_cast<int8_t*>(data)[offset] = to_stored<int8_t>(value); return;
-    case DType::Int16: static_cast<int16_t*>(data)[offset] = to_stored<int16_t>(value); return;
-    case DType::Int32: static_cast<int32_t*>(data)[offset] = to_stored<int32_t>(value); return;
-    case DType::Int64: static_cast<int64_t*>(data)[offset] = to_stored<int64_t>(value); return;
-    case DType::Float16: static_cast<float16*>(data)[offset] = to_stored<float16>(value); return;
-    case DType::BFloat16: static_cast<bfloat16*>(data)[offset] = to_stored<bfloat16>(value); return;
-    case DType::Float32: static_cast<float*>(data)[offset] = to_stored<float>(value); return;
-    default: static_cast<double*>(data)[offset] = to_stored<double>(value); return;
-  }
+  if (!operand.data) return is_float_type<T> ? static_cast<T>(operand.real) : static_cast<T>(operand.integer);
+  return load_element<T>(operand.data, operand.dtype, offset);
 }
 
 // ------------------------------------------------------------------------- from op to its formula
@@ -137,7 +108,7 @@ __device__ void map_element(const ElementwiseArgs& args, Formula formula) {
   const Offsets<N + 1> offsets = strided_offsets(position, args.ndim, args.shape, strides);
   T in[N];
   for (int k = 0; k < N; ++k) in[k] = load<T>(args.in[k], offsets.of[k + 1]);
-  store(args.out, offsets.of[0], formula(in));
+  store_element(args.out.data, args.out.dtype, offsets.of[0], formula(in));
 }
 
 template <class T>
