@@ -1,9 +1,8 @@
-// One element of any dtype on a GPU, as a register of the type that a kernel computes in: the switch goes the same way
+// Elements of any dtype on a GPU, as registers of the type that a kernel computes in: the switch goes the same way
 // for the whole grid. The conversions are those of the CPU (simd/element.h).
 #pragma once
 
-#include <cuda_runtime_api.h>
-
+#include "core/cuda_device.h"
 #include "core/dtype.h"
 #include "simd/element.h"
 
@@ -39,6 +38,56 @@ __device__ void store_element(void* data, DType dtype, int64_t offset, T value) 
     case DType::BFloat16: static_cast<bfloat16*>(data)[offset] = to_stored<bfloat16>(value); return;
     case DType::Float32: static_cast<float*>(data)[offset] = to_stored<float>(value); return;
     default: static_cast<double*>(data)[offset] = to_stored<double>(value); return;
+  }
+}
+
+// Four neighbouring elements, aligned to their size together.
+constexpr int kFour = 4;
+
+template <class Stored, class T>
+__device__ void load_four_of(const void* data, int64_t offset, T (&x)[kFour]) {
+  const Pack<Stored, kFour> pack = load_pack<kFour>(static_cast<const Stored*>(data) + offset);
+#pragma unroll
+  for (int j = 0; j < kFour; ++j) x[j] = to_compute<T>(pack.at[j]);
+}
+
+template <class T>
+__device__ void load_four(const void* data, DType dtype, int64_t offset, T (&x)[kFour]) {
+  switch (dtype) {
+    case DType::Bool: return load_four_of<bool>(data, offset, x);
+    case DType::UInt8: return load_four_of<uint8_t>(data, offset, x);
+    case DType::Int8: return load_four_of<int8_t>(data, offset, x);
+    case DType::Int16: return load_four_of<int16_t>(data, offset, x);
+    case DType::Int32: return load_four_of<int32_t>(data, offset, x);
+    case DType::Int64: return load_four_of<int64_t>(data, offset, x);
+    case DType::Float16: return load_four_of<float16>(data, offset, x);
+    case DType::BFloat16: return load_four_of<bfloat16>(data, offset, x);
+    case DType::Float32: return load_four_of<float>(data, offset, x);
+    default: return load_four_of<double>(data, offset, x);
+  }
+}
+
+template <class Stored, class T>
+__device__ void store_four_of(void* data, int64_t offset, const T (&x)[kFour]) {
+  Pack<Stored, kFour> pack;
+#pragma unroll
+  for (int j = 0; j < kFour; ++j) pack.at[j] = to_stored<Stored>(x[j]);
+  store_pack(static_cast<Stored*>(data) + offset, pack);
+}
+
+template <class T>
+__device__ void store_four(void* data, DType dtype, int64_t offset, const T (&x)[kFour]) {
+  switch (dtype) {
+    case DType::Bool: return store_four_of<bool>(data, offset, x);
+    case DType::UInt8: return store_four_of<uint8_t>(data, offset, x);
+    case DType::Int8: return store_four_of<int8_t>(data, offset, x);
+    case DType::Int16: return store_four_of<int16_t>(data, offset, x);
+    case DType::Int32: return store_four_of<int32_t>(data, offset, x);
+    case DType::Int64: return store_four_of<int64_t>(data, offset, x);
+    case DType::Float16: return store_four_of<float16>(data, offset, x);
+    case DType::BFloat16: return store_four_of<bfloat16>(data, offset, x);
+    case DType::Float32: return store_four_of<float>(data, offset, x);
+    default: return store_four_of<double>(data, offset, x);
   }
 }
 
