@@ -9,7 +9,6 @@
 #include <algorithm>
 
 #include "ops/optim/rules.h"
-#include "simd/element_cuda.h"
 #include "simd/row_cuda.h"
 
 namespace fastnn {
@@ -52,47 +51,40 @@ __device__ inline Piece piece_of(const Tensors& tensors, int64_t elements) {
   return {tensor, begin, begin + elements < tensor.memory.n ? begin + elements : tensor.memory.n};
 }
 
-// Four neighbouring elements of any float; those past `end` are not there.
-template <class T, class Stored>
-__device__ void load_four_of(const void* data, int64_t i, T (&x)[kEach]) {
-  const Pack<Stored, kEach> pack = load_pack<kEach>(static_cast<const Stored*>(data) + i);
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) x[j] = to_compute<T>(pack.at[j]);
-}
-template <class T>
-__device__ void load_four(const Piece& piece, const void* data, int64_t i, T (&x)[kEach]) {
-  const DType dtype = piece.tensor.memory.dtype;
-  if (piece.tensor.packs && i + kEach <= piece.end) {
-    if constexpr (sizeof(T) == 4) {
-      if (dtype == DType::Float32) return load_four_of<T, float>(data, i, x);
-      if (dtype == DType::BFloat16) return load_four_of<T, bfloat16>(data, i, x);
-      return load_four_of<T, float16>(data, i, x);
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kEach; ++j) x[j] = i + j < piece.end ? load_element<T>(data, dtype, i + j) : T(0);
+// Calls visit(TypeTag<Stored>()) with the type of floats that are computed in T.
+template <class T, class Visit>
+__device__ void with_stored(DType dtype, const Visit& visit) {
+  if constexpr (sizeof(T) == 8)
+    visit(TypeTag<double>());
+  else if (dtype == DType::Float32)
+    visit(TypeTag<float>());
+  else if (dtype == DType::BFloat16)
+    visit(TypeTag<bfloat16>());
+  else
+    visit(TypeTag<float16>());
 }
 
-template <class T, class Stored>
-__device__ void store_four_of(void* data, int64_t i, const T (&x)[kEach]) {
-  Pack<Stored, kEach> pack;
+// Four neighbouring elements; those past the end are not there.
+template <class T>
+__device__ void load_four(const Piece& piece, const void* data, int64_t i, T (&x)[kEach]) {
+  with_stored<T>(piece.tensor.memory.dtype, [&](auto tag) {
+    const auto* from = static_cast<const typename decltype(tag)::type*>(data) + i;
+    if (piece.tensor.packs && i + kEach <= piece.end) return load_elements(from, x);
 #pragma unroll
-  for (int j = 0; j < kEach; ++j) pack.at[j] = to_stored<Stored>(x[j]);
-  store_pack(static_cast<Stored*>(data) + i, pack);
+    for (int j = 0; j < kEach; ++j) x[j] = i + j < piece.end ? to_compute<T>(from[j]) : T(0);
+  });
 }
+
 template <class T>
 __device__ void store_four(const Piece& piece, void* data, int64_t i, const T (&x)[kEach]) {
-  const DType dtype = piece.tensor.memory.dtype;
-  if (piece.tensor.packs && i + kEach <= piece.end) {
-    if constexpr (sizeof(T) == 4) {
-      if (dtype == DType::Float32) return store_four_of<T, float>(data, i, x);
-      if (dtype == DType::BFloat16) return store_four_of<T, bfloat16>(data, i, x);
-      return store_four_of<T, float16>(data, i, x);
-    }
-  }
+  with_stored<T>(piece.tensor.memory.dtype, [&](auto tag) {
+    using Stored = typename decltype(tag)::type;
+    Stored* to = static_cast<Stored*>(data) + i;
+    if (piece.tensor.packs && i + kEach <= piece.end) return store_elements(to, x, [](T value) { return value; });
 #pragma unroll
-  for (int j = 0; j < kEach; ++j)
-    if (i + j < piece.end) store_element(data, dtype, i + j, x[j]);
+    for (int j = 0; j < kEach; ++j)
+      if (i + j < piece.end) to[j] = to_stored<Stored>(x[j]);
+  });
 }
 
 // -------------------------------------------------------------------------------------------- updates

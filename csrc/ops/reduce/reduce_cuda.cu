@@ -35,7 +35,6 @@ struct Reading {
   using T = Compute<Stored>;
   using Wide = double;
   static constexpr int kPack = kPackOf16<Stored>;
-  static constexpr int kAhead = std::is_same_v<T, float> ? 4 : 1;  // packs that are read before they are joined
 
   template <int kWidth>
   static __device__ void load(const ReduceArgs& walk, int64_t offset, T (&x)[kWidth]) {
@@ -47,7 +46,7 @@ template <>
 struct Reading<AnyInteger> {
   using T = int64_t;
   using Wide = int64_t;
-  static constexpr int kPack = 1, kAhead = 1;
+  static constexpr int kPack = 1;
 
   template <int kWidth>
   static __device__ void load(const ReduceArgs& walk, int64_t offset, T (&x)[kWidth]) {
@@ -84,6 +83,7 @@ struct Values {
   using T = typename Source::T;
   using State = T;
   using Wide = typename Source::Wide;
+  static constexpr int kAhead = std::is_same_v<T, float> ? 4 : 1;  // packs that are read before they are joined
   ReduceArgs walk;
 
   template <class Any>
@@ -173,6 +173,7 @@ struct First {
   using T = typename Source::T;
   using State = int64_t;
   using Wide = int64_t;
+  static constexpr int kAhead = 1;
   ReduceArgs walk;
   int64_t* index;
 
@@ -233,7 +234,7 @@ __global__ void __launch_bounds__(kThreads)
     reduce_rows(const __grid_constant__ Reducer reducer, const __grid_constant__ Chunks chunks, int team) {
   using T = typename Reducer::T;
   using Wide = typename Reducer::Wide;
-  constexpr int kAhead = Reducer::Source::kAhead;
+  constexpr int kAhead = Reducer::kAhead;
   const ReduceArgs& walk = reducer.walk;
   const int64_t unit = int64_t(blockIdx.x) * (kThreads / team) + threadIdx.x / unsigned(team);
   const int lane = int(threadIdx.x) & (team - 1);
@@ -272,7 +273,7 @@ __global__ void __launch_bounds__(kThreads)
     reduce_columns(const __grid_constant__ Reducer reducer, const __grid_constant__ Chunks chunks, int lanes) {
   using T = typename Reducer::T;
   using Wide = typename Reducer::Wide;
-  constexpr int kAhead = Reducer::Source::kAhead;
+  constexpr int kAhead = Reducer::kAhead;
   __shared__ Wide shared[kThreads * kWidth];
   const ReduceArgs& walk = reducer.walk;
   const int lane = int(threadIdx.x) & (lanes - 1), strip = int(threadIdx.x) / lanes, strips = kThreads / lanes;
