@@ -5,6 +5,8 @@
 // instructions a word: at 8 bytes an element 600 G elements/s have time for 45.
 //
 // A thread draws one block of words: the numbers 4b to 4b + 3, or 2b and 2b + 1 of those that take two words each.
+//
+// LOCAL fill_kernel: sine and cosine of normal numbers keep the digits of 2/pi there
 #include "ops/random/random.h"
 
 #include "core/cuda_index.h"
