@@ -690,7 +690,7 @@ try:
 except fastnn.DeviceError as error:
     print(error)
 """
-    assert "elementwise" in run_python(program, FASTNN_CUDA_SYNC="1")
+    assert "element" in run_python(program, FASTNN_CUDA_SYNC="1")  # the operation, or the line of the emulation
 
 
 @gpu

@@ -43,7 +43,7 @@ void copy_same_type(const Tensor& dst, const Tensor& src) {
     args.src_strides[axis] = axis < pad ? 0 : walk.in[0].strides[axis - pad];
   }
   constexpr int64_t kRow = 16384;
-  if (walk.ndim == 1 && walk.shape[0] >= 2 * kRow) {
+  if (!dst.device().is_cuda() && walk.ndim == 1 && walk.shape[0] >= 2 * kRow) {
     const int64_t rows = walk.shape[0] / kRow, rest = walk.shape[0] % kRow;
     args.shape[0] = rows;
     args.shape[1] = kRow;
