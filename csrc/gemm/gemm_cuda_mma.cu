@@ -11,7 +11,7 @@
 //                3 stages (64 x 64: 48 KB, four blocks)
 //
 // Predicted: 75 % of the peak of an A100 where C has tiles for every multiprocessor.
-#include "gemm/mma_cuda.h"
+#include "gemm/fragments_cuda.h"
 
 #include "gemm/epilogue_cuda.h"
 #include "gemm/gemm_amx.h"
@@ -22,7 +22,6 @@ namespace fastnn {
 namespace {
 
 constexpr int kStages = 3;
-constexpr int kSteps = 4;  // of 32 bytes of k in a stage
 
 // One operand on its way into shared memory. A thread takes one column of chunks, at rows kApart apart.
 template <class T, int kOuter, bool kAlongK, int kThreads>
@@ -71,53 +70,20 @@ struct Source {
   }
 };
 
-// 16 of m or n by 32 bytes of k, as four fragments of 8 by 16 bytes: of an A the first index to change is the half of
-// m, of a B that of k.
-template <class T, class Tile, bool kAlongK, bool kIsA>
-__device__ inline void load_fragments(uint32_t (&r)[4], const unsigned char* tile, int outer, int step) {
-  if constexpr (!kAlongK && sizeof(T) == 4) {
-    const int g = lane_id() / 4, t = lane_id() % 4;
-#pragma unroll
-    for (int q = 0; q < 4; ++q) {
-      const int at = outer + (kIsA ? q % 2 : q / 2) * 8 + g, row = step * 8 + (kIsA ? q / 2 : q % 2) * 4 + t;
-      r[q] = *reinterpret_cast<const uint32_t*>(tile + Tile::offset(row, at / 4) + at % 4 * 4);
-    }
-  } else {
-    const int matrix = lane_id() / 8, line = lane_id() % 8;
-    const int half_outer = kIsA ? matrix % 2 : matrix / 2, half_k = kIsA ? matrix / 2 : matrix % 2;
-    if constexpr (kAlongK)
-      load_matrix(r, tile + Tile::offset(outer + half_outer * 8 + line, step * 2 + half_k));
-    else
-      load_matrix_transposed(r, tile + Tile::offset(step * 16 + half_k * 8 + line, outer / 8 + half_outer));
-  }
-  if constexpr (sizeof(T) == 4)
-#pragma unroll
-    for (uint32_t& word : r) word = to_tf32(bits_to_float(word));
-}
-
-template <class T>
-__device__ inline void multiply_fragments(float (&sums)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  if constexpr (sizeof(T) == 4)
-    mma_16x8x8_tf32(sums, a, b);
-  else
-    mma_16x8x16<T>(sums, a, b);
-}
-
-template <int kTile>
+template <class T, int kTile, bool kAAlongK, bool kBAlongK>
 struct Shape {
-  static constexpr int kWarpRows = 2, kWarpColumns = kTile / 32;  // of warps
-  static constexpr int kThreads = kWarpRows * kWarpColumns * kWarp;
-  static constexpr int kHigh = kTile / kWarpRows / 16, kWide = 2;  // of a warp: 16 rows each, 16 columns each
-  static constexpr int kOperandBytes = kTile * 128, kStageBytes = 2 * kOperandBytes;
+  using Tile = WarpTile<T, kTile, kTile, kAAlongK, kBAlongK>;
+  static constexpr int kThreads = Tile::kThreads;
   static constexpr int kPitch = kTile + 8;  // of the tile of sums: pairs of 8 rows lie in different banks
-  static constexpr int kShared = kStages * kStageBytes;
+  static constexpr int kShared = kStages * Tile::kStageBytes;
   static_assert(kTile * kPitch * int(sizeof(float)) <= kShared, "the sums are stored where the stages were");
 };
 
 template <class T, int kTile, bool kAAlongK, bool kBAlongK>
-__global__ void __launch_bounds__(Shape<kTile>::kThreads, 1)
+__global__ void __launch_bounds__(Shape<T, kTile, kAAlongK, kBAlongK>::kThreads, 1)
     mma_kernel(const __grid_constant__ GemmArgs args, const __grid_constant__ GemmGrid grid) {
-  using S = Shape<kTile>;
+  using S = Shape<T, kTile, kAAlongK, kBAlongK>;
+  using Tile = typename S::Tile;
   using SourceA = Source<T, kTile, kAAlongK, S::kThreads>;
   using SourceB = Source<T, kTile, kBAlongK, S::kThreads>;
   FASTNN_DYNAMIC_SHARED(shared);
@@ -131,60 +97,27 @@ __global__ void __launch_bounds__(Shape<kTile>::kThreads, 1)
   SourceB b(item.b, args.b_column, args.b_row, args.n, tile.column * kTile, begin, end);
   const auto fetch = [&](int stage) {
     if (stage < stages) {
-      unsigned char* const to = shared + stage % kStages * S::kStageBytes;
+      unsigned char* const to = shared + stage % kStages * Tile::kStageBytes;
       const int64_t left = end - begin - int64_t(stage) * kDepth;
       const int k_left = int(left < kDepth ? left : kDepth);
       a.fetch(to, k_left);
-      b.fetch(to + S::kOperandBytes, k_left);
+      b.fetch(to + Tile::TileA::kBytes, k_left);
     }
     async_copy_commit();
   };
-  const int first_row = warp_id() / S::kWarpColumns * S::kHigh * 16;
-  const int first_column = warp_id() % S::kWarpColumns * S::kWide * 16;
-  float sums[S::kHigh][2 * S::kWide][4] = {};
-  uint32_t rows[2][S::kHigh][4], columns[2][S::kWide][4];
+  Tile product;
   for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
   for (int stage = 0; stage < stages; ++stage) {
     async_copy_wait<kStages - 2>();
     block_sync();
     fetch(stage + kStages - 1);
-    const unsigned char* const tile_a = shared + stage % kStages * S::kStageBytes;
-    const auto load = [&](int step) {
-#pragma unroll
-      for (int i = 0; i < S::kHigh; ++i)
-        load_fragments<T, typename SourceA::Tile, kAAlongK, true>(rows[step % 2][i], tile_a, first_row + i * 16, step);
-#pragma unroll
-      for (int j = 0; j < S::kWide; ++j)
-        load_fragments<T, typename SourceB::Tile, kBAlongK, false>(columns[step % 2][j], tile_a + S::kOperandBytes,
-                                                                   first_column + j * 16, step);
-    };
-    load(0);
-#pragma unroll
-    for (int step = 0; step < kSteps; ++step) {
-      if (step + 1 < kSteps) load(step + 1);
-#pragma unroll
-      for (int i = 0; i < S::kHigh; ++i)
-#pragma unroll
-        for (int j = 0; j < 2 * S::kWide; ++j) {
-          const uint32_t (&pair)[4] = columns[step % 2][j / 2];
-          const uint32_t column[2] = {pair[j % 2 * 2], pair[j % 2 * 2 + 1]};
-          multiply_fragments<T>(sums[i][j], rows[step % 2][i], column);
-        }
-    }
+    product.multiply(shared + stage % kStages * Tile::kStageBytes);
   }
   async_copy_wait<0>();
   block_sync();
   float* const tile_c = reinterpret_cast<float*>(shared);
-#pragma unroll
-  for (int i = 0; i < S::kHigh; ++i)
-#pragma unroll
-    for (int j = 0; j < 2 * S::kWide; ++j)
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int row = first_row + i * 16 + half * 8 + lane_id() / 4,
-                  column = first_column + j * 8 + lane_id() % 4 * 2;
-        store_pack(tile_c + row * S::kPitch + column, Pack<float, 2>{sums[i][j][2 * half], sums[i][j][2 * half + 1]});
-      }
+  product.for_pairs(
+      [&](int row, int column, const Pack<float, 2>& pair) { store_pack(tile_c + row * S::kPitch + column, pair); });
   block_sync();
   store_tile<T, kTile, kTile, S::kPitch, S::kThreads>(tile_c, args, item, grid, tile);
 }
@@ -193,10 +126,10 @@ __global__ void __launch_bounds__(Shape<kTile>::kThreads, 1)
 
 template <class T, int kTile, bool kAAlongK, bool kBAlongK>
 void multiply_layout(const GemmArgs& args, int processors) {
+  using S = Shape<T, kTile, kAAlongK, kBAlongK>;
   constexpr int kDepth = OperandTile<sizeof(T), kTile, true>::kDepth;
   run_tiles(args, {kTile, kTile, kDepth, 4 * kDepth}, processors, [&](const GemmGrid& grid) {
-    launch(mma_kernel<T, kTile, kAAlongK, kBAlongK>, unsigned(grid.blocks()), Shape<kTile>::kThreads,
-           Shape<kTile>::kShared, args, grid);
+    launch(mma_kernel<T, kTile, kAAlongK, kBAlongK>, unsigned(grid.blocks()), S::kThreads, S::kShared, args, grid);
   });
 }
 
