@@ -14,7 +14,6 @@ from helpers import as_list, backward_of, check_rounding, check_values, gpu, lay
 
 # Kernels without a CUDA version as yet: what needs one of them is left out. Who adds the version takes the name away.
 MISSING = {
-    *("attention", "scaled_dot_product_attention", "scaled_dot_product_attention_backward"),
     *("batch_norm", "batch_norm_backward", "group_norm", "group_norm_backward"),
     *("conv", "conv2d", "conv_input_grad", "conv_packing", "conv_weight_grad"),
     *("cross_entropy", "cross_entropy_backward", "nll_loss", "nll_loss_backward"),
