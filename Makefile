@@ -48,7 +48,8 @@ stubs: $(VENV)
 AARCH64_CXX ?= aarch64-linux-gnu-g++
 AARCH64_FLAGS = -std=c++17 -O1 -Wall -Wextra -Wno-init-list-lifetime -Icsrc \
   -DFASTNN_BUILT_LEVEL='"baseline"' -DFASTNN_LEVEL=baseline
-AARCH64_SOURCES = $(shell find csrc -name '*.cpp' -not -path 'csrc/python/*' -not -path csrc/core/cuda.cpp -not -path csrc/core/cuda_launch.cpp -not -name '*_amx*')
+CUDA_SOURCES = $(patsubst %,csrc/core/%.cpp,cuda cuda_found cuda_graph cuda_launch cuda_memory cuda_stream)
+AARCH64_SOURCES = $(shell find csrc -name '*.cpp' -not -path 'csrc/python/*' $(patsubst %,-not -path %,$(CUDA_SOURCES)) -not -name '*_amx*')
 AARCH64_OBJECTS = $(AARCH64_SOURCES:csrc/%.cpp=build/aarch64/%.o)
 
 aarch64: $(AARCH64_OBJECTS)
@@ -96,6 +97,11 @@ cuda-emulated: $(VENV)
 	cp -R python/fastnn $(EMULATED)/package && rm -f $(EMULATED)/package/fastnn/_C*.so
 	cp $(EMULATED)/_C*.so $(EMULATED)/package/fastnn
 	PYTHONPATH=$(EMULATED)/package FASTNN_REQUIRE_CUDA=1 $(VENV)/bin/python -m pytest -q $(EMULATED_TESTS)
+
+# The CUDA kernels as nvcc makes them, without a GPU: no spills, no serialised wgmma, tensor cores where they must be.
+cuda-check: $(VENV)
+	$(PIP) install --quiet 'nvidia-cuda-cuobjdump>=13' 'nvidia-cuda-nvdisasm>=13'
+	$(VENV)/bin/python cmake/check_cuda.py
 
 clean:
 	rm -rf build dist $(VENV) .venv-*

@@ -16,5 +16,6 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 "$python" -m pip install --no-build-isolation --no-deps -C cmake.define.FASTNN_CUDA=ON .
 "$python" -c "import fastnn; fastnn.show_config()"
 # Without pyproject.toml's settings: they ask for plugins that such a machine may lack.
-FASTNN_REQUIRE_CUDA=1 PYTHONPATH=tests "$python" -m pytest -c /dev/null --rootdir . --import-mode=importlib tests/test_cuda.py
+FASTNN_REQUIRE_CUDA=1 PYTHONPATH=tests "$python" -m pytest -c /dev/null --rootdir . --import-mode=importlib tests/test_cuda.py tests/test_cuda_ops.py \
+  tests/test_emulation.py
 "$python" bench/gpu.py --json "$results/gpu.json"

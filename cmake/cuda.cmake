@@ -1,9 +1,9 @@
 # The CUDA kernels: FASTNN_CUDA=AUTO builds them where a working nvcc is found, ON requires one. EMULATED
 # compiles them with the C++ compiler, to run on the CPU in tests (tests/emulation): it needs no nvcc and no GPU.
 #
-# Sets FASTNN_WITH_CUDA, cuda_objects and cuda_runtime. Adds one OBJECT library per group of architectures, so that flags are never
-# set per file: cuda_base holds the kernels of every GPU, as machine code for compute capability 8.0
-# and as PTX, from which the driver compiles for later ones.
+# Sets FASTNN_WITH_CUDA, cuda_objects and cuda_runtime. Adds one OBJECT library per group of architectures, so that
+# flags are never set per file: cuda_base holds the kernels of every GPU, as machine code for compute capability 8.0 and
+# as PTX, from which the driver compiles for later ones; cuda_sm90 holds *_sm90.cu, for 9.0a alone.
 
 set(FASTNN_CUDA AUTO CACHE STRING "CUDA kernels: AUTO, ON, OFF or EMULATED")
 set(FASTNN_WITH_CUDA OFF)
@@ -52,16 +52,27 @@ message(STATUS "CUDA: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${C
 # nvcc takes about 1 GB a file: no more than two at once, however many cores there are.
 set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=2)
 
-file(GLOB_RECURSE cuda_base_sources CONFIGURE_DEPENDS csrc/*_cuda.cu)
-add_library(cuda_base OBJECT ${cuda_base_sources})
-target_link_libraries(cuda_base PRIVATE fastnn_flags)
-target_compile_definitions(cuda_base PRIVATE FASTNN_WITH_CUDA)
-target_compile_options(
-  cuda_base
-  PRIVATE --expt-relaxed-constexpr # constexpr helpers of headers run on the device too
-          -Werror cross-execution-space-call,all-warnings
-          -diag-suppress 177 # a kernel's registration is read by the linker only
-          -Xcompiler=-Wall,-Wextra)
-set_target_properties(cuda_base PROPERTIES JOB_POOL_COMPILE cuda)
+# One group of kernels: the sources and the architectures that they are compiled for.
+function(add_cuda_group name architectures)
+  add_library(${name} OBJECT ${ARGN})
+  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}" JOB_POOL_COMPILE cuda)
+  target_link_libraries(${name} PRIVATE fastnn_flags)
+  target_compile_definitions(${name} PRIVATE FASTNN_WITH_CUDA)
+  target_compile_options(
+    ${name}
+    PRIVATE --expt-relaxed-constexpr # constexpr helpers of headers run on the device too
+            -Werror cross-execution-space-call,all-warnings
+            -diag-suppress 177 # a kernel's registration is read by the linker only
+            -Xcompiler=-Wall,-Wextra)
+endfunction()
+
+file(GLOB_RECURSE cuda_base_sources CONFIGURE_DEPENDS csrc/*.cu)
+file(GLOB_RECURSE cuda_sm90_sources CONFIGURE_DEPENDS csrc/*_sm90.cu)
+list(REMOVE_ITEM cuda_base_sources ${cuda_sm90_sources})
+add_cuda_group(cuda_base "${CMAKE_CUDA_ARCHITECTURES}" ${cuda_base_sources})
 set(cuda_objects $<TARGET_OBJECTS:cuda_base>)
+if(cuda_sm90_sources)
+  add_cuda_group(cuda_sm90 90a-real ${cuda_sm90_sources})
+  list(APPEND cuda_objects $<TARGET_OBJECTS:cuda_sm90>)
+endif()
 set(cuda_runtime CUDA::cudart_static)

@@ -171,7 +171,8 @@ def module_stub() -> str:
         if name == "Tensor" or (name.startswith("__") and name != "__version__"):
             continue
         if isinstance(value, type) and issubclass(value, Exception):
-            classes.append(f"class {name}(RuntimeError): ...\n")
+            bases = ", ".join(base.__name__ for base in value.__bases__)
+            classes.append(f"class {name}({bases}): ...\n")
         elif isinstance(value, type):
             classes.append(class_stub(name, value))
         elif callable(value):

@@ -42,16 +42,19 @@ void* CachingAllocator::allocate(size_t bytes) {
     }
   }
   void* block = system_allocate(rounded);
-  if (!block) {
+  const bool retry = !block;
+  if (retry) {
     empty_cache();
     block = system_allocate(rounded);
   }
+  std::lock_guard<std::mutex> lock(mutex_);
+  stats_.retries += retry;
   if (!block) {
-    std::lock_guard<std::mutex> lock(mutex_);
     stats_.allocated -= int64_t(rounded);
     fail<MemoryError>("cannot allocate ", bytes, " bytes: ", place_, " has ", capacity_, ", of which fastnn holds ",
                       stats_.allocated);
   }
+  stats_.peak_reserved = std::max(stats_.peak_reserved, stats_.allocated + stats_.cached);
   return block;
 }
 
@@ -86,6 +89,7 @@ MemoryStats CachingAllocator::stats() {
 void CachingAllocator::reset_peak() {
   std::lock_guard<std::mutex> lock(mutex_);
   stats_.peak_allocated = stats_.allocated;
+  stats_.peak_reserved = stats_.allocated + stats_.cached;
 }
 
 void CachingAllocator::set_limit(int64_t bytes) {

@@ -1,9 +1,8 @@
-// The caching allocator: one for the CPU's memory, one for each GPU's.
+// The caching allocator of the CPU's memory; core/stream_allocator.h is that of a GPU's.
 //
-// Fresh memory costs more than most kernels (a page fault per 4 KiB on the CPU, a device-wide wait on
-// CUDA), so freed blocks are kept in free lists by size class and handed out again. Classes are 1,
-// 1.25, 1.5 and 1.75 times a power of two: at most 25 % waste. When the system has no more, the cache
-// is emptied and the request tried once again.
+// Fresh memory costs more than most kernels (a page fault per 4 KiB), so freed blocks are kept in free lists by size
+// class and handed out again. Classes are 1, 1.25, 1.5 and 1.75 times a power of two: at most 25 % waste. When the
+// system has no more, the cache is emptied and the request tried once again.
 #pragma once
 
 #include <cstddef>

@@ -38,6 +38,10 @@ struct RuntimeError : Error {
 struct MemoryError : Error {
   using Error::Error;
 };
+// A device has no memory left: fastnn.cuda.OutOfMemoryError.
+struct OutOfMemoryError : MemoryError {
+  using MemoryError::MemoryError;
+};
 struct BufferError : Error {
   using Error::Error;
 };

@@ -3,13 +3,15 @@
 #include <pthread.h>
 
 #include <atomic>
-#include <memory>
+#include <cstdlib>
+#include <cstring>
 #include <mutex>
 #include <vector>
 
-#include "core/caching_allocator.h"
 #include "core/check.h"
-#include "core/cuda_launch.h"
+#include "core/cuda_context.h"
+#include "core/cuda_graph.h"
+#include "core/found.h"
 #include "core/parallel.h"
 
 namespace fastnn {
@@ -37,13 +39,15 @@ std::string no_devices_reason(cudaError_t error) {
   return cudaGetErrorString(error);
 }
 
-// A driver does not survive a fork: in the child every use raises, and releases do nothing.
 std::atomic<bool> forked{false};
+std::atomic<bool> initialized{false};
+thread_local int current_device = 0;
 
 Probe ask_driver() {
   Probe probe;
   int count = 0;
   cudaError_t error = cudaGetDeviceCount(&count);
+  count = count < kMaxCudaDevices ? count : kMaxCudaDevices;
   for (int i = 0; i < count && error == cudaSuccess; ++i) {
     int major = 0, minor = 0;
     error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, i);
@@ -70,96 +74,94 @@ const Probe& probe() {
   return answer;
 }
 
-class CudaAllocator : public CachingAllocator {
- public:
-  CudaAllocator(Device device, int64_t capacity) : CachingAllocator(str(device), capacity), device_(device) {}
-
- protected:
-  void* system_allocate(size_t bytes) override {
-    CudaDeviceScope scope(device_);
-    void* block = nullptr;
-    const cudaError_t error = cudaMalloc(&block, bytes);
-    if (error == cudaErrorMemoryAllocation) {
-      cudaGetLastError();  // answered by the caller: it must not appear at the next call
-      return nullptr;
-    }
-    check_cuda(error, "cudaMalloc");
-    return block;
-  }
-  // Runs in destructors: a fault is left for the next call that can throw.
-  void system_free(void* block) override { cudaFree(block); }
-
- private:
-  Device device_;
-};
-
-struct CudaDevice {
-  cudaStream_t stream = nullptr;
-  std::unique_ptr<CudaAllocator> allocator;
-};
-
-CudaDevice* open_device(Device device) {
-  auto* opened = new CudaDevice;
-  CudaDeviceScope scope(device);
-  // A stream of default flags: it may be captured, and it keeps order with the legacy default stream
-  // that other libraries use.
-  check_cuda(cudaStreamCreate(&opened->stream), "cudaStreamCreate");
-  size_t free_bytes = 0, total_bytes = 0;
-  check_cuda(cudaMemGetInfo(&free_bytes, &total_bytes), "cudaMemGetInfo");
-  opened->allocator = std::make_unique<CudaAllocator>(device, int64_t(total_bytes));
-  return opened;
-}
-
-// Opened at first use, never closed: tensors may outlive static destructors at interpreter exit.
-CudaDevice& cuda_device(Device device) {
-  static std::mutex mutex;
-  static auto& devices = *new std::vector<std::atomic<CudaDevice*>>(probe().capabilities.size());
+// Throws DeviceError unless the device is there and can be used.
+void check_device(Device device) {
   check<DeviceError>(!forked, device, ": CUDA was in use when this process was forked; start it with 'spawn'");
   check<DeviceError>(cuda_is_available(), device, ": ", probe().reason);
-  check<DeviceError>(size_t(device.index) < devices.size(), device, ": this machine has ", devices.size(),
-                     " CUDA device(s)");
+  check<DeviceError>(device.index >= 0 && size_t(device.index) < probe().capabilities.size(), device,
+                     ": this machine has ", probe().capabilities.size(), " CUDA device(s)");
   const int capability = probe().capabilities[size_t(device.index)];
   check<DeviceError>(capability >= kLowestCapability, device, ": has compute capability ", capability_text(capability),
                      ", fastnn needs ", capability_text(kLowestCapability), " or later");
-  auto& slot = devices[size_t(device.index)];
-  if (CudaDevice* opened = slot.load(std::memory_order_acquire)) return *opened;
-  std::lock_guard<std::mutex> lock(mutex);
-  if (!slot) slot = open_device(device);
-  return *slot;
 }
 
-int current_index() {
+CudaContext* open_context(Device device) {
+  auto* opened = new CudaContext;
+  CudaDeviceScope scope(device);
+  cudaStream_t stream = nullptr;
+  check_cuda(cudaStreamCreateWithFlags(&stream, cudaStreamDefault), "cudaStreamCreate");
+  opened->default_stream = {device, stream};
+  opened->allocator = make_cuda_allocator(device);
+  initialized = true;
+  return opened;
+}
+
+int runtime_device() {
   int index = 0;
   check_cuda(cudaGetDevice(&index), "cudaGetDevice");
   return index;
 }
 
-// Other Python threads run on meanwhile.
-void wait(cudaStream_t stream) {
-  void* lock = host_hooks.release ? host_hooks.release() : nullptr;
-  const cudaError_t error = cudaStreamSynchronize(stream);
-  if (lock) host_hooks.retake(lock);
-  check_cuda(error, "synchronize");
-}
-
 }  // namespace
 
+// ----------------------------------------------------------------------------------------- errors
+
 void check_cuda(cudaError_t error, const char* what) {
-  check<DeviceError>(error == cudaSuccess, what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")");
+  if (__builtin_expect(error == cudaSuccess, 1)) return;
+  // A fault of a kernel is found by whatever waits next, and stays.
+  constexpr int kFirstFault = 714;  // a stack error of the hardware; the others follow
+  const bool fault = error == cudaErrorIllegalAddress || (error >= kFirstFault && error <= cudaErrorLaunchFailure);
+  fail<DeviceError>(what, ": ", cudaGetErrorString(error), " (", cudaGetErrorName(error), ")",
+                    fault ? "; a kernel before this call may have failed: FASTNN_CUDA_SYNC=1 makes the error name its "
+                            "operation, and the GPU can be used again only by a new process"
+                          : "");
 }
+
+bool cuda_waits_for_kernels() {
+  static const bool waits = [] {
+    const char* value = std::getenv("FASTNN_CUDA_SYNC");
+    return value && *value && std::strcmp(value, "0") != 0;
+  }();
+  return waits;
+}
+
+void cuda_kernel_done(const char* kernel) {
+  if (!cuda_waits_for_kernels() || cuda_is_capturing()) return;
+  const cudaError_t error = cudaStreamSynchronize(cuda_stream());
+  check<DeviceError>(error == cudaSuccess, kernel, ": the CUDA kernel failed: ", cudaGetErrorString(error), " (",
+                     cudaGetErrorName(error), ")");
+}
+
+// ---------------------------------------------------------------------------------------- devices
 
 bool cuda_is_available() { return probe().reason.empty(); }
 std::string cuda_reason() { return probe().reason; }
 int cuda_device_count() { return cuda_is_available() ? int(probe().capabilities.size()) : 0; }
+bool cuda_is_initialized() { return initialized && !forked; }
+bool cuda_forked() { return forked; }
+int cuda_current_device() { return current_device; }
 
-void cuda_synchronize(int index) {
-  check<DeviceError>(index >= 0 && index <= INT8_MAX, "cuda:", index, ": there is no such device");
-  wait(cuda_device({DeviceType::CUDA, int8_t(index)}).stream);
+void cuda_init() { cuda_context({DeviceType::CUDA, int8_t(current_device)}); }
+
+void cuda_set_device(int index) {
+  check<DeviceError>(index >= 0 && index < kMaxCudaDevices, "cuda:", index, ": there is no such device");
+  check_device({DeviceType::CUDA, int8_t(index)});
+  check_cuda(cudaSetDevice(index), "cudaSetDevice");
+  current_device = index;
 }
 
-cudaStream_t cuda_stream() { return cuda_device({DeviceType::CUDA, int8_t(current_index())}).stream; }
+CudaContext& cuda_context(Device device) {
+  static std::mutex mutex;
+  static std::atomic<CudaContext*> contexts[kMaxCudaDevices] = {};
+  check_device(device);
+  auto& slot = contexts[device.index];
+  if (CudaContext* opened = slot.load(std::memory_order_acquire)) return *opened;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!slot) slot = open_context(device);
+  return *slot;
+}
 
-CudaDeviceScope::CudaDeviceScope(Device device) : before_(current_index()), current_(device.index) {
+CudaDeviceScope::CudaDeviceScope(Device device) : before_(runtime_device()), current_(device.index) {
   if (current_ != before_) check_cuda(cudaSetDevice(current_), "cudaSetDevice");
 }
 
@@ -167,25 +169,33 @@ CudaDeviceScope::~CudaDeviceScope() {
   if (current_ != before_) cudaSetDevice(before_);
 }
 
-void* cuda_allocate(size_t bytes, Device device) { return cuda_device(device).allocator->allocate(bytes); }
-
-void cuda_release(void* block, size_t bytes, Device device) {
-  if (!forked) cuda_device(device).allocator->release(block, bytes);
+void cuda_synchronize(Device device) {
+  cuda_context(device);
+  check_not_capturing("synchronize");
+  CudaDeviceScope scope(device);
+  void* lock = host_hooks.release ? host_hooks.release() : nullptr;
+  const cudaError_t error = cudaDeviceSynchronize();
+  if (lock) host_hooks.retake(lock);
+  check_cuda(error, "synchronize");
+  cuda_throw_found();
 }
 
-MemoryStats cuda_memory_stats(Device device) { return cuda_device(device).allocator->stats(); }
-void cuda_reset_peak_memory(Device device) { cuda_device(device).allocator->reset_peak(); }
-void cuda_set_cache_limit(Device device, int64_t bytes) { cuda_device(device).allocator->set_limit(bytes); }
-void cuda_empty_cache(Device device) { cuda_device(device).allocator->empty_cache(); }
-
-void cuda_copy(void* dst, Device dst_device, const void* src, Device src_device, size_t bytes) {
-  const Device runner = dst_device.is_cuda() ? dst_device : src_device;
-  const bool one_device = dst_device == src_device;
-  if (!one_device && src_device.is_cuda()) wait(cuda_device(src_device).stream);
-  const cudaStream_t stream = cuda_device(runner).stream;
-  CudaDeviceScope scope(runner);
-  check_cuda(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, stream), "copy");
-  if (!one_device) wait(stream);
+CudaProperties cuda_properties(Device device) {
+  check_device(device);
+  cudaDeviceProp found{};
+  check_cuda(cudaGetDeviceProperties(&found, device.index), "cudaGetDeviceProperties");
+  CudaProperties answer{};
+  answer.name = found.name;
+  answer.major = found.major;
+  answer.minor = found.minor;
+  answer.total_memory = int64_t(found.totalGlobalMem);
+  answer.l2_cache_size = found.l2CacheSize;
+  answer.shared_memory_per_multiprocessor = int64_t(found.sharedMemPerMultiprocessor);
+  answer.shared_memory_per_block = int64_t(found.sharedMemPerBlockOptin);
+  answer.multi_processor_count = found.multiProcessorCount;
+  answer.max_threads_per_multi_processor = found.maxThreadsPerMultiProcessor;
+  answer.warp_size = found.warpSize;
+  return answer;
 }
 
 }  // namespace fastnn

@@ -61,10 +61,10 @@ Device current_device() {
 }  // namespace
 
 CudaScratch::CudaScratch(size_t bytes)
-    : device_(current_device()), bytes_(bytes), data_(bytes ? cuda_allocate(bytes, device_) : nullptr) {}
+    : device_(current_device()), data_(bytes ? cuda_allocate(bytes, device_) : nullptr) {}
 
 CudaScratch::~CudaScratch() {
-  if (data_) cuda_release(data_, bytes_, device_);
+  if (data_) cuda_release(data_, device_);
 }
 
 }  // namespace fastnn

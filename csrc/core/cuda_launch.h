@@ -64,7 +64,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
 }
 
 // Device memory for the time of one operation. It goes back to the caching allocator at the end of the scope: whoever
-// gets it next comes after the kernels launched so far, on the one stream.
+// gets it next comes after the kernels launched so far, on the same stream.
 class CudaScratch {
  public:
   explicit CudaScratch(size_t bytes);
@@ -79,7 +79,6 @@ class CudaScratch {
 
  private:
   Device device_;
-  size_t bytes_;
   void* data_;
 };
 

@@ -40,8 +40,8 @@ inline EncodeTiled encode_tiled() {
   static const EncodeTiled found = [] {
     void* function = nullptr;
     cudaDriverEntryPointQueryResult status;
-    const cudaError_t error = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                               cudaEnableDefault, &status);
+    const cudaError_t error =
+        cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000, cudaEnableDefault, &status);
     check_cuda(error, "cuTensorMapEncodeTiled");
     check<DeviceError>(function != nullptr, "cuTensorMapEncodeTiled: the CUDA driver is too old");
     return reinterpret_cast<EncodeTiled>(function);
@@ -62,8 +62,8 @@ CUtensorMap tensor_map(const T* data, const TensorBox& tensor) {
                      tensor.box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CUtensorMapSwizzle(tensor.swizzle),
                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   check<DeviceError>(result == CUDA_SUCCESS, "cuTensorMapEncodeTiled: error ", int(result), " for rank ", tensor.rank,
-                     ", sizes ", tensor.sizes[0], " x ", tensor.sizes[1], ", box ", tensor.box[0], " x ",
-                     tensor.box[1], ", stride ", tensor.strides[0]);
+                     ", sizes ", tensor.sizes[0], " x ", tensor.sizes[1], ", box ", tensor.box[0], " x ", tensor.box[1],
+                     ", stride ", tensor.strides[0]);
   return map;
 }
 

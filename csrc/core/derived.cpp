@@ -31,7 +31,7 @@ void free_derived(DerivedEntries* derived) { delete derived; }
 
 DerivedBlock derived_block(const Tensor& x, uint64_t purpose, int64_t bytes) {
   Storage* storage = x.storage();
-  if (storage->release || storage->shared.load(std::memory_order_relaxed)) return {};
+  if (x.device().is_cuda() || storage->release || storage->shared.load(std::memory_order_relaxed)) return {};
   purpose = purpose_of(purpose, x.offset(), x.dtype());
   for (int d = 0; d < x.ndim(); ++d) purpose = purpose_of(purpose, x.shape()[d], x.strides()[d]);
   std::lock_guard<std::mutex> lock(derived_mutex);

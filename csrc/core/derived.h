@@ -3,7 +3,7 @@
 // A block is made when the same contents are asked for a second time: weights that change between two uses
 // (training) are never packed for keeping, weights that stay (inference, gradient accumulation) once. Contents
 // are known by the storage's version, so a storage whose memory others may write to without counting (numpy
-// arrays, DLPack) keeps nothing.
+// arrays, DLPack) keeps nothing. Nor does one on a GPU: its kernels read weights as they are.
 #pragma once
 
 #include "core/tensor.h"

@@ -9,6 +9,7 @@
 #endif
 
 #include "core/check.h"
+#include "core/cuda.h"
 
 namespace fastnn {
 
@@ -19,7 +20,7 @@ std::ostream& operator<<(std::ostream& out, Device device) {
 
 Device parse_device(const std::string& text) {
   if (text == "cpu") return {};
-  if (text == "cuda") return {DeviceType::CUDA, 0};
+  if (text == "cuda") return {DeviceType::CUDA, static_cast<int8_t>(cuda_current_device())};
   if (text.rfind("cuda:", 0) == 0 && text.size() > 5 && text.size() < 8 &&
       text.find_first_not_of("0123456789", 5) == std::string::npos)
     return {DeviceType::CUDA, static_cast<int8_t>(std::stoi(text.substr(5)))};

@@ -20,7 +20,7 @@ struct Device {
 
 std::ostream& operator<<(std::ostream& out, Device device);
 
-// "cpu", "cuda" or "cuda:1". Throws ValueError for anything else.
+// "cpu", "cuda" (the thread's current one) or "cuda:1". Throws ValueError for anything else.
 Device parse_device(const std::string& text);
 
 // Makes a GPU the calling thread's current one; the end of the scope brings back the one before.
@@ -35,6 +35,9 @@ class CudaDeviceScope {
   int before_;
   int current_;
 };
+
+// Called behind every kernel on a GPU. With FASTNN_CUDA_SYNC=1 it waits, so that an error names its operation.
+void cuda_kernel_done(const char* kernel);
 
 // Instruction-set levels, worst first. Each *_cpu.cpp file is compiled once per level up to Avx512; Amx adds
 // the *_amx.cpp files (matrix tiles of bfloat16) on top of those.

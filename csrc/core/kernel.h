@@ -60,6 +60,7 @@ struct Kernel : KernelBase {
     if (device.is_cuda()) {
       CudaDeviceScope scope(device);
       function(args);
+      cuda_kernel_done(name);
     } else if (subnormals == Subnormals::Flush) {
       FlushSubnormals scope(true);
       function(args);

@@ -10,9 +10,7 @@
 
 #include "core/caching_allocator.h"
 #include "core/check.h"
-#ifdef FASTNN_WITH_CUDA
 #include "core/cuda.h"
-#endif
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
 #endif
@@ -101,13 +99,7 @@ struct ThreadScratch {
 }  // namespace
 
 Storage* allocate_storage(size_t bytes, Device device) {
-  void* data;
-#ifdef FASTNN_WITH_CUDA
-  data = device.is_cuda() ? cuda_allocate(bytes, device) : cpu_allocate(bytes);
-#else
-  check<DeviceError>(!device.is_cuda(), "cannot allocate on ", device, ": fastnn was built without CUDA");
-  data = cpu_allocate(bytes);
-#endif
+  void* data = device.is_cuda() ? cuda_allocate(bytes, device) : cpu_allocate(bytes);
   auto* storage = new Storage;
   storage->data = data;
   storage->bytes = bytes;
@@ -131,37 +123,27 @@ void free_storage(Storage* storage) {
   if (storage->release) {
     storage->release(storage->owner);
   } else if (storage->device.is_cuda()) {
-#ifdef FASTNN_WITH_CUDA
-    cuda_release(storage->data, storage->bytes, storage->device);
-#endif
+    cuda_release(storage->data, storage->device);
   } else {
     cpu_release(storage->data, storage->bytes);
   }
   delete storage;
 }
 
-#ifdef FASTNN_WITH_CUDA
-#define FASTNN_ON_DEVICE(device, cuda_call, cpu_call) return (device).is_cuda() ? cuda_call : cpu_call
-#else
-#define FASTNN_ON_DEVICE(device, cuda_call, cpu_call)                                 \
-  check<DeviceError>(!(device).is_cuda(), device, ": fastnn was built without CUDA"); \
-  return cpu_call
-#endif
-
 MemoryStats memory_stats(Device device) {
-  FASTNN_ON_DEVICE(device, cuda_memory_stats(device), cpu_allocator().stats());
+  return device.is_cuda() ? cuda_memory_stats(device) : cpu_allocator().stats();
 }
 
 void reset_peak_memory(Device device) {
-  FASTNN_ON_DEVICE(device, cuda_reset_peak_memory(device), cpu_allocator().reset_peak());
+  return device.is_cuda() ? cuda_reset_peak_memory(device) : cpu_allocator().reset_peak();
 }
 
 void set_cache_limit(Device device, int64_t bytes) {
   check(bytes >= 0, "set_cache_limit: expected a number of bytes >= 0, got ", bytes);
-  FASTNN_ON_DEVICE(device, cuda_set_cache_limit(device, bytes), cpu_allocator().set_limit(bytes));
+  return device.is_cuda() ? cuda_set_cache_limit(device, bytes) : cpu_allocator().set_limit(bytes);
 }
 
-void empty_cache(Device device) { FASTNN_ON_DEVICE(device, cuda_empty_cache(device), cpu_allocator().empty_cache()); }
+void empty_cache(Device device) { return device.is_cuda() ? cuda_empty_cache(device) : cpu_allocator().empty_cache(); }
 
 void* thread_scratch(Scratch slot, size_t bytes) {
   thread_local ThreadScratch scratch;

@@ -21,6 +21,7 @@ struct Storage {
   size_t bytes = 0;
   Device device;
   bool read_only = false;
+  bool pinned = false;                // a GPU copies from and to it while the CPU goes on
   std::atomic<bool> shared{false};    // others know its address, and may write without counting a version
   DerivedEntries* derived = nullptr;  // core/derived.h
   // Foreign memory: called with `owner` instead of returning the block to the allocator.
@@ -36,9 +37,11 @@ struct MemoryStats {
   int64_t allocated = 0;       // bytes in live storages (rounded to their classes)
   int64_t peak_allocated = 0;  // highest value of `allocated`
   int64_t cached = 0;          // bytes waiting in free lists
+  int64_t peak_reserved = 0;   // highest value of `allocated + cached`
   int64_t cache_limit = 0;     // upper bound of `cached`: above it freed blocks go to the system
   int64_t allocations = 0;     // blocks handed out
   int64_t cache_hits = 0;      // of these, how many came from a free list
+  int64_t retries = 0;         // how often the cache was emptied to serve a request
 };
 MemoryStats memory_stats(Device device);
 void reset_peak_memory(Device device);

@@ -3,6 +3,8 @@
 #include <cstring>
 #include <random>
 
+#include "core/cuda_graph.h"
+
 namespace fastnn {
 namespace {
 
@@ -25,11 +27,11 @@ void write_little_endian(uint64_t value, uint8_t* bytes) {
 
 }  // namespace
 
-Generator::Generator(uint64_t seed) : next_{seed, 0} {}
+Generator::Generator(uint64_t seed) : next_{seed, 0, nullptr} {}
 
 void Generator::manual_seed(uint64_t seed) {
   std::lock_guard<std::mutex> lock(mutex_);
-  next_ = {seed, 0};
+  next_ = {seed, 0, nullptr};
 }
 
 uint64_t Generator::seed() {
@@ -43,10 +45,19 @@ uint64_t Generator::initial_seed() const {
   return next_.seed;
 }
 
-RandomStream Generator::next_stream() {
+RandomStream Generator::next_stream(Device device) {
+  if (device.is_cuda() && cuda_is_capturing()) {
+    check<RuntimeError>(this == &default_generator(),
+                        "random: while a CUDA graph is captured, numbers come from the default generator only");
+    return captured_random_stream();
+  }
+  return next_streams(1);
+}
+
+RandomStream Generator::next_streams(uint64_t count) {
   std::lock_guard<std::mutex> lock(mutex_);
   const RandomStream stream = next_;
-  ++next_.offset;
+  next_.offset += count;
   return stream;
 }
 
@@ -63,7 +74,7 @@ void Generator::set_state(const Tensor& state) {
   check(state.shape() == Dims{kStateBytes} && state.is_contiguous() && !state.device().is_cuda(),
         "set_state: expected ", kStateBytes, " contiguous bytes on the CPU, got shape ", state.shape());
   std::lock_guard<std::mutex> lock(mutex_);
-  next_ = {read_little_endian(state.data<uint8_t>()), read_little_endian(state.data<uint8_t>() + 8)};
+  next_ = {read_little_endian(state.data<uint8_t>()), read_little_endian(state.data<uint8_t>() + 8), nullptr};
 }
 
 Generator& default_generator() {

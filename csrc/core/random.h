@@ -8,12 +8,21 @@
 #include <mutex>
 
 #include "core/tensor.h"
+#include "simd/half.h"
 
 namespace fastnn {
 
 struct RandomStream {
   uint64_t seed;
   uint64_t offset;
+  // In a CUDA graph, on the device: the seed and the first offset of the replay that runs, from which `offset` counts.
+  // CUDA kernels draw from resolved().
+  const uint64_t* replay = nullptr;
+
+  FASTNN_HD RandomStream resolved() const {
+    if (!replay) return *this;
+    return {replay[0], replay[1] + offset, nullptr};
+  }
 };
 
 class Generator {
@@ -23,7 +32,9 @@ class Generator {
   void manual_seed(uint64_t seed);  // and offset 0
   uint64_t seed();                  // a seed from the system's entropy, which it returns
   uint64_t initial_seed() const;
-  RandomStream next_stream();
+  // Of an operation on `device`. While a CUDA graph is captured only the default generator has one for the GPU.
+  RandomStream next_stream(Device device);
+  RandomStream next_streams(uint64_t count);  // the first of `count` in a row
 
   // Seed and offset as 16 bytes, little-endian. set_state throws on anything else.
   Tensor get_state() const;

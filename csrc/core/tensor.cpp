@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "core/autograd.h"
+#include "core/cuda.h"
 
 namespace fastnn {
 
@@ -117,11 +118,23 @@ Tensor make_tensor(Storage* storage, const Dims& shape, const Dims& strides, int
   return Tensor(impl);
 }
 
-Tensor empty_strided(const Dims& shape, const Dims& strides, int64_t numel, DType dtype, Device device) {
+size_t size_in_bytes(const Dims& shape, int64_t numel, DType dtype) {
   int64_t bytes = 0;
   check<MemoryError>(!__builtin_mul_overflow(numel, int64_t(item_size(dtype)), &bytes), "a tensor of shape ", shape,
                      " and type ", dtype, " needs more bytes than a 64-bit integer counts");
-  return make_tensor(allocate_storage(size_t(bytes), device), shape, strides, 0, dtype, numel);
+  return size_t(bytes);
+}
+
+Tensor empty_strided(const Dims& shape, const Dims& strides, int64_t numel, DType dtype, Device device) {
+  return make_tensor(allocate_storage(size_in_bytes(shape, numel, dtype), device), shape, strides, 0, dtype, numel);
+}
+
+Dims strides_of(const Dims& shape, MemoryFormat format) {
+  if (format == MemoryFormat::Contiguous) return contiguous_strides(shape);
+  check(format == MemoryFormat::ChannelsLast, "empty: preserve_format needs a tensor to take the format from");
+  check(shape.size() == 4, "channels_last: expected 4 dimensions, got shape ", shape);
+  const Dims pixels = contiguous_strides({shape[0], shape[2], shape[3], shape[1]});
+  return {pixels[0], pixels[3], pixels[1], pixels[2]};
 }
 
 constexpr int kChannelsLast[] = {1, 3, 2, 0};  // the axes of an image, the fastest first
@@ -197,12 +210,13 @@ Tensor empty(const Dims& shape, DType dtype, Device device) {
 }
 
 Tensor empty(const Dims& shape, DType dtype, Device device, MemoryFormat format) {
-  if (format == MemoryFormat::Contiguous) return empty(shape, dtype, device);
-  check(format == MemoryFormat::ChannelsLast, "empty: preserve_format needs a tensor to take the format from");
-  check(shape.size() == 4, "channels_last: expected 4 dimensions, got shape ", shape);
+  return empty_strided(shape, strides_of(shape, format), checked_numel(shape), dtype, device);
+}
+
+Tensor empty_pinned(const Dims& shape, DType dtype, MemoryFormat format) {
+  const Dims strides = strides_of(shape, format);
   const int64_t numel = checked_numel(shape);
-  const Dims pixels = contiguous_strides({shape[0], shape[2], shape[3], shape[1]});
-  return empty_strided(shape, {pixels[0], pixels[3], pixels[1], pixels[2]}, numel, dtype, device);
+  return make_tensor(allocate_pinned(size_in_bytes(shape, numel, dtype)), shape, strides, 0, dtype, numel);
 }
 
 Tensor empty_like(const Tensor& x) { return empty_like(x, x.dtype()); }
@@ -231,8 +245,8 @@ void check_writable(const char* op, const Tensor& x) {
 }
 
 void check_same_device(const char* op, const Tensor& a, const Tensor& b) {
-  check<DeviceError>(a.device() == b.device(), op, ": expected tensors on one device, got ", a.device(), " and ",
-                     b.device());
+  check<DeviceError>(a.device() == b.device(), op, ": expected tensors on one device, got one of shape ", a.shape(),
+                     " on ", a.device(), " and one of shape ", b.shape(), " on ", b.device(), "; move one with .to()");
 }
 
 void check_same_dtype(const char* op, const Tensor& a, const Tensor& b) {

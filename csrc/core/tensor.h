@@ -142,6 +142,8 @@ class Tensor {
 Tensor empty(const Dims& shape, DType dtype, Device device = {});
 // ChannelsLast is for 4-D shapes; ValueError for others, and for Preserve.
 Tensor empty(const Dims& shape, DType dtype, Device device, MemoryFormat format);
+// On the CPU, in memory that a GPU copies from and to while the CPU goes on. DeviceError without CUDA.
+Tensor empty_pinned(const Dims& shape, DType dtype, MemoryFormat format);
 // Same shape, dtype and device; keeps a dense layout (channels_last, transposed) as it is.
 Tensor empty_like(const Tensor& x);
 Tensor empty_like(const Tensor& x, DType dtype);

@@ -34,6 +34,7 @@ constexpr int64_t kBlockPanels = 8;               // of A in a block, at most; w
 constexpr int64_t kLeastPanels = 4;               // of A in a block, or its k is cut
 constexpr int64_t kFarBlocks = 4;                 // of A, wanted where B is read from the third-level cache
 constexpr int64_t kStripPanels = 48;              // of B that pay for packing A
+constexpr int64_t kNarrowPanels = 12;             // where A is a single block: the work has to be shared
 constexpr int64_t kTasks = 8;                     // wanted, at least
 constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
 constexpr int64_t kStretchTasks = 1024;           // then those whose parts were not exact
@@ -121,7 +122,8 @@ Tiling make_tiling(int64_t row_panels, int64_t column_panels, int64_t steps) {
   tiling.block_panels =
       even_piece(row_panels, min(limit, max(near ? 1 : kLeastPanels, ceil_div(row_panels, near ? tasks : kFarBlocks))));
   tiling.blocks = ceil_div(row_panels, tiling.block_panels);
-  const int64_t strips = max(1, min(ceil_div(tasks, tiling.blocks), column_panels / kStripPanels));
+  const int64_t least = tiling.blocks == 1 ? kNarrowPanels : kStripPanels;
+  const int64_t strips = max(1, min(ceil_div(tasks, tiling.blocks), column_panels / least));
   tiling.strip_panels = even_piece(column_panels, ceil_div(column_panels, strips));
   tiling.strips = ceil_div(column_panels, tiling.strip_panels);
   const int64_t all = tiling.blocks * tiling.strips;
@@ -290,9 +292,9 @@ namespace amx {
 
 bool gemm_suits(const GemmArgs& args) {
   if (args.dtype == DType::Float64 || args.k < 16 || args.m < 16 || args.n < 16) return false;
-  if (outer_product_suits(args)) return false;
+  if (vectors_suit(args)) return false;
   const int64_t work = args.m * args.n * args.k;
-  return args.dtype == DType::BFloat16 || work >= int64_t(96) * 96 * 96;
+  return args.dtype == DType::BFloat16 || work >= least_parts_work(args);
 }
 
 }  // namespace amx

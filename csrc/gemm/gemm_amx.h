@@ -9,6 +9,9 @@ namespace fastnn {
 // How many bfloat16 parts a float32 matrix product is made of: set by the user (matmul.h).
 extern int float32_parts;
 
+// Up to here columns of C are few: the engine without tiles makes C^T where that has B's rows contiguous.
+constexpr int64_t kFewColumns = 24;
+
 namespace amx {
 // Whether the shape is worth tiles.
 bool gemm_suits(const GemmArgs& args);

@@ -2,7 +2,8 @@
 //
 //   dot      both operands are contiguous in k (x W^T) and there are few rows or columns: in place, 16-bit
 //            elements too. The other operand is read once, at the speed of memory.
-//   direct   B's rows are contiguous and the product is small or has few rows: in place.
+//   direct   the product is small, or has few rows, or a short k: A in place, and B too where its rows are contiguous;
+//            else it is packed, while k is whole. Sums go from registers to C. Few columns: the same for C^T.
 //   packed   the rest: the five loops of Goto and van de Geijn. A slab of B (kSlabElements at most) is
 //            packed by all threads; then blocks of A's rows times strips of the slab are the parallel
 //            tasks, each packing its rows of A one depth block at a time.
@@ -16,6 +17,7 @@
 #include "core/parallel.h"
 #include "gemm/gemm.h"
 #include "gemm/gemm_amx.h"
+#include "gemm/gemv_cpu.h"
 #include "gemm/micro_cpu.h"
 #include "gemm/pack_cpu.h"
 #include "gemm/prefetch.h"
@@ -26,13 +28,17 @@ namespace {
 
 // Work is counted in multiply-adds.
 constexpr int64_t kTaskWork = int64_t(1) << 20;            // pays for a task
+constexpr int64_t kSerialWork = int64_t(1) << 19;          // less does not pay for a second thread
+constexpr int64_t kTwofoldWork = int64_t(1) << 22;         // less does not pay for packing together
 constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // up to here packing does not pay
+constexpr int64_t kStreamWork = int64_t(1) << 16;          // the same where each of them waits for memory
 constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of a batch are parallel in themselves
 constexpr int64_t kTasks = 8;                              // wanted of a packed product, at least
 
 constexpr int64_t kDotRows = 8, kDotColumns = 4;    // few rows or columns: the other operand is read once
 constexpr int64_t kLeastDot = 16;                   // of k: below, most of a sum's lanes idle, and packing is faster
 constexpr int64_t kShortDepth = 32;                 // up to here neither
+constexpr int64_t kRepackedRows = 256;              // of C, which pay for packing B all the same
 constexpr int64_t kDirectDepth = 256;               // depth block of operands in place
 constexpr int64_t kCachedBytes = int64_t(1) << 20;  // of B; beyond, it is prefetched into the second-level cache
 
@@ -86,12 +92,13 @@ struct Product {
 };
 
 // Calls body(row, row_end, column, column_end) for tiles of C of about kTaskWork, in parallel: cut by
-// rows first, then by columns, in units of the micro-kernel's tile.
+// rows first, then by columns, none smaller than the units.
 template <class Body>
 void for_each_tile(int64_t m, int64_t n, int64_t k, int64_t row_unit, int64_t column_unit, const Body& body) {
-  const int64_t rows = min(m, max(1, kTaskWork / (n * k) / row_unit) * row_unit);
-  const int64_t columns = min(n, max(1, kTaskWork / (rows * k) / column_unit) * column_unit);
-  const int64_t column_tiles = ceil_div(n, columns), tiles = ceil_div(m, rows) * column_tiles;
+  const int64_t work = m * n * k, tasks = work < kSerialWork ? 1 : round_up(ceil_div(work, kTaskWork), 2);
+  const int64_t rows = max(min(row_unit, m), ceil_div(m, tasks)), row_tiles = ceil_div(m, rows);
+  const int64_t columns = round_up(ceil_div(n, max(1, tasks / row_tiles)), column_unit);
+  const int64_t column_tiles = ceil_div(n, columns), tiles = row_tiles * column_tiles;
   parallel_for(tiles, 1, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t row = tile / column_tiles * rows, column = tile % column_tiles * columns;
@@ -100,29 +107,143 @@ void for_each_tile(int64_t m, int64_t n, int64_t k, int64_t row_unit, int64_t co
   });
 }
 
+// A packed part of B: panels of kColumns columns, each [depth][kColumns].
 template <class T>
-void direct(const Product<T>& product) {
-  constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
-  const int64_t depth = even_piece(product.k, kDirectDepth, 1);
-  // A large B streams from memory in pieces of rows, which the hardware does not prefetch.
-  const bool streamed = product.n * product.k * int64_t(sizeof(T)) > kCachedBytes;
-  const int64_t ahead = streamed ? 2 * kColumns : 0;
+struct Slab {
+  const T* panels;
+  int64_t column, column_end;
+  int64_t p, depth;
+
+  int64_t bytes() const { return (column_end - column) * depth * int64_t(sizeof(T)); }
+};
+
+template <class T, int kColumns = Tile<T>::kColumns>
+Slab<T> pack_slab(const Product<T>& product, int64_t column, int64_t column_end, int64_t p, int64_t depth) {
+  const int64_t n_panels = ceil_div(column_end - column, kColumns), panel_size = kColumns * depth;
+  T* panels =
+      static_cast<T*>(thread_scratch(Scratch::GemmB, size_t(n_panels * panel_size + kPanelPadding) * sizeof(T)));
+  parallel_for(n_panels, max(kPackedPanels, (1 << 16) / panel_size), [&](int64_t begin, int64_t end) {
+    const int64_t j = column + begin * kColumns;
+    pack_panels<kColumns>(product.b.at(j, p), product.b.dtype, product.b.depth, product.b.outer, depth,
+                          min(column_end - j, (end - begin) * kColumns), panels + begin * panel_size, panel_size);
+  });
+  return {panels, column, column_end, p, depth};
+}
+
+template <class T>
+bool has_whole_rows(const Product<T>& product) {
+  return product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
+}
+
+// B's rows, in place or packed: row p of the columns from j on, a multiple of the tile's from the first one, begins at
+// data + p * row + (j - first_column) * column.
+template <class T>
+struct RowsOfB {
+  const T* data;
+  int64_t row, column, first_column;
+  int64_t ahead = 0;  // OuterTile
+};
+
+template <class T>
+RowsOfB<T> rows_in_place(const Product<T>& product, int64_t ahead) {
+  return {product.b.template at<T>(0, 0), product.b.depth, 1, 0, ahead};
+}
+
+template <class T, int kColumns>
+RowsOfB<T> pack_rows_of(const Product<T>& product, int64_t column, int64_t column_end) {
+  return {pack_slab<T, kColumns>(product, column, column_end, 0, product.k).panels, kColumns, product.k, column};
+}
+
+// C[row .. row_end, column .. column_end], A's rows in place, by tiles of kRows x kColumns.
+template <class T, int kRows, int kColumns>
+void direct_tiles(const Product<T>& product, const RowsOfB<T>& b, int64_t row, int64_t row_end, int64_t column,
+                  int64_t column_end) {
+  const int64_t depth = even_piece(product.k, kDirectDepth), height = even_piece(row_end - row, kRows);
   int64_t b_rows[kDirectDepth];
-  for (int64_t p = 0; p < depth; ++p) b_rows[p] = p * product.b.depth;
-  const auto multiply_tile = [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+  for (int64_t p = 0; p < depth; ++p) b_rows[p] = p * b.row;
+  const auto multiply = [&](int64_t i, int64_t j, int64_t p) {
+    const int rows = int(min(height, row_end - i)), columns = int(min(kColumns, column_end - j));
+    const Destination<T> out = product.destination(i, j, p, p + depth);
+    const OuterTile<T> tile{product.a.template at<T>(i, p),
+                            product.a.outer,
+                            product.a.depth,
+                            b.data + p * b.row + (j - b.first_column) * b.column,
+                            b_rows,
+                            min(depth, product.k - p),
+                            rows,
+                            columns,
+                            b.ahead};
+    if (out.plain() && (kMaskedLoads || columns % Vec<T>::size == 0)) {
+      if (product.k <= kShortDepth)
+        for (int r = 0; r < rows; ++r)
+          for (int64_t c = 0; c < columns; c += Vec<T>::size) prefetch_written(out.c + r * out.c_row + c);
+      return run_outer_tile<T, kRows, kColumns>(tile, out.c, out.c_row);
+    }
     alignas(64) T block[kRows * kColumns];
-    const int64_t height = even_piece(row_end - row, kRows, 1);  // no tile of one row left over
-    for (int64_t p = 0; p < product.k; p += depth)
-      for (int64_t j = column; j < column_end; j += kColumns)
-        for (int64_t i = row; i < row_end; i += height) {
-          const int rows = int(min(height, row_end - i)), columns = int(min(kColumns, column_end - j));
-          run_outer_tile<T>({product.a.template at<T>(i, p), product.a.outer, product.a.depth,
-                             product.b.template at<T>(j, p), b_rows, min(depth, product.k - p), rows, columns, ahead},
-                            block);
-          product.destination(i, j, p, p + depth).put(block, rows, columns);
-        }
+    run_outer_tile<T, kRows, kColumns>(tile, block, kColumns);
+    out.template put<kColumns>(block, rows, columns);
   };
-  for_each_tile(product.m, product.n, product.k, kRows, kColumns, multiply_tile);
+  // With a short k the time goes into C: it is written along whole rows, while B waits in the second-level cache.
+  const int64_t strip = product.k <= kShortDepth ? kStripColumns / kColumns * kColumns : kColumns;
+  for (int64_t p = 0; p < product.k; p += depth)
+    for (int64_t first = column; first < column_end; first += strip)
+      for (int64_t i = row; i < row_end; i += height)
+        for (int64_t j = first; j < min(first + strip, column_end); j += kColumns) multiply(i, j, p);
+}
+
+// `streamed`: a large B comes from memory in pieces of rows, which the hardware does not prefetch.
+template <class T, int kRows, int kColumns>
+void direct_by(const Product<T>& product, bool streamed) {
+  if (!has_whole_rows(product) && product.work() < kTwofoldWork) {
+    // Each of two tasks packs its own columns: that costs less than to fetch what the other core packed.
+    const int64_t half = product.work() < kSerialWork ? product.n : round_up(ceil_div(product.n, 2), Vec<T>::size);
+    return parallel_for(product.n, half, [&](int64_t begin, int64_t end) {
+      direct_tiles<T, kRows, kColumns>(product, pack_rows_of<T, kColumns>(product, begin, end), 0, product.m, begin,
+                                       end);
+    });
+  }
+  // With a short k rows of C and rows of B would lie at the same distances, and meet in the same sets of the cache.
+  const bool repacked = product.k <= kShortDepth && product.m >= kRepackedRows &&
+                        product.n * product.k * int64_t(sizeof(T)) <= kCachedBytes;
+  RowsOfB<T> b = rows_in_place(product, streamed ? 2 * kColumns : 0);
+  if (repacked || !has_whole_rows(product)) b = pack_rows_of<T, kColumns>(product, 0, product.n);
+  for_each_tile(product.m, product.n, product.k, product.m <= 2 * kRows ? product.m : kRows, kColumns,
+                [&](int64_t row, int64_t row_end, int64_t column, int64_t column_end) {
+                  direct_tiles<T, kRows, kColumns>(product, b, row, row_end, column, column_end);
+                });
+}
+
+template <class T>
+void direct(const Product<T>& product, bool streamed) {
+  using Sizes = Tile<T>;
+  if (product.k <= kShortDepth) return direct_by<T, Sizes::kShortRows, Sizes::kShortColumns>(product, false);
+  direct_by<T, Sizes::kRows, Sizes::kColumns>(product, streamed);
+}
+
+// Few columns, and A's columns contiguous: C^T = B^T A^T, whose rows are written as columns of C.
+template <class T>
+void direct_transposed(const Product<T>& product) {
+  constexpr int64_t kRows = Tile<T>::kRows, kColumns = Tile<T>::kColumns;
+  const int64_t tasks = product.work() < kSerialWork ? 1 : round_up(min(kTasks, product.work() / kTaskWork), 2);
+  const int64_t strip = round_up(ceil_div(product.m, max(1, tasks)), kColumns);
+  parallel_for(ceil_div(product.m, strip), 1, [&](int64_t begin, int64_t end) {
+    T* sums = static_cast<T*>(thread_scratch(Scratch::GemmA, size_t(product.n * strip) * sizeof(T)));
+    alignas(64) T block[kRows * kColumns];
+    for (int64_t first = begin * strip; first < min(end * strip, product.m); first += strip) {
+      const int64_t count = min(strip, product.m - first);
+      Product<T> part{product.n, count,     product.k,
+                      product.b, product.a, {sums, strip, T(1), false, nullptr, nullptr, nullptr, Activation::None}};
+      part.b.data = product.a.at(first, 0);
+      direct(part, true);
+      for (int64_t i = 0; i < count; i += kRows)
+        for (int64_t j = 0; j < product.n; j += kColumns) {
+          const int rows = int(min(kRows, count - i)), columns = int(min(kColumns, product.n - j));
+          for (int c = 0; c < columns; ++c)
+            for (int r = 0; r < rows; ++r) block[r * kColumns + c] = sums[(j + c) * strip + i + r];
+          product.destination(first + i, j, 0, product.k).put(block, rows, columns);
+        }
+    }
+  });
 }
 
 // The operand of few rows (columns) takes the rows of tiles, the other one the columns: where that is A, C^T = B^T A^T.
@@ -153,12 +274,40 @@ void dot_tiles(const Product<T>& product) {
   for_each_tile(n_few, n_many, product.k, kRows, kColumns, multiply_tile);
 }
 
-// The fewer rows there are, the more columns are read at once: memory is fast along many.
+// One row (column), and a matrix that comes from memory.
+template <class T, class S>
+void dot_stream(const Product<T>& product) {
+  constexpr int64_t kSums = Vec<T>::size;
+  const bool transposed = product.m > product.n;
+  const Operand &vector = transposed ? product.b : product.a, &matrix = transposed ? product.a : product.b;
+  const int64_t n_rows = max(product.m, product.n);
+  const int64_t pieces = round_up(ceil_div(n_rows * product.k, kStreamWork), 2);
+  const int64_t piece = round_up(ceil_div(n_rows, pieces), kSums);
+  parallel_for(ceil_div(n_rows, piece), 1, [&](int64_t begin, int64_t end) {
+    alignas(64) T sums[2 * kSums] = {};  // a row as wide as a tile's
+    for (int64_t j = begin * piece; j < min(end * piece, n_rows); j += kSums) {
+      const int64_t count = min(kSums, n_rows - j);
+      dot_rows<T, S>(vector.template at<S>(0, 0), matrix.template at<S>(j, 0), matrix.outer, count, product.k, sums);
+      if (!transposed) {
+        product.destination(0, j, 0, product.k).put(sums, 1, int(count));
+      } else {
+        for (int64_t i = 0; i < count; ++i) product.destination(j, 0, 0, product.k).put_one(sums[i], i, 0);
+      }
+    }
+  });
+}
+
+// The fewer rows there are, the more columns are read at once: memory is fast along many, or along one.
 template <class T, class S>
 void dot_of(const Product<T>& product) {
   constexpr int kSums = Vec<T>::size;
-  const int64_t n_few = min(product.m, product.n);
-  if (n_few == 1) return dot_tiles<T, S, 1, kSums>(product);
+  const int64_t n_few = min(product.m, product.n), row_bytes = product.k * int64_t(sizeof(S));
+  if (n_few == 1) {
+    const int64_t stride = product.m > product.n ? product.a.outer : product.b.outer;
+    const bool large = max(product.m, product.n) * row_bytes > kCachedBytes;
+    if (large && (stride == product.k || row_bytes >= kStreamedRow)) return dot_stream<T, S>(product);
+    return dot_tiles<T, S, 1, kSums>(product);
+  }
   if (n_few == 2 && kSums > 2) return dot_tiles<T, S, 2, kSums / 2>(product);
   dot_tiles<T, S, Tile<T>::kDotRows, Tile<T>::kDotColumns>(product);
 }
@@ -170,30 +319,6 @@ void dot(const Product<T>& product) {
     if (product.a.dtype == DType::Float16) return dot_of<T, float16>(product);
   }
   dot_of<T, T>(product);
-}
-
-// A packed part of B: panels of kColumns columns, each [depth][kColumns].
-template <class T>
-struct Slab {
-  const T* panels;
-  int64_t column, column_end;
-  int64_t p, depth;
-
-  int64_t bytes() const { return (column_end - column) * depth * int64_t(sizeof(T)); }
-};
-
-template <class T>
-Slab<T> pack_slab(const Product<T>& product, int64_t column, int64_t column_end, int64_t p, int64_t depth) {
-  constexpr int64_t kColumns = Tile<T>::kColumns;
-  const int64_t n_panels = ceil_div(column_end - column, kColumns), panel_size = kColumns * depth;
-  T* panels =
-      static_cast<T*>(thread_scratch(Scratch::GemmB, size_t(n_panels * panel_size + kPanelPadding) * sizeof(T)));
-  parallel_for(n_panels, max(kPackedPanels, (1 << 16) / panel_size), [&](int64_t begin, int64_t end) {
-    const int64_t j = column + begin * kColumns;
-    pack_panels<kColumns>(product.b.at(j, p), product.b.dtype, product.b.depth, product.b.outer, depth,
-                          min(column_end - j, (end - begin) * kColumns), panels + begin * panel_size, panel_size);
-  });
-  return {panels, column, column_end, p, depth};
 }
 
 inline void prefetch_lines(const char* memory, int64_t lines) {
@@ -258,12 +383,15 @@ void packed(const Product<T>& product) {
 template <class T>
 void multiply_whole(const Product<T>& product) {
   const bool in_place = product.a.dtype == dtype_of<T>();
-  const bool small = product.work() <= kDirectWork || product.m <= 2 * Tile<T>::kRows || product.k <= kShortDepth;
   const bool along_k = product.a.depth == 1 && product.b.depth == 1 && product.k > 1;
-  const bool whole_rows = product.b.outer == 1 && (kMaskedLoads || product.n % Vec<T>::size == 0);
   const bool few = product.m <= kDotRows || product.n <= kDotColumns;
+  const bool few_rows = product.m <= 2 * Tile<T>::kRows && has_whole_rows(product);
+  const bool few_columns = product.n <= kFewColumns && product.a.outer == 1 && product.a.depth != 1;
   if (along_k && few && (product.k >= kLeastDot || product.m == 1 || product.n == 1)) return dot(product);
-  if (in_place && whole_rows && small) return direct(product);
+  if (in_place && few_columns) return direct_transposed(product);
+  const bool small = product.work() <= kDirectWork || product.k <= kShortDepth;
+  if (in_place && (few_rows || (small && (has_whole_rows(product) || product.n * product.k <= kSlabElements))))
+    return direct(product, product.n * product.k * int64_t(sizeof(T)) > kCachedBytes);
   packed(product);
 }
 
@@ -395,8 +523,10 @@ void gemm(const GemmArgs& args) {
   }
 }
 
-void gemm_outer_tile(const OuterTile<float>& tile, float* block) { run_outer_tile(tile, block); }
-void gemm_outer_tile(const OuterTile<double>& tile, double* block) { run_outer_tile(tile, block); }
+void gemm_outer_tile(const OuterTile<float>& tile, float* block) { run_outer_tile(tile, block, Tile<float>::kColumns); }
+void gemm_outer_tile(const OuterTile<double>& tile, double* block) {
+  run_outer_tile(tile, block, Tile<double>::kColumns);
+}
 void gemm_dot_tile(const DotTile<float>& tile, float* block) { dot_tile<float>(tile, block); }
 void gemm_dot_tile(const DotTile<double>& tile, double* block) { dot_tile<double>(tile, block); }
 

@@ -1,7 +1,8 @@
 // Micro-kernels: the tiles of gemm/tile.h, and the tile of packed panels. Included by gemm_cpu.cpp alone.
 //
 // Outer tiles: per step of k one broadcast for each row of A and two vector loads of B feed 2 * rows
-// multiply-adds. A tile's sums go to a small block in memory, whence `Destination` puts them into C.
+// multiply-adds. A tile's sums go to C, or to a small block in memory, whence `Destination` puts them into C with what
+// follows the product.
 #pragma once
 
 #include "gemm/epilogue.h"
@@ -34,16 +35,23 @@ struct Destination {
     activate_row(activation, target, 1);
   }
 
+  // Whether sums go to C as they are.
+  bool plain() const {
+    return alpha == 1 && !accumulate && !row_bias && !column_bias && !residual && activation == Activation::None;
+  }
+
+  // A block of [rows][kColumns].
+  template <int kColumns = Tile<T>::kColumns>
   void put(const T* block, int rows, int columns) const {
     constexpr int kLanes = Vec<T>::size;
     const Vec<T> factor = Vec<T>::broadcast(alpha);
     for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 2
-      for (int j = 0; j < 2 * kLanes; j += kLanes) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kColumns; j += kLanes) {
         if (j >= columns) break;
         const int count = columns - j;
         T* target = c + r * c_row + j;
-        Vec<T> sum = Vec<T>::load(block + r * 2 * kLanes + j) * factor;
+        Vec<T> sum = Vec<T>::load(block + r * kColumns + j) * factor;
         if (accumulate) sum += count >= kLanes ? Vec<T>::load(target) : Vec<T>::load(target, count);
         if (row_bias) sum += Vec<T>::broadcast(row_bias[r]);
         if (column_bias) sum += count >= kLanes ? Vec<T>::load(column_bias + j) : Vec<T>::load(column_bias + j, count);
@@ -62,10 +70,10 @@ struct Destination {
   }
 };
 
-// One pointer serves four rows, so that fourteen of them need four pointers and two strides, and all
-// stay in registers. kMasked: `columns` may end inside the last vector.
+// The sums go to rows of `out`, `out_row` elements apart. One pointer serves four rows of A, so that fourteen of them
+// need four pointers and two strides, and all stay in registers. kMasked: `columns` may end inside the last vector.
 template <class T, int kRows, int kVectors, bool kMasked, bool kAhead = false>
-__attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* block) {
+__attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* out, int64_t out_row) {
   constexpr int kLanes = Vec<T>::size;
   const int64_t row_bytes = tile.a_row * int64_t(sizeof(T)), step = tile.a_column * int64_t(sizeof(T));
   const char* a[(kRows + 3) / 4];
@@ -75,51 +83,58 @@ __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* block) {
   Vec<T> sums[kRows][kVectors];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>::zero();
   for (int64_t p = 0; p < tile.k; ++p) {
     const T* b = tile.b + tile.b_offsets[p];
     if constexpr (kAhead) {
-      __builtin_prefetch(b + tile.ahead, 0, 2);
-      __builtin_prefetch(b + tile.ahead + kLanes, 0, 2);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + tile.ahead + v * kLanes, 0, 2);
     }
     Vec<T> columns[kVectors];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v)
       columns[v] = kMasked && v == kVectors - 1 ? Vec<T>::load(b + v * kLanes, tail) : Vec<T>::load(b + v * kLanes);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const Vec<T> row = Vec<T>::broadcast(*reinterpret_cast<const T*>(a[r / 4] + (r % 4) * row_bytes));
-#pragma GCC unroll 2
+#pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sums[r][v] += row * columns[v];
     }
 #pragma GCC unroll 4
     for (int i = 0; i < (kRows + 3) / 4; ++i) a[i] += step;
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) sums[r][v].store(block + (2 * r + v) * kLanes);
+  for (int r = 0; r < kRows; ++r, out += out_row)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      if (kMasked && v == kVectors - 1) {
+        sums[r][v].store(out + v * kLanes, tail);
+      } else {
+        sums[r][v].store(out + v * kLanes);
+      }
+    }
 }
 
-// Calls the kernel for the tile's height and width, searching from the largest height down.
-template <class T, int kRows = Tile<T>::kRows>
-void run_outer_tile(const OuterTile<T>& tile, T* block) {
-  constexpr int kLanes = Vec<T>::size;
+// Calls the kernel for the tile's height and width, searching from the largest ones down.
+template <class T, int kRows = Tile<T>::kRows, int kColumns = Tile<T>::kColumns>
+void run_outer_tile(const OuterTile<T>& tile, T* out, int64_t out_row) {
+  constexpr int kLanes = Vec<T>::size, kVectors = kColumns / kLanes;
   if constexpr (kRows > 1) {
-    if (tile.rows < kRows) return run_outer_tile<T, kRows - 1>(tile, block);
+    if (tile.rows < kRows) return run_outer_tile<T, kRows - 1, kColumns>(tile, out, out_row);
   }
-  const bool wide = tile.columns > kLanes;
-  if constexpr (kMaskedLoads && 2 * kRows >= Tile<T>::kRows) {
-    if (wide && tile.ahead > 0) return outer_tile<T, kRows, 2, true, true>(tile, block);
+  if constexpr (kVectors > 1) {
+    if (tile.columns <= kColumns - kLanes) return run_outer_tile<T, kRows, kColumns - kLanes>(tile, out, out_row);
+  }
+  if constexpr (kMaskedLoads && kVectors == 2 && 2 * kRows >= Tile<T>::kRows) {
+    if (tile.ahead > 0) return outer_tile<T, kRows, 2, true, true>(tile, out, out_row);
   }
   if constexpr (kMaskedLoads) {
     // A mask costs AVX-512 nothing; AVX2 has a kernel for whole vectors too.
     if (kVectorBytes == 64 || tile.columns % kLanes != 0)
-      return wide ? outer_tile<T, kRows, 2, true>(tile, block) : outer_tile<T, kRows, 1, true>(tile, block);
+      return outer_tile<T, kRows, kVectors, true>(tile, out, out_row);
   }
-  if constexpr (kVectorBytes != 64)
-    return wide ? outer_tile<T, kRows, 2, false>(tile, block) : outer_tile<T, kRows, 1, false>(tile, block);
+  if constexpr (kVectorBytes != 64) return outer_tile<T, kRows, kVectors, false>(tile, out, out_row);
 }
 
 // A is a panel [k][kRows], B a panel [k][kColumns], both zero-padded to the whole tile.

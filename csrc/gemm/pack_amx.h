@@ -27,11 +27,19 @@ inline int parts_of(DType dtype) {
   return dtype == DType::Float16 ? 2 : float32_parts;
 }
 
-// A float32 product this short, padded to a whole step of k in six products, is faster on vector units, which take
-// rows of B where they lie.
-inline bool outer_product_suits(const GemmArgs& args) {
+// Float32 products that are faster on vector units: those with a k this short, padded to a whole step in six products,
+// and those with so few columns that the tiles multiply more zeros than sums, while A is in the wrong order to be
+// streamed.
+inline bool vectors_suit(const GemmArgs& args) {
   constexpr int64_t kShortDepth = 24;
-  return args.dtype == DType::Float32 && float32_parts == 3 && args.k <= kShortDepth && args.b_column == 1;
+  if (args.dtype != DType::Float32 || float32_parts != 3) return false;
+  return args.k <= kShortDepth || (args.n <= kFewColumns && args.a_row == 1 && args.a_column != 1);
+}
+
+// Of products of parts; less is for vector units, whose rows two threads share more evenly than panels of 32. The items
+// of a batch are shared whole.
+inline int64_t least_parts_work(const GemmArgs& args) {
+  return args.batch_ndim > 0 ? int64_t(64) * 64 * 64 : int64_t(112) * 112 * 112;
 }
 
 // The largest magnitude and the smallest that is not zero, as bits; subnormals count as zeros.

@@ -29,7 +29,8 @@ constexpr int64_t kHeldBytes = int64_t(3) << 19;  // packed: three quarters of t
 // much as multiplying it by some 10 others there, while bfloat16 is read at the speed of memory for 2 or for 32.
 constexpr int64_t kLeastDepth = 16, kLeastRows = 16;
 constexpr int64_t kVectorRows = 8;
-constexpr int64_t kLeastPartsWork = int64_t(64) * 64 * 64;
+// Of a held A: with more, transposing the sums of bfloat16 products costs more than packing B.
+constexpr int64_t kTransposedRows = 256;
 
 constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
 constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
@@ -229,14 +230,15 @@ bool streams_b(const GemmArgs& args) { return args.b_row == 1 && !streams_a(args
 namespace amx {
 
 bool gemm_skinny_suits(const GemmArgs& args) {
-  if (args.dtype == DType::Float64 || args.k < kLeastDepth || outer_product_suits(args) ||
+  if (args.dtype == DType::Float64 || args.k < kLeastDepth || vectors_suit(args) ||
       !(streams_a(args) || streams_b(args)))
     return false;
   const int64_t streamed = streams_a(args) ? args.m : args.n, held = streams_a(args) ? args.n : args.m;
   const int64_t parts = parts_of(args.dtype);
   if (ceil_div(held, kBlock) * ceil_div(args.k, kStepK) * parts * kBlockBytes > kHeldBytes) return false;
-  if (args.dtype == DType::BFloat16) return streamed >= kLeastRows && held >= 2;
-  return streamed >= kLeastRows && held > kVectorRows && args.m * args.n * args.k >= kLeastPartsWork;
+  if (args.dtype == DType::BFloat16)
+    return streamed >= kLeastRows && held >= 2 && !(streams_b(args) && held > kTransposedRows);
+  return streamed >= kLeastRows && held > kVectorRows && args.m * args.n * args.k >= least_parts_work(args);
 }
 
 void gemm_skinny(const GemmArgs& args, const GemmItem& item) {

@@ -25,14 +25,15 @@ constexpr bool kMaskedLoads = false;
 template <class T>
 struct Tile {
   // The outer tile: accumulators fill the registers, 28 of 32 zmm, 24 of 32 on aarch64, 12 of 16 ymm or xmm.
+  // The short one is for products of a short k, whose time goes into C: wider, it writes longer runs.
 #if defined(__AVX512F__)
-  static constexpr int kRows = 14;
+  static constexpr int kRows = 14, kShortRows = 8, kShortVectors = 3;
 #elif defined(__aarch64__)
-  static constexpr int kRows = 12;
+  static constexpr int kRows = 12, kShortRows = kRows, kShortVectors = 2;
 #else
-  static constexpr int kRows = 6;
+  static constexpr int kRows = 6, kShortRows = kRows, kShortVectors = 2;
 #endif
-  static constexpr int kColumns = 2 * Vec<T>::size;
+  static constexpr int kColumns = 2 * Vec<T>::size, kShortColumns = kShortVectors * Vec<T>::size;
   // The dot tile: as many sums as a vector has lanes.
   static constexpr int kDotRows = Vec<T>::size >= 16 ? 4 : Vec<T>::size >= 4 ? 2 : 1;
   static constexpr int kDotColumns = Vec<T>::size / kDotRows;

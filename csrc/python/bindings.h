@@ -47,6 +47,7 @@ class Binder {
 void bind_ops(pybind11::module_& module);
 void bind_tensors(pybind11::module_& module);  // creation, conversion, exchange
 void bind_autograd(pybind11::module_& module);
+void bind_cuda(pybind11::module_& module);     // GPUs, their streams, events and graphs
 void bind_runtime(pybind11::module_& module);  // devices, threads, memory, random state, configuration
 
 }  // namespace fastnn::python

@@ -22,7 +22,7 @@ struct OperandArg {
   OperandHolder holder;
   operator Operand() const { return holder.get(); }
 };
-// dtype=None or a dtype; device=None, a string or a device.
+// dtype=None or a dtype; device=None, a string, the number of a GPU or a device.
 struct MaybeDType {
   bool given = false;
   DType value = DType::Float32;
@@ -119,12 +119,16 @@ struct type_caster<fastnn::python::MaybeDType> {
 
 template <>
 struct type_caster<fastnn::python::DeviceArg> {
-  PYBIND11_TYPE_CASTER(fastnn::python::DeviceArg, const_name("device | str | None"));
+  PYBIND11_TYPE_CASTER(fastnn::python::DeviceArg, const_name("device | str | int | None"));
   bool load(handle source, bool) {
     value.given = !source.is_none();
     if (!value.given) return true;
     if (PyUnicode_Check(source.ptr())) {
       value.value = fastnn::parse_device(pybind11::cast<std::string>(source));
+      return true;
+    }
+    if (PyLong_Check(source.ptr()) && !PyBool_Check(source.ptr())) {  // of a GPU, as in PyTorch
+      value.value = fastnn::parse_device("cuda:" + std::to_string(pybind11::cast<int64_t>(source)));
       return true;
     }
     if (!isinstance<fastnn::Device>(source)) return false;

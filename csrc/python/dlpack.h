@@ -8,7 +8,7 @@ namespace fastnn::python {
 constexpr uint32_t kDLPackMajor = 1, kDLPackMinor = 0;
 constexpr uint64_t kDLPackReadOnly = 1, kDLPackCopied = 2;
 
-enum : int32_t { kDLCPU = 1, kDLCUDA = 2 };
+enum : int32_t { kDLCPU = 1, kDLCUDA = 2, kDLCUDAHost = 3, kDLCUDAManaged = 13 };
 enum : uint8_t { kDLInt = 0, kDLUInt = 1, kDLFloat = 2, kDLBfloat = 4, kDLBool = 6 };
 
 struct DLDevice {

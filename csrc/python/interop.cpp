@@ -6,6 +6,7 @@
 // and its read-only flag.
 #include <pybind11/numpy.h>
 
+#include "core/cuda_stream.h"
 #include "ops/copy/copy.h"
 #include "python/casters.h"
 #include "python/dlpack.h"
@@ -26,25 +27,6 @@ py::handle numpy() {
 PyObject* numpy_array_type() {
   static PyObject* type = py::object(numpy().attr("ndarray")).release().ptr();
   return type;
-}
-
-// The dtype of (kind, bytes), or false.
-bool dtype_of_kind(char kind, int64_t bytes, DType& dtype) {
-  struct Row {
-    char kind;
-    int64_t bytes;
-    DType dtype;
-  };
-  constexpr Row rows[] = {{'b', 1, DType::Bool},    {'u', 1, DType::UInt8},   {'i', 1, DType::Int8},
-                          {'i', 2, DType::Int16},   {'i', 4, DType::Int32},   {'i', 8, DType::Int64},
-                          {'f', 2, DType::Float16}, {'f', 4, DType::Float32}, {'f', 8, DType::Float64}};
-  for (const Row& row : rows)
-    if (row.kind == kind && row.bytes == bytes) return dtype = row.dtype, true;
-  return false;
-}
-
-char kind_of(DType dtype) {
-  return dtype == DType::Bool ? 'b' : dtype == DType::UInt8 ? 'u' : is_floating(dtype) ? 'f' : 'i';
 }
 
 struct ArrayInfo {
@@ -80,14 +62,6 @@ ArrayInfo check_array(py::handle array) {
   return info;
 }
 
-void release_python_owner(void* owner) {
-  // Tensors may outlive the interpreter's shutdown, where nothing can be released any more.
-  if (!Py_IsInitialized()) return;
-  const PyGILState_STATE state = PyGILState_Ensure();
-  Py_DECREF(static_cast<PyObject*>(owner));
-  PyGILState_Release(state);
-}
-
 Tensor share(const ArrayInfo& info, py::handle owner) {
   const size_t bytes = size_t(checked_numel(info.shape)) * item_size(info.dtype);
   Storage* storage =
@@ -96,6 +70,32 @@ Tensor share(const ArrayInfo& info, py::handle owner) {
 }
 
 }  // namespace
+
+bool dtype_of_kind(char kind, int64_t bytes, DType& dtype) {
+  struct Row {
+    char kind;
+    int64_t bytes;
+    DType dtype;
+  };
+  constexpr Row rows[] = {{'b', 1, DType::Bool},    {'u', 1, DType::UInt8},   {'i', 1, DType::Int8},
+                          {'i', 2, DType::Int16},   {'i', 4, DType::Int32},   {'i', 8, DType::Int64},
+                          {'f', 2, DType::Float16}, {'f', 4, DType::Float32}, {'f', 8, DType::Float64}};
+  for (const Row& row : rows)
+    if (row.kind == kind && row.bytes == bytes) return dtype = row.dtype, true;
+  return false;
+}
+
+char kind_of(DType dtype) {
+  return dtype == DType::Bool ? 'b' : dtype == DType::UInt8 ? 'u' : is_floating(dtype) ? 'f' : 'i';
+}
+
+void release_python_owner(void* owner) {
+  // Tensors may outlive the interpreter's shutdown, where nothing can be released any more.
+  if (!Py_IsInitialized()) return;
+  const PyGILState_STATE state = PyGILState_Ensure();
+  Py_DECREF(static_cast<PyObject*>(owner));
+  PyGILState_Release(state);
+}
 
 bool is_numpy_array(PyObject* object) {
   return PyObject_TypeCheck(object, reinterpret_cast<PyTypeObject*>(numpy_array_type()));
@@ -116,6 +116,7 @@ Tensor tensor_from_array(PyObject* array, bool copy) {
 Tensor tensor_from_data(PyObject* data) {
   Scalar number(int64_t(0));
   if (is_tensor(data)) return clone(detach(unwrap(data)));
+  if (has_cuda_array_interface(data)) return contiguous(clone(tensor_from_cuda_array(data)));
   if (is_numpy_array(data)) return tensor_from_array(data, /*copy=*/true);
   if (PyObject_HasAttrString(data, "dtype") && as_scalar(data, number))  // a numpy scalar keeps its type
     return tensor_from_array(numpy().attr("asarray")(py::handle(data)).ptr(), true);
@@ -204,6 +205,17 @@ DType check_dlpack_type(DLDataType type) {
                     type.lanes, " lanes are not supported");
 }
 
+// Pinned memory is the CPU's, managed memory the GPU's that it names.
+Device dlpack_device(DLDevice device) {
+  if (device.device_type == kDLCPU || device.device_type == kDLCUDAHost) return {};
+  check<BufferError>(device.device_type == kDLCUDA || device.device_type == kDLCUDAManaged,
+                     "from_dlpack: memory on device type ", device.device_type,
+                     " is not supported; expected the CPU (1) or CUDA (2)");
+  const Device found{DeviceType::CUDA, int8_t(device.device_id)};
+  cuda_current_stream(found);  // throws when there is no such device
+  return found;
+}
+
 // What an exported tensor needs to stay alive for; `managed` comes first, so its address is ours.
 template <class Managed>
 struct Export {
@@ -246,8 +258,7 @@ py::object export_capsule(const Tensor& x, const char* name) {
 template <class Managed>
 Tensor import_managed(Managed* managed, bool read_only) {
   const DLTensor& in = managed->dl_tensor;
-  check<BufferError>(in.device.device_type == kDLCPU, "from_dlpack: memory on device type ", int(in.device.device_type),
-                     " is not supported; expected the CPU (1)");
+  const Device device = dlpack_device(in.device);
   check<BufferError>(in.ndim >= 0 && in.ndim <= kMaxDims, "from_dlpack: at most ", kMaxDims, " dimensions, got ",
                      in.ndim);
   const DType dtype = check_dlpack_type(in.dtype);
@@ -258,7 +269,7 @@ Tensor import_managed(Managed* managed, bool read_only) {
   check<BufferError>(numel == 0 || reinterpret_cast<uintptr_t>(data) % item_size(dtype) == 0,
                      "from_dlpack: the memory is not aligned for ", dtype);
   Storage* storage = wrap_storage(
-      data, size_t(numel) * item_size(dtype), Device(), read_only,
+      data, size_t(numel) * item_size(dtype), device, read_only,
       [](void* owner) {
         auto* taken = static_cast<Managed*>(owner);
         if (!taken->deleter || !Py_IsInitialized()) return;
@@ -288,15 +299,38 @@ Tensor import_capsule(PyObject* capsule, const char* name, const char* used_name
 
 }  // namespace
 
-py::object to_dlpack(const Tensor& x, py::object max_version, py::object dl_device, py::object copy) {
+namespace {
+
+// The consumer's stream waits for what x's has been asked: None is the legacy default stream, -1 asks for no order.
+void order_consumer(const Tensor& x, const py::object& stream) {
+  const int64_t handle = stream.is_none() ? 1 : stream.cast<int64_t>();
+  check<BufferError>(handle != 0,
+                     "__dlpack__: stream 0 is ambiguous; expected 1 (legacy default), 2 (per thread), "
+                     "-1 (no order) or the address of a stream");
+  if (handle == -1) return;
+  cuda_wait_stream({x.device(), reinterpret_cast<void*>(handle)}, cuda_current_stream(x.device()));
+}
+
+}  // namespace
+
+py::object to_dlpack(const Tensor& x, py::object stream, py::object max_version, py::object dl_device,
+                     py::object copy) {
   check<BufferError>(!x.requires_grad(), "__dlpack__: the tensor requires grad; use .detach()");
+  const bool may_copy = copy.is_none() || copy.cast<bool>();
+  bool copies = !copy.is_none() && copy.cast<bool>();
+  Tensor source = x;
   if (!dl_device.is_none()) {
     const auto wanted = dl_device.cast<std::pair<int, int>>();
-    check<BufferError>(wanted.first == (x.device().is_cuda() ? kDLCUDA : kDLCPU), "__dlpack__: cannot export from ",
-                       x.device(), " to device type ", wanted.first);
+    const bool same = wanted.first == (x.device().is_cuda() ? kDLCUDA : kDLCPU);
+    check<BufferError>(same || (wanted.first == kDLCPU && may_copy), "__dlpack__: cannot export from ", x.device(),
+                       " to device type ", wanted.first, may_copy ? "" : " without a copy");
+    if (!same) {
+      source = to(x, Device());
+      copies = true;
+    }
   }
-  const bool copies = !copy.is_none() && copy.cast<bool>();
-  const Tensor source = copies ? clone(x) : x;
+  if (copies && source.is(x)) source = clone(x);
+  if (source.device().is_cuda()) order_consumer(source, stream);
   const bool versioned =
       !max_version.is_none() && max_version.cast<std::pair<uint32_t, uint32_t>>().first >= kDLPackMajor;
   if (!versioned) {
@@ -311,16 +345,32 @@ py::object to_dlpack(const Tensor& x, py::object max_version, py::object dl_devi
   return capsule;
 }
 
+namespace {
+
+// Asks a producer of GPU memory to make our current stream wait for its work.
+py::dict stream_argument(const py::object& source) {
+  py::dict arguments;
+  if (!py::hasattr(source, "__dlpack_device__")) return arguments;
+  const auto [type, index] = source.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  const Device device = dlpack_device({type, index});
+  if (device.is_cuda()) arguments["stream"] = reinterpret_cast<intptr_t>(cuda_current_stream(device).handle);
+  return arguments;
+}
+
+}  // namespace
+
 Tensor from_dlpack(py::object source) {
   py::object capsule = source;
   if (!PyCapsule_CheckExact(source.ptr())) {
     check<TypeError>(py::hasattr(source, "__dlpack__"), "from_dlpack: expected an object with __dlpack__, got ",
                      Py_TYPE(source.ptr())->tp_name);
+    py::dict arguments = stream_argument(source);
+    arguments["max_version"] = py::make_tuple(kDLPackMajor, kDLPackMinor);
     try {
-      capsule = source.attr("__dlpack__")(py::arg("max_version") = py::make_tuple(kDLPackMajor, kDLPackMinor));
+      capsule = source.attr("__dlpack__")(**arguments);
     } catch (py::error_already_set& error) {
       if (!error.matches(PyExc_TypeError)) throw;
-      capsule = source.attr("__dlpack__")();  // a producer from before 1.0
+      capsule = source.attr("__dlpack__")(**stream_argument(source));  // a producer from before 1.0
     }
     check<BufferError>(PyCapsule_CheckExact(capsule.ptr()), "from_dlpack: __dlpack__ returned no capsule");
   }

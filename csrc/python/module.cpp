@@ -19,6 +19,11 @@ PYBIND11_MODULE(_C, m) {
       "fastnn.DeviceError", "A device that is absent, or tensors on different ones.", PyExc_RuntimeError, nullptr));
   device_error = error.inc_ref().ptr();
   m.attr("DeviceError") = error;
+  py::object out_of_memory = py::reinterpret_steal<py::object>(PyErr_NewExceptionWithDoc(
+      "fastnn.cuda.OutOfMemoryError", "A GPU has no memory left for a tensor.",
+      py::make_tuple(py::handle(PyExc_MemoryError), py::handle(PyExc_RuntimeError)).ptr(), nullptr));
+  out_of_memory_error = out_of_memory.inc_ref().ptr();
+  m.attr("OutOfMemoryError") = out_of_memory;
   try {
     fastnn::load_kernels();
   } catch (const fastnn::Error&) {
@@ -29,6 +34,7 @@ PYBIND11_MODULE(_C, m) {
   define_memory_formats(m);
   define_tensor(m);
   bind_runtime(m);
+  bind_cuda(m);
   bind_tensors(m);
   bind_ops(m);
   bind_autograd(m);

@@ -185,7 +185,6 @@ void bind_copy(Binder& b) {
       "contiguous",
       [](const Tensor& x, const Format& format) { return contiguous(x, format.value_or(MemoryFormat::Contiguous)); },
       arg("self"), py::kw_only(), arg("memory_format") = py::none());
-  b.method("copy_", copy_, arg("input"), arg("src"));
   b.method("fill_", fill_, arg("input"), arg("value"));
   b.method("zero_", [](const Tensor& x) { return fill_(x, Scalar(0)); }, arg("input"));
   b.method("item", item, arg("input"));

@@ -2,7 +2,6 @@
 #include <cxxabi.h>
 #include <unistd.h>
 
-#include "core/cuda.h"
 #include "core/parallel.h"
 #include "core/random.h"
 #include "python/bindings.h"
@@ -40,10 +39,9 @@ void install_host_hooks() {
 
 void bind_devices(py::module_& m) {
   py::class_<Device>(m, "device", "Where a tensor lives: 'cpu' or 'cuda:N'.")
-      .def(py::init([](const std::string& text) { return parse_device(text); }), arg("device"))
       .def(py::init([](const std::string& type, int index) { return parse_device(str(type, ":", index)); }),
            arg("type"), arg("index"))
-      .def(py::init([](const Device& device) { return device; }), arg("device"))
+      .def(py::init([](const DeviceArg& device) { return device.value; }), arg("device"))
       .def_property_readonly("type", [](const Device& self) { return self.is_cuda() ? "cuda" : "cpu"; })
       .def_property_readonly("index",
                              [](const Device& self) -> py::object {
@@ -56,17 +54,6 @@ void bind_devices(py::module_& m) {
       .def("__repr__", [](const Device& self) {
         return self.is_cuda() ? str("device(type='cuda', index=", int(self.index), ")") : str("device(type='cpu')");
       });
-  m.def("cuda_is_available", cuda_is_available);
-  m.def("cuda_unavailable_reason", cuda_reason);
-  m.def("cuda_device_count", cuda_device_count);
-  m.def("cuda_is_emulated", [] {
-#ifdef FASTNN_CUDA_EMULATED
-    return true;
-#else
-    return false;
-#endif
-  });
-  m.def("cuda_synchronize", cuda_synchronize, arg("index") = 0);
 }
 
 py::dict stats_dict(const MemoryStats& stats) {
@@ -74,9 +61,12 @@ py::dict stats_dict(const MemoryStats& stats) {
   result["allocated"] = stats.allocated;
   result["peak_allocated"] = stats.peak_allocated;
   result["cached"] = stats.cached;
+  result["reserved"] = stats.allocated + stats.cached;
+  result["peak_reserved"] = stats.peak_reserved;
   result["cache_limit"] = stats.cache_limit;
   result["allocations"] = stats.allocations;
   result["cache_hits"] = stats.cache_hits;
+  result["retries"] = stats.retries;
   return result;
 }
 

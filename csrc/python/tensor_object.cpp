@@ -227,6 +227,7 @@ FASTNN_GETTER(GetItemSize, PyLong_FromSize_t(x.item_size()))
 FASTNN_GETTER(GetBytes, PyLong_FromLongLong(x.numel() * int64_t(x.item_size())))
 FASTNN_GETTER(GetVersion, PyLong_FromUnsignedLong(x.version()))
 FASTNN_GETTER(GetIsCuda, PyBool_FromLong(x.device().is_cuda()))
+FASTNN_GETTER(GetCudaArray, cuda_array_interface(x))
 #undef FASTNN_GETTER
 
 struct GetT {
@@ -303,6 +304,7 @@ PyGetSetDef attributes[] = {
     {"itemsize", getter<GetItemSize>, nullptr, "Bytes per element.", nullptr},
     {"nbytes", getter<GetBytes>, nullptr, "Bytes of all elements.", nullptr},
     {"is_cuda", getter<GetIsCuda>, nullptr, "Does it live on a GPU?", nullptr},
+    {"__cuda_array_interface__", getter<GetCudaArray>, nullptr, "How CuPy and Numba read it, on a GPU.", nullptr},
     {"_version", getter<GetVersion>, nullptr, "How often it was changed in place.", nullptr},
     {nullptr, nullptr, nullptr, nullptr, nullptr}};
 
@@ -401,6 +403,8 @@ void set_python_error() {
     PyErr_SetString(PyExc_TypeError, error.what());
   } catch (const IndexError& error) {
     PyErr_SetString(PyExc_IndexError, error.what());
+  } catch (const OutOfMemoryError& error) {
+    PyErr_SetString(out_of_memory_error, error.what());
   } catch (const MemoryError& error) {
     PyErr_SetString(PyExc_MemoryError, error.what());
   } catch (const BufferError& error) {
@@ -417,6 +421,7 @@ void set_python_error() {
 }
 
 PyObject* device_error = nullptr;
+PyObject* out_of_memory_error = nullptr;
 
 // ------------------------------------------------------------------------------------- operands
 

@@ -25,7 +25,8 @@ PyObject* wrap(const Tensor& x);         // a new reference; None for an undefin
 // A wrapper of a subclass around a detached alias of x: how Parameter is made.
 PyObject* wrap_as(PyTypeObject* type, const Tensor& x, bool requires_grad);
 
-extern PyObject* device_error;  // fastnn.DeviceError
+extern PyObject* device_error;         // fastnn.DeviceError
+extern PyObject* out_of_memory_error;  // fastnn.cuda.OutOfMemoryError
 
 // Turns the C++ exception in flight into a Python one.
 void set_python_error();
@@ -68,6 +69,7 @@ void set_item(const Tensor& x, PyObject* index, PyObject* value);
 Tensor tensor_from_array(PyObject* array, bool copy);  // numpy.ndarray; throws TypeError / ValueError
 Tensor tensor_from_data(PyObject* data);               // numbers, nested sequences, arrays: always a copy
 PyObject* numpy_from_tensor(const Tensor& x);          // shares memory
+PyObject* cuda_array_interface(const Tensor& x);       // throws AttributeError for what has none
 int get_buffer(PyObject* self, Py_buffer* view, int flags);
 void release_buffer(PyObject* self, Py_buffer* view);
 bool is_numpy_array(PyObject* object);

@@ -1,6 +1,8 @@
 // Making tensors, converting them, and asking what they are: what is neither operation nor runtime.
 #include <pybind11/numpy.h>
 
+#include "core/cuda.h"
+#include "core/cuda_stream.h"
 #include "core/random.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
@@ -52,6 +54,7 @@ struct Options {
   MaybeDType dtype;
   DeviceArg device;
   bool requires_grad = false;
+  bool pin_memory = false;
   Generator* generator = nullptr;
 
   explicit Options(const py::kwargs& kwargs) {
@@ -63,6 +66,8 @@ struct Options {
         device = keyword<DeviceArg>(name, value);
       else if (name == "requires_grad")
         requires_grad = keyword<bool>(name, value);
+      else if (name == "pin_memory")
+        pin_memory = keyword<bool>(name, value);
       else if (name == "generator")
         generator = value.is_none() ? nullptr : keyword<Generator*>(name, value);
       else
@@ -72,11 +77,15 @@ struct Options {
   DType type() const { return dtype.or_else(DType::Float32); }
 };
 
+Tensor finished(const Tensor& x, const Options& options) {
+  return finished(options.pin_memory ? pin_memory(x) : x, options.requires_grad);
+}
+
 template <class Make>
 void bind_shaped(py::module_& module, const char* name, Make make) {
   module.def(name, [make](const py::args& size, const py::kwargs& kwargs) {
     const Options options(kwargs);
-    return finished(make(shape_of(size, kwargs), options), options.requires_grad);
+    return finished(make(shape_of(size, kwargs), options), options);
   });
 }
 
@@ -112,8 +121,7 @@ void bind_creation(py::module_& m) {
       [](const py::args& size, const Format& format, const py::kwargs& kwargs) {
         const Options o(kwargs);
         return finished(
-            empty(shape_of(size, kwargs), o.type(), o.device.value, format.value_or(MemoryFormat::Contiguous)),
-            o.requires_grad);
+            empty(shape_of(size, kwargs), o.type(), o.device.value, format.value_or(MemoryFormat::Contiguous)), o);
       },
       arg("memory_format") = py::none());
   bind_shaped(m, "zeros", [](const Dims& shape, const Options& o) { return zeros(shape, o.type(), o.device.value); });
@@ -129,15 +137,18 @@ void bind_creation(py::module_& m) {
   bind_like(m, "randn_like", [](const Tensor& y) { return normal_(y, 0, 1); });
   m.def(
       "full_like",
-      [](const Tensor& x, Scalar value, const MaybeDType& dtype, const Format& format) {
-        return filled(made_like(x, dtype.or_else(x.dtype()), x.device(), format), value);
+      [](const Tensor& x, Scalar value, const MaybeDType& dtype, const DeviceArg& device, bool requires_grad,
+         const Format& format) {
+        const Device where = device.given ? device.value : x.device();
+        return finished(filled(made_like(x, dtype.or_else(x.dtype()), where, format), value), requires_grad);
       },
-      arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none(), arg("memory_format") = py::none());
+      arg("input"), arg("fill_value"), py::kw_only(), arg("dtype") = py::none(), arg("device") = py::none(),
+      arg("requires_grad") = false, arg("memory_format") = py::none());
   m.def(
       "full",
       [](const Dims& shape, Scalar value, const py::kwargs& kwargs) {
         const Options o(kwargs);
-        return finished(full(shape, value, o.dtype.or_else(value.dtype()), o.device.value), o.requires_grad);
+        return finished(full(shape, value, o.dtype.or_else(value.dtype()), o.device.value), o);
       },
       arg("size"), arg("fill_value"));
   m.def(
@@ -146,26 +157,26 @@ void bind_creation(py::module_& m) {
         const Options o(kwargs);
         const Scalar first = end ? start : Scalar(0), last = end ? *end : start;
         return finished(arange(first, last, step, o.dtype.or_else(number_type({first, last, step})), o.device.value),
-                        o.requires_grad);
+                        o);
       },
       arg("start"), arg("end") = py::none(), arg("step") = 1);
   m.def(
       "linspace",
       [](double start, double end, int64_t steps, const py::kwargs& kwargs) {
         const Options o(kwargs);
-        return finished(linspace(start, end, steps, o.type(), o.device.value), o.requires_grad);
+        return finished(linspace(start, end, steps, o.type(), o.device.value), o);
       },
       arg("start"), arg("end"), arg("steps"));
   m.def(
       "eye",
       [](int64_t rows, std::optional<int64_t> columns, const py::kwargs& kwargs) {
         const Options o(kwargs);
-        return finished(eye(rows, columns ? *columns : rows, o.type(), o.device.value), o.requires_grad);
+        return finished(eye(rows, columns ? *columns : rows, o.type(), o.device.value), o);
       },
       arg("n"), arg("m") = py::none());
   const auto integers = [](int64_t low, int64_t high, const Dims& shape, const py::kwargs& kwargs) {
     const Options o(kwargs);
-    return randint(low, high, shape, o.dtype.or_else(DType::Int64), o.device.value, o.generator);
+    return finished(randint(low, high, shape, o.dtype.or_else(DType::Int64), o.device.value, o.generator), o);
   };
   m.def("randint", integers, arg("low"), arg("high"), arg("size"));
   m.def(
@@ -178,14 +189,14 @@ void bind_creation(py::module_& m) {
       "randperm",
       [](int64_t n, const py::kwargs& kwargs) {
         const Options o(kwargs);
-        return randperm(n, o.dtype.or_else(DType::Int64), o.device.value, o.generator);
+        return finished(randperm(n, o.dtype.or_else(DType::Int64), o.device.value, o.generator), o);
       },
       arg("n"));
   m.def(
       "normal",
       [](double mean, double std, const Dims& shape, const py::kwargs& kwargs) {
         const Options o(kwargs);
-        return normal_(empty(shape, o.type(), o.device.value), mean, std, o.generator);
+        return finished(normal_(empty(shape, o.type(), o.device.value), mean, std, o.generator), o);
       },
       arg("mean"), arg("std"), arg("size"));
 }
@@ -204,9 +215,10 @@ void bind_exchange(py::module_& m, Binder& b) {
       arg("data"), arg("dtype") = py::none(), arg("device") = py::none(), arg("requires_grad") = false,
       "A new tensor of numbers, nested sequences or an array; always a copy.");
   const auto as_tensor = [](py::handle data, const MaybeDType& dtype, const DeviceArg& device) {
-    Tensor x = is_tensor(data.ptr())        ? unwrap(data.ptr())
-               : is_numpy_array(data.ptr()) ? tensor_from_array(data.ptr(), /*copy=*/false)
-                                            : tensor_from_data(data.ptr());
+    Tensor x = is_tensor(data.ptr())                  ? unwrap(data.ptr())
+               : is_numpy_array(data.ptr())           ? tensor_from_array(data.ptr(), /*copy=*/false)
+               : has_cuda_array_interface(data.ptr()) ? tensor_from_cuda_array(data.ptr())
+                                                      : tensor_from_data(data.ptr());
     if (dtype.given) x = to(x, dtype.value);
     return device.given ? to(x, device.value) : x;
   };
@@ -216,13 +228,8 @@ void bind_exchange(py::module_& m, Binder& b) {
       "from_numpy", [](py::handle array) { return tensor_from_array(array.ptr(), /*copy=*/false); }, arg("array"),
       "A tensor that shares the array's memory.");
   m.def("from_dlpack", from_dlpack, arg("ext_tensor"));
-  b.method(
-      "__dlpack__",
-      [](const Tensor& x, py::object, py::object max_version, py::object dl_device, py::object copy) {
-        return to_dlpack(x, max_version, dl_device, copy);
-      },
-      arg("self"), py::kw_only(), arg("stream") = py::none(), arg("max_version") = py::none(),
-      arg("dl_device") = py::none(), arg("copy") = py::none());
+  b.method("__dlpack__", to_dlpack, arg("self"), py::kw_only(), arg("stream") = py::none(),
+           arg("max_version") = py::none(), arg("dl_device") = py::none(), arg("copy") = py::none());
   b.method(
       "__dlpack_device__",
       [](const Tensor& x) { return py::make_tuple(x.device().is_cuda() ? 2 : 1, int(x.device().index)); }, arg("self"));
@@ -256,17 +263,18 @@ void bind_exchange(py::module_& m, Binder& b) {
 // to(dtype), to(device), to(other), to(device, dtype) and their keyword forms; memory_format goes with any of them.
 Tensor convert(const Tensor& x, const py::args& args, const py::kwargs& kwargs) {
   Tensor y = x;
-  bool copy = false;
+  bool copy = false, non_blocking = false;
   Format format;
+  if (kwargs.contains("non_blocking")) non_blocking = keyword<bool>("non_blocking", kwargs["non_blocking"]);
   const auto apply = [&](py::handle target) {
     DType dtype;
     if (target.is_none() || PyBool_Check(target.ptr())) return;
     if (is_tensor(target.ptr()))
-      y = to(to(y, unwrap(target.ptr()).dtype()), unwrap(target.ptr()).device());
+      y = to(to(y, unwrap(target.ptr()).dtype()), unwrap(target.ptr()).device(), non_blocking);
     else if (as_dtype(target.ptr(), dtype))
       y = to(y, dtype);
     else
-      y = to(y, keyword<DeviceArg>("to", target).value);
+      y = to(y, keyword<DeviceArg>("to", target).value, non_blocking);
   };
   for (py::handle target : args) apply(target);
   for (const auto& [key, value] : kwargs) {
@@ -302,8 +310,25 @@ void bind_conversion(Binder& b) {
   b.method("type_as", [](const Tensor& x, const Tensor& y) { return to(x, y.dtype()); }, arg("self"), arg("other"));
   b.method("cpu", [](const Tensor& x) { return to(x, Device()); }, arg("self"));
   b.method(
-      "cuda", [](const Tensor& x, int index) { return to(x, Device{DeviceType::CUDA, static_cast<int8_t>(index)}); },
-      arg("self"), arg("device") = 0);
+      "cuda",
+      [](const Tensor& x, const DeviceArg& device, bool non_blocking) {
+        const Device target = device.given ? device.value : parse_device("cuda");
+        check(target.is_cuda(), "cuda: expected a CUDA device, got '", target, "'");
+        return to(x, target, non_blocking);
+      },
+      arg("self"), arg("device") = py::none(), arg("non_blocking") = false);
+  b.method(
+      "copy_", [](const Tensor& x, const Tensor& src, bool non_blocking) { return copy_(x, src, non_blocking); },
+      arg("self"), arg("src"), arg("non_blocking") = false);
+  b.method(
+      "pin_memory", [](const Tensor& x) { return pin_memory(x); }, arg("self"),
+      "The tensor in memory that a GPU copies from while the CPU goes on; itself when it is there already.");
+  b.method("is_pinned", [](const Tensor& x) { return x.storage()->pinned; }, arg("self"));
+  b.method(
+      "record_stream",
+      [](const Tensor& x, const CudaStream& stream) { cuda_record_stream(*x.storage(), stream.handle); }, arg("self"),
+      arg("stream"),
+      "Work of the stream uses the tensor's memory too: it is not handed out again before that is done.");
 }
 
 void bind_questions(py::module_& m, Binder& b) {

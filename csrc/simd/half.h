@@ -1,7 +1,8 @@
 // The two 16-bit float storage types and their conversions, for CPU levels and for CUDA.
 //
 // Rounding is to nearest even; NaN stays NaN (quiet). The conversions are plain integer arithmetic,
-// which compilers vectorise; float16 uses the F16C instruction where the level has it.
+// which compilers vectorise; float16 uses the F16C instruction where the level has it. A GPU has
+// an instruction for each.
 #pragma once
 
 #include <cstdint>
@@ -42,14 +43,24 @@ FASTNN_HD inline uint32_t float_to_bits(float value) {
 FASTNN_HD inline float to_float(bfloat16 h) { return bits_to_float(uint32_t(h.bits) << 16); }
 
 FASTNN_HD inline bfloat16 to_bfloat16(float f) {
+#ifdef __CUDA_ARCH__
+  bfloat16 h;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.bits) : "f"(f));
+  return h;
+#else
   uint32_t bits = float_to_bits(f);
   uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
   uint32_t quiet_nan = (bits >> 16) | 0x40u;
   return {uint16_t((bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded)};
+#endif
 }
 
 FASTNN_HD inline float to_float(float16 h) {
-#if defined(__F16C__) && !defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h.bits));
+  return f;
+#elif defined(__F16C__) && !defined(__CUDACC__)
   return _cvtsh_ss(h.bits);
 #else
   uint32_t sign = uint32_t(h.bits & 0x8000u) << 16;
@@ -63,7 +74,11 @@ FASTNN_HD inline float to_float(float16 h) {
 }
 
 FASTNN_HD inline float16 to_float16(float f) {
-#if defined(__F16C__) && !defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
+  float16 h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(f));
+  return h;
+#elif defined(__F16C__) && !defined(__CUDACC__)
   return {uint16_t(_cvtss_sh(f, 0))};
 #else
   uint32_t bits = float_to_bits(f);

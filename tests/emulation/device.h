@@ -20,7 +20,7 @@
 #define __launch_bounds__(...)
 #define __cluster_dims__(...)
 #define __align__(n) __attribute__((aligned(n)))
-#define __constant__ static
+#define __constant__
 // All in one section: the emulation fills it with poison before a block and exchanges it between blocks.
 #define __shared__ __attribute__((section("fastnn_shared"))) static
 

@@ -13,6 +13,7 @@
 #include <deque>
 #include <map>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "device_memory.h"
@@ -74,6 +75,8 @@ struct Fiber {
   bool (*ready)(const void*) = nullptr;
   const void* ready_state = nullptr;
   std::deque<std::vector<AsyncCopy>> copies;  // groups, the last one still open
+  std::vector<std::function<void()>> open_stores;
+  std::deque<std::vector<std::function<void()>>> stores;
 };
 
 struct Meeting {
@@ -107,6 +110,7 @@ struct Block {
   std::vector<std::vector<Meeting>> meetings;  // of each warp
   std::vector<uint32_t> ended_lanes;           // of each warp
   std::vector<GroupMeeting> group_meetings;    // of each warpgroup
+  std::vector<Products> products;              // of each warpgroup
   Barrier barriers[kBarriers];
   unsigned alive = 0;
   unsigned char* dynamic = nullptr;
@@ -207,6 +211,10 @@ void fiber_main() {
     back_to_scheduler();
   }
   (*body)();
+  if (!fiber.stores.empty() || !fiber.open_stores.empty())
+    fault("ended, while the copy engine still reads its shared memory: tma_store_wait<0>()");
+  if (!block.products[running->linear / kWarpgroupThreads].idle())
+    fault("ended, while wgmma still computes: wgmma_wait<0>()");
   const unsigned in_warp = lane();
   for (const Meeting& meeting : block.meetings[warp()])
     if (meeting.mask >> in_warp & 1)
@@ -370,6 +378,7 @@ std::unique_ptr<Block> make_block(size_t linear, SharedPool& pool) {
   block->ended_lanes.resize(warps);
   if (threads % kWarpThreads) block->ended_lanes.back() = ~0u << threads % kWarpThreads;
   block->group_meetings.resize((threads + kWarpgroupThreads - 1) / kWarpgroupThreads);
+  block->products.resize(block->group_meetings.size());
   block->dynamic = pool.take();
   for (unsigned i = 0; i < threads; ++i) {
     Fiber& fiber = block->fibers[i];
@@ -696,6 +705,35 @@ void async_wait(int newest_left) {
     }
     copies.pop_front();
   }
+}
+
+void store_later(std::function<void()> work) { running->fiber->open_stores.push_back(std::move(work)); }
+
+void store_commit() { running->fiber->stores.push_back(std::exchange(running->fiber->open_stores, {})); }
+
+void store_wait(int newest_left) {
+  auto& stores = running->fiber->stores;
+  while (int(stores.size()) > newest_left) {
+    for (const auto& work : stores.front()) work();
+    stores.pop_front();
+  }
+}
+
+Products& products() { return running->in->products[running->linear / kWarpgroupThreads]; }
+
+void Products::issue(std::function<void()> product) {
+  if (!fenced) fault("wgmma without wgmma_fence before it");
+  open_.push_back(std::move(product));
+}
+
+void Products::commit() { groups_.push_back(std::exchange(open_, {})); }
+
+void Products::wait(int newest_left) {
+  while (int(groups_.size()) > newest_left) {
+    for (const auto& product : groups_.front()) product();
+    groups_.pop_front();
+  }
+  if (newest_left == 0) fenced = false;
 }
 
 std::string run_grid(const char* kernel, const Shape& launched, const std::function<void()>& thread_body) {

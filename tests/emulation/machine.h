@@ -15,8 +15,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "cuda_runtime_api.h"
 
@@ -80,6 +82,27 @@ void* cluster_pointer(const void* pointer, unsigned rank);  // the same place in
 void async_copy(void* dst, const void* src, size_t bytes, size_t valid_bytes);
 void async_commit();
 void async_wait(int newest_left);
+
+// Stores of the copy engine by one thread, in groups: performed when waited for.
+void store_later(std::function<void()> work);
+void store_commit();
+void store_wait(int newest_left);
+
+// Products that the running thread's warpgroup has begun, in groups.
+class Products {
+ public:
+  bool fenced = false;  // since the last wait for all
+
+  void issue(std::function<void()> product);
+  void commit();
+  void wait(int newest_left);
+  bool idle() const { return open_.empty() && groups_.empty(); }
+
+ private:
+  std::vector<std::function<void()>> open_;
+  std::deque<std::vector<std::function<void()>>> groups_;
+};
+Products& products();
 
 struct Shape {
   dim3 grid, block;

@@ -167,7 +167,7 @@ Tensor scaled_dot_product_attention(const Tensor& q, const Tensor& k, const Tens
     bias = as_heads(expand_to(mask, scores));
   }
   Options options{causal, scale ? *scale : 1 / std::sqrt(double(std::max<int64_t>(head_dim, 1))), dropout_p, {}};
-  if (dropout_p > 0) options.stream = default_generator().next_stream();
+  if (dropout_p > 0) options.stream = default_generator().next_stream(q.device());
   const Tensor out = attend(query, key, value, bias, options);
   return q.ndim() == 4 && lead.size() == 2 ? out : reshape(out, joined(lead, {q_len, value_dim}));
 }

@@ -19,6 +19,7 @@ namespace {
 
 constexpr int64_t kRowPanels = 4, kKeyPanels = 4;  // of a block of scores
 constexpr int64_t kRows = kRowPanels * kBlock, kKeys = kKeyPanels * kBlock;
+constexpr float kSlack = 8;  // of maxima, as a power of two
 
 template <int P>
 struct Workspace {
@@ -49,12 +50,15 @@ struct Shifts {
 };
 
 // New maxima of 32 rows. No row waits for another, and none branches: maxima change too irregularly to be predicted.
+// A maximum stays until a score exceeds it by kSlack: e^(S - max) may be as large as 2^kSlack, and sums over earlier
+// keys are seldom scaled anew.
 inline Shifts update_maxima(const float* maxima, float* highest) {
   Shifts result;
   __mmask16 changed = 0;
   for (int64_t r = 0; r < kBlock; r += 16) {
     const __m512 lowest = _mm512_set1_ps(-INFINITY), before = _mm512_load_ps(highest + r);
-    const __m512 after = _mm512_max_ps(before, _mm512_load_ps(maxima + r));  // NaN stays
+    const __m512 found = _mm512_load_ps(maxima + r), limit = _mm512_add_ps(before, _mm512_set1_ps(kSlack));
+    const __m512 after = _mm512_mask_max_ps(before, _mm512_cmp_ps_mask(found, limit, _CMP_NLE_UQ), before, found);
     const __m512 shift = _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(after, lowest, _CMP_NEQ_UQ), after);
     _mm512_store_ps(highest + r, after);
     _mm512_store_ps(result.shifts + r, shift);

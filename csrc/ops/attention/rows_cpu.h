@@ -16,7 +16,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kTasks = 16;                    // wanted, at least
+constexpr int64_t kTasks = 12;                    // wanted, at least
 constexpr int64_t kTaskWork = int64_t(1) << 21;   // multiply-adds that pay for a task
 constexpr int64_t kSplitWork = int64_t(1) << 23;  // that pay for packing keys and values once more
 

@@ -4,15 +4,13 @@
 #include <cstring>
 
 #include "core/autograd.h"
+#include "core/cuda.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
 #include "ops/elementwise/geometry.h"
 #include "ops/index/index.h"
 #include "ops/reduce/reduce.h"
-#ifdef FASTNN_WITH_CUDA
-#include "core/cuda.h"
-#endif
 
 namespace fastnn {
 
@@ -63,30 +61,25 @@ void copy_same_type(const Tensor& dst, const Tensor& src) {
   copy_strided(dst.device(), args);
 }
 
-#ifdef FASTNN_WITH_CUDA
 // Between devices: both sides contiguous and of one type, then one transfer.
-void copy_across(const Tensor& dst, const Tensor& src) {
+void copy_across(const Tensor& dst, const Tensor& src, bool non_blocking) {
   GradMode off(false);
   const Tensor from = contiguous(to(expand_to(src, dst.shape()), dst.dtype()));
   if (dst.is_contiguous())
-    return cuda_copy(dst.raw(), dst.device(), from.raw(), from.device(), size_t(dst.numel()) * dst.item_size());
+    return cuda_copy(dst.raw(), *dst.storage(), from.raw(), *from.storage(), size_t(dst.numel()) * dst.item_size(),
+                     non_blocking);
   Tensor landed = empty(dst.shape(), dst.dtype(), dst.device());
-  copy_across(landed, from);
+  copy_across(landed, from, non_blocking);
   copy_into(dst, landed);
 }
-#endif
 
 }  // namespace
 
-void copy_into(const Tensor& dst, const Tensor& src) {
+void copy_into(const Tensor& dst, const Tensor& src, bool non_blocking) {
   check(broadcast_shapes("copy", dst.shape(), src.shape()) == dst.shape(), "copy: a source of shape ", src.shape(),
         " does not broadcast to ", dst.shape());
   if (dst.numel() == 0) return;
-#ifdef FASTNN_WITH_CUDA
-  if (dst.device() != src.device()) return copy_across(dst, src);
-#else
-  check_same_device("copy", dst, src);
-#endif
+  if (dst.device() != src.device()) return copy_across(dst, src, non_blocking);
   const Tensor from = overlaps(dst, src) ? clone(detach(src)) : src;
   if (dst.dtype() == from.dtype()) return copy_same_type(dst, from);
   const DType compute = cast_compute(from.dtype(), dst.dtype());
@@ -132,16 +125,25 @@ Tensor to(const Tensor& x, DType dtype) {
   return record("to", y, {x}, [from = x.dtype()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
 }
 
-Tensor to(const Tensor& x, Device device) {
+Tensor to(const Tensor& x, Device device, bool non_blocking) {
   if (x.device() == device) return x;
-  Tensor y = empty(x.shape(), x.dtype(), device, x.memory_format());
-  copy_into(y, x);
+  const MemoryFormat format = x.memory_format();
+  // A copy to the CPU goes on without it only into pinned memory.
+  const bool pins = non_blocking && !device.is_cuda();
+  const Tensor y = pins ? empty_pinned(x.shape(), x.dtype(), format) : empty(x.shape(), x.dtype(), device, format);
+  copy_into(y, x, non_blocking);
   return record("to", y, {x}, [from = x.device()](Backward& b) { b.set(0, to(b.grad(), from)); }, Differentiable::Yes);
 }
 
-Tensor copy_(const Tensor& dst, const Tensor& src) {
+Tensor pin_memory(const Tensor& x) {
+  if (x.storage()->pinned) return x;
+  check<DeviceError>(!x.device().is_cuda(), "pin_memory: expected a tensor on the CPU, got one on ", x.device());
+  return copy_to("pin_memory", empty_pinned(x.shape(), x.dtype(), x.memory_format()), x);
+}
+
+Tensor copy_(const Tensor& dst, const Tensor& src, bool non_blocking) {
   check_inplace("copy_", dst, {src});
-  copy_into(dst, src);
+  copy_into(dst, src, non_blocking);
   return record_inplace("copy_", dst, {dst, src},
                         [shape = src.shape(), dtype = src.dtype(), device = src.device()](Backward& b) {
                           if (b.needs(0)) b.set(0, zeros_like(b.grad()));
@@ -165,8 +167,9 @@ Tensor fill_(const Tensor& x, Scalar value) {
 Scalar item(const Tensor& x) {
   check(x.numel() == 1, "item: expected a tensor of one element, got shape ", x.shape());
   const bool integral = !x.is_floating();
+  const Tensor here = x.device().is_cuda() ? to(detach(x), Device()) : x;
   Tensor host = empty(x.shape(), integral ? DType::Int64 : DType::Float64);
-  copy_into(host, x);
+  copy_into(host, here);
   if (x.dtype() == DType::Bool) return Scalar(*host.data<int64_t>() != 0);
   return integral ? Scalar(*host.data<int64_t>()) : Scalar(*host.data<double>());
 }

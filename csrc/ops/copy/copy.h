@@ -30,10 +30,12 @@ Tensor clone(const Tensor& x, MemoryFormat format = MemoryFormat::Preserve);
 // x itself when its strides name that format already.
 Tensor to(const Tensor& x, MemoryFormat format);
 Tensor to(const Tensor& x, DType dtype);  // x itself when the type is the same
-Tensor to(const Tensor& x, Device device);
-void copy_into(const Tensor& dst, const Tensor& src);  // broadcasts and converts; no autograd
-Tensor copy_(const Tensor& dst, const Tensor& src);    // the same, recorded
-void fill_into(const Tensor& x, Scalar value);         // no autograd, no version
+// Copies between pinned memory of the CPU and a GPU may be `non_blocking`: the CPU goes on meanwhile.
+Tensor to(const Tensor& x, Device device, bool non_blocking = false);
+Tensor pin_memory(const Tensor& x);                                               // x itself when it is pinned
+void copy_into(const Tensor& dst, const Tensor& src, bool non_blocking = false);  // broadcasts, converts; no autograd
+Tensor copy_(const Tensor& dst, const Tensor& src, bool non_blocking = false);    // the same, recorded
+void fill_into(const Tensor& x, Scalar value);                                    // no autograd, no version
 Tensor fill_(const Tensor& x, Scalar value);
 Scalar item(const Tensor& x);  // the value of a one-element tensor
 

@@ -8,6 +8,8 @@
 
 namespace fastnn {
 
+Kernel<SequenceArgs> sequence_fill{"arange"};
+
 Tensor full(const Dims& shape, Scalar value, DType dtype, Device device) {
   Tensor x = empty(shape, dtype, device);
   fill_into(x, value);
@@ -26,20 +28,24 @@ Tensor scalar_tensor(Scalar value, DType dtype, Device device) { return full({},
 
 namespace {
 
-// Written on the CPU element by element: sequences are short next to what follows them.
-template <class Value>
-Tensor sequence(int64_t n, DType dtype, Device device, Value value_at) {
-  const bool integral = !is_floating(dtype);
-  Tensor x = empty({n}, integral ? DType::Int64 : DType::Float64, Device());
-  parallel_for(n, 32768, [&](int64_t begin, int64_t end) {
+// Sequences are short next to what follows them: on the CPU a plain loop writes them.
+Tensor sequence(SequenceArgs args, DType dtype, Device device) {
+  args.integral = !is_floating(dtype);
+  const Tensor x = empty({args.n}, args.integral ? DType::Int64 : DType::Float64, device);
+  args.y = x.raw();
+  if (device.is_cuda()) {
+    if (args.n > 0) sequence_fill(device, args);
+    return to(x, dtype);
+  }
+  parallel_for(args.n, 32768, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      if (integral)
-        x.data<int64_t>()[i] = int64_t(value_at(i));
+      if (args.integral)
+        x.data<int64_t>()[i] = args.at<int64_t>(i);
       else
-        x.data<double>()[i] = double(value_at(i));
+        x.data<double>()[i] = args.at<double>(i);
     }
   });
-  return to(to(x, dtype), device);
+  return to(x, dtype);
 }
 
 }  // namespace
@@ -54,18 +60,27 @@ Tensor arange(Scalar start, Scalar end, Scalar step, DType dtype, Device device)
   check(span >= 0, "arange: the step ", stride, " leads away from ", first, " to ", end.to_double());
   check<MemoryError>(span < 9e18, "arange: ", span, " elements are too many");
   const int64_t n = int64_t(std::ceil(span));
-  if (integral)
-    return sequence(n, dtype, device, [s = start.to_int(), d = step.to_int()](int64_t i) { return s + i * d; });
-  return sequence(n, dtype, device, [first, stride](int64_t i) { return first + double(i) * stride; });
+  SequenceArgs args{};
+  args.n = args.half = n;
+  args.whole = integral;
+  if (integral) {
+    args.start = start.to_int();
+    args.stride = step.to_int();
+  }
+  args.first = first;
+  args.step = stride;
+  return sequence(args, dtype, device);
 }
 
 Tensor linspace(double start, double end, int64_t steps, DType dtype, Device device) {
   check(steps >= 0, "linspace: expected steps >= 0, got ", steps);
-  const double step = steps > 1 ? (end - start) / double(steps - 1) : 0;
-  // From both ends, so that the last element is `end` exactly.
-  return sequence(steps, dtype, device, [=](int64_t i) {
-    return i < steps / 2 || steps == 1 ? start + double(i) * step : end - double(steps - 1 - i) * step;
-  });
+  SequenceArgs args{};
+  args.n = steps;
+  args.first = start;
+  args.last = end;
+  args.step = steps > 1 ? (end - start) / double(steps - 1) : 0;
+  args.half = steps == 1 ? 1 : steps / 2;
+  return sequence(args, dtype, device);
 }
 
 Tensor eye(int64_t rows, int64_t columns, DType dtype, Device device) {

@@ -1,9 +1,30 @@
 // New tensors: zeros, ones, full, arange, linspace, eye.
 #pragma once
 
+#include "core/kernel.h"
 #include "core/scalar.h"
+#include "simd/half.h"
 
 namespace fastnn {
+
+// y[i] = start + i stride when the numbers are whole; else, from both ends, so that the last is exact:
+// first + i step for i < half, last - (n - 1 - i) step behind. y holds int64 or float64, `n` of them.
+struct SequenceArgs {
+  void* y;
+  bool integral;  // y is int64
+  int64_t n;
+  bool whole;
+  int64_t start, stride;
+  double first, step, last;
+  int64_t half;
+
+  template <class T>
+  FASTNN_HD T at(int64_t i) const {
+    if (whole) return T(start + i * stride);
+    return T(i < half ? first + double(i) * step : last - double(n - 1 - i) * step);
+  }
+};
+extern Kernel<SequenceArgs> sequence_fill;  // on GPUs: create.cpp writes the CPU's itself
 
 Tensor full(const Dims& shape, Scalar value, DType dtype, Device device);
 Tensor zeros(const Dims& shape, DType dtype, Device device);

@@ -223,11 +223,17 @@ Tensor clamp_(const Tensor& x, const Scalar* low, const Scalar* high) {
 
 namespace {
 
-// Where the result lives. A 0-d tensor of the CPU may meet any device: there it is a number.
+// A 0-d tensor of the CPU may meet any device: there it is a number.
+bool is_number(const Tensor& x) { return x.ndim() == 0 && !x.device().is_cuda(); }
+
+Operand seen_from(Device device, const Operand& x) {
+  return x.is_tensor() && x.tensor->device() != device ? Operand(item(*x.tensor)) : x;
+}
+
+// Where the result lives.
 Device common_device(const char* name, const Operand& a, const Operand& b) {
   check<TypeError>(a.is_tensor() || b.is_tensor(), name, ": expected at least one tensor");
   if (!a.is_tensor() || !b.is_tensor()) return (a.is_tensor() ? a : b).tensor->device();
-  const auto is_number = [](const Tensor& x) { return x.ndim() == 0 && !x.device().is_cuda(); };
   if (is_number(*a.tensor)) return b.tensor->device();
   if (!is_number(*b.tensor)) check_same_device(name, *a.tensor, *b.tensor);
   return a.tensor->device();
@@ -260,10 +266,8 @@ enum class Result { Promoted, Float, Compare };
 void run_binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, const Tensor& out, DType type) {
   const DType compute = compute_dtype(type);
   check_divisor(name, op, b, compute);
-  const auto there = [device = out.device()](const Operand& x) {
-    return x.is_tensor() && x.tensor->device() != device ? Operand(item(*x.tensor)) : x;
-  };
-  elementwise_binary(out.device(), elementwise_args(int32_t(op), compute, out, {there(a), there(b)}));
+  const Device device = out.device();
+  elementwise_binary(device, elementwise_args(int32_t(op), compute, out, {seen_from(device, a), seen_from(device, b)}));
 }
 
 DType binary_type(const Operand& a, const Operand& b, Result result) {
@@ -302,12 +306,6 @@ void binary_inplace(const char* name, BinaryOp op, const Tensor& a, const Operan
   }
 }
 
-// dy reduced to an operand's shape and type.
-Tensor fit(const Tensor& gradient, const Dims& shape, DType dtype) {
-  const Tensor summed = gradient.shape() == shape ? gradient : sum_to(gradient, shape);
-  return summed.dtype() == dtype ? summed : to(summed, dtype);
-}
-
 // What a backward needs of an operand: its value (a tensor or a number), shape and type.
 struct SavedOperand {
   explicit SavedOperand(const Operand& x, bool value)
@@ -315,13 +313,21 @@ struct SavedOperand {
     if (!is_tensor) return;
     shape = x.tensor->shape();
     dtype = x.tensor->dtype();
+    device = x.tensor->device();
   }
   Scalar number;
   bool is_tensor;
   Dims shape;
   DType dtype = DType::Float32;
+  Device device;
   Saved saved;
 };
+
+// A gradient reduced to an operand's shape and type, where the operand lives.
+Tensor fit(const Tensor& gradient, const SavedOperand& x) {
+  const Tensor summed = gradient.shape() == x.shape ? gradient : sum_to(gradient, x.shape);
+  return to(to(summed, x.dtype), x.device);
+}
 
 const Tensor& tensor_of(const Operand& x) {
   static const Tensor undefined;
@@ -331,11 +337,16 @@ const Tensor& tensor_of(const Operand& x) {
 // The gradients of z = f(a, b) in differentiable operations; `value` reads a saved operand.
 void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& sb, Backward& g) {
   const Tensor dz = g.grad();
-  const Tensor ta = sa.is_tensor ? g.get(sa.saved) : Tensor(), tb = sb.is_tensor ? g.get(sb.saved) : Tensor();
+  // A number of the CPU goes to where the gradient is.
+  const auto value_of = [&](const SavedOperand& x) {
+    const Tensor value = x.is_tensor ? g.get(x.saved) : Tensor();
+    return value.defined() ? to(value, dz.device()) : value;
+  };
+  const Tensor ta = value_of(sa), tb = value_of(sb);
   const Operand a = sa.is_tensor ? Operand(ta) : Operand(sa.number);
   const Operand b = sb.is_tensor ? Operand(tb) : Operand(sb.number);
   auto set = [&](uint32_t input, const SavedOperand& x, auto&& gradient) {
-    if (g.needs(input)) g.set(input, fit(gradient(), x.shape, x.dtype));
+    if (g.needs(input)) g.set(input, fit(gradient(), x));
   };
   switch (op) {
     case BinaryOp::add:
@@ -508,18 +519,20 @@ Tensor where(const Tensor& condition, const Operand& a, const Operand& b) {
   Dims shape = condition.shape();
   for (const Operand* x : {&a, &b}) {
     if (!x->is_tensor()) continue;
-    check_same_device("where", condition, *x->tensor);
+    if (!is_number(*x->tensor)) check_same_device("where", condition, *x->tensor);
     shape = broadcast_shapes("where", shape, x->tensor->shape());
   }
   Tensor out = make_result({condition, a, b}, shape, type, condition.device());
-  elementwise_where(out.device(), elementwise_args(0, compute_dtype(type), out, {condition, a, b}));
+  elementwise_where(out.device(),
+                    elementwise_args(0, compute_dtype(type), out,
+                                     {condition, seen_from(out.device(), a), seen_from(out.device(), b)}));
   if (!needs_grad({tensor_of(a), tensor_of(b)})) return out;
   return record(
       "where", out, {tensor_of(a), tensor_of(b)},
       [sc = Saved(condition), sa = SavedOperand(a, false), sb = SavedOperand(b, false)](Backward& g) {
         const Tensor dy = g.grad(), c = g.get(sc);
-        if (g.needs(0)) g.set(0, fit(where(c, dy, 0.0), sa.shape, sa.dtype));
-        if (g.needs(1)) g.set(1, fit(where(c, 0.0, dy), sb.shape, sb.dtype));
+        if (g.needs(0)) g.set(0, fit(where(c, dy, 0.0), sa));
+        if (g.needs(1)) g.set(1, fit(where(c, 0.0, dy), sb));
       },
       Differentiable::Yes);
 }

@@ -6,6 +6,9 @@
 // register; the conversions are those of the CPU (simd/element.h), and so are the formulas. A kernel
 // switches on the operation and the dtypes, the same way for the whole grid: 11 kernels, instead of
 // one for each operation and compute type, keep the build short and the module small.
+//
+// LOCAL unary_kernel: sine and cosine of large arguments keep the digits of 2/pi there
+// LOCAL unary_backward_kernel: the same
 #include "core/cuda_index.h"
 #include "core/cuda_launch.h"
 #include "ops/elementwise/elementwise.h"

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/autograd.h"
+#include "core/found.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
@@ -40,14 +41,25 @@ void check_index_type(const char* op, const Tensor& x, const Tensor& index) {
 void IndexWalk::add_index(const char* op, const Tensor& index, int64_t dim, bool from_end, const Dims& strides) {
   const Tensor values = contiguous(index);
   Tensor wrapped = empty(index.shape(), DType::Int64, index.device());
-  int64_t first_bad = -1;
+  const auto message = [op, values, dim, size = x_shape[dim]](int64_t place) {
+    const int64_t bad = item(select(flatten(values, 0, -1), 0, place)).to_int();
+    return str(op, ": index ", bad, " at position ", unravel(place, values.shape()),
+               " of the index tensor is out of range for dim ", dim, " of size ", size);
+  };
   IndexWrapArgs args{values.raw(), values.dtype(), wrapped.data<int64_t>(), values.numel(), x_shape[dim],
-                     from_end,     &first_bad};
-  index_wrap(index.device(), args);
-  if (first_bad >= 0) {
-    const int64_t bad = item(select(flatten(values, 0, -1), 0, first_bad)).to_int();
-    fail<IndexError>(op, ": index ", bad, " at position ", unravel(first_bad, index.shape()),
-                     " of the index tensor is out of range for dim ", dim, " of size ", x_shape[dim]);
+                     from_end,     nullptr};
+  if (index.device().is_cuda()) {
+    // Kernels behind this one read and write at place 0 instead, which must be there.
+    if (args.size == 0 && args.n > 0) fail<IndexError>(message(0));
+    const Tensor first_bad = empty({}, DType::Int64, index.device());
+    args.first_bad = first_bad.data<int64_t>();
+    index_wrap(index.device(), args);
+    check_none_found(first_bad, message);
+  } else {
+    int64_t first_bad = -1;
+    args.first_bad = &first_bad;
+    index_wrap(index.device(), args);
+    if (first_bad >= 0) fail<IndexError>(message(first_bad));
   }
   indices.push_back({wrapped, dim, strides});
 }

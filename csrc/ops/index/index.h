@@ -18,8 +18,8 @@
 
 namespace fastnn {
 
-// wrapped[i] = index[i], plus size where it is negative and from_end; *first_bad = the first i out of
-// range, or -1.
+// wrapped[i] = index[i], plus size where it is negative and from_end (on a GPU 0 where it is out of range); *first_bad
+// = the first i out of range, or -1.
 struct IndexWrapArgs {
   const void* index;  // contiguous, any integer type
   DType dtype;

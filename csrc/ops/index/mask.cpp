@@ -69,7 +69,10 @@ Tensor coordinates(const Tensor& x) {
   args.n = mask.numel();
   args.counts = counts.data<int64_t>();
   index_nonzero(x.device(), args);
-  for (int64_t chunk = 0; chunk < chunks; ++chunk) args.total += std::exchange(args.counts[chunk], args.total);
+  const Tensor places_of_chunks = to(counts, Device());  // the counts themselves on the CPU
+  for (int64_t chunk = 0; chunk < chunks; ++chunk)
+    args.total += std::exchange(places_of_chunks.data<int64_t>()[chunk], args.total);
+  if (!counts.is(places_of_chunks)) copy_into(counts, places_of_chunks);
   Tensor places = empty({args.ndim, args.total}, DType::Int64, x.device());
   args.coordinates = places.data<int64_t>();
   if (args.total) index_nonzero(x.device(), args);

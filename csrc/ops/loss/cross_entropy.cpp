@@ -1,4 +1,5 @@
 #include "core/autograd.h"
+#include "core/found.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
@@ -117,15 +118,16 @@ CrossEntropyArgs class_args(const ClassLoss& call) {
 }
 
 void check_bad_row(const ClassLoss& call, const Tensor& target, const Tensor& bad_row) {
-  const int64_t row = item(bad_row).to_int();
-  if (row < 0) return;
-  Dims position = target.shape();
-  for (int64_t axis = target.ndim() - 1, rest = row; axis >= 0; --axis) {
-    position[axis] = rest % target.shape()[axis];
-    rest /= target.shape()[axis];
-  }
-  fail<IndexError>(call.op, ": label ", item(select(call.labels, 0, row)).to_int(), " at position ", position,
-                   " is out of range for ", call.x.shape()[1], " classes");
+  check_none_found(
+      bad_row, [op = call.op, labels = call.labels, shape = target.shape(), classes = call.x.shape()[1]](int64_t row) {
+        Dims position = shape;
+        for (int64_t axis = shape.size() - 1, rest = row; axis >= 0; --axis) {
+          position[axis] = rest % shape[axis];
+          rest /= shape[axis];
+        }
+        return str(op, ": label ", item(select(labels, 0, row)).to_int(), " at position ", position,
+                   " is out of range for ", classes, " classes");
+      });
 }
 
 // ------------------------------------------------------------------------------------------- gradients

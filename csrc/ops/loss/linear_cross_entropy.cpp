@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/autograd.h"
+#include "core/found.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
@@ -59,17 +60,18 @@ void add_chunk(const Operands& of, const Gradients& gradients, int64_t first, co
 }
 
 // The rows' losses (N) in the compute type; adds the gradients of their sum, or of their sum weighted by dy (N).
-Tensor run(const Call& call, const Operands& of, const Gradients& gradients, const Tensor& dy, double* total_weight) {
+// `total_weight`, a float64 where the operands are, is what the mean divides by.
+Tensor run(const Call& call, const Operands& of, const Gradients& gradients, const Tensor& dy,
+           const Tensor& total_weight) {
   const DType dtype = of.x.dtype(), compute = compute_dtype(dtype);
   const int64_t rows = of.x.size(0), classes = of.weight.size(0);
   const Tensor losses = empty({rows}, compute, of.x.device()), one = ones({}, dtype, of.x.device());
-  *total_weight = 0;
+  fill_into(total_weight, Scalar(0));
+  const Tensor chunk_weight = empty_like(total_weight), bad_row = empty({}, DType::Int64, of.x.device());
   for (int64_t first = 0; first < rows; first += call.chunk) {
     const int64_t count = std::min(call.chunk, rows - first);
     const Tensor x = narrow(of.x, 0, first, count), logits = linear(x, of.weight, of.bias);
     const Tensor stats = empty({count, 2}, compute, of.x.device());
-    int64_t bad_row = -1;
-    double chunk_weight = 0;
     CrossEntropyArgs args{};
     args.dtype = dtype;
     args.reduction = dy.defined() ? Reduction::None : Reduction::Sum;
@@ -81,12 +83,14 @@ Tensor run(const Call& call, const Operands& of, const Gradients& gradients, con
     args.label_smoothing = call.label_smoothing;
     args.stats = stats.raw();
     args.losses = narrow(losses, 0, first, count).raw();
-    args.total_weight = &chunk_weight;
-    args.bad_row = &bad_row;
+    args.total_weight = chunk_weight.data<double>();
+    args.bad_row = bad_row.data<int64_t>();
     cross_entropy_forward(of.x.device(), args);
-    check<IndexError>(bad_row < 0, op, ": label ", bad_row < 0 ? 0 : args.labels[bad_row], " at row ", first + bad_row,
-                      " is out of range for ", classes, " classes");
-    *total_weight += chunk_weight;
+    check_none_found(bad_row, [labels = of.labels, first, classes](int64_t row) {
+      return str(op, ": label ", item(select(labels, 0, first + row)).to_int(), " at row ", first + row,
+                 " is out of range for ", classes, " classes");
+    });
+    copy_into(total_weight, add(total_weight, chunk_weight));
     if (!any(gradients)) continue;
     args.dy = dy.defined() ? narrow(dy, 0, first, count).raw() : one.raw();
     args.dx = logits.raw();
@@ -146,8 +150,8 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& weight, const Ten
   Gradients gradients;
   if (reduced && recorded)
     gradients = wanted_gradients(of, needs_grad({input}), needs_grad({weight}), bias.defined() && needs_grad({bias}));
-  double total_weight = 0;
-  Tensor losses = run(call, of, gradients, Tensor(), &total_weight);
+  const Tensor total_weight = empty({}, DType::Float64, input.device());
+  const Tensor losses = run(call, of, gradients, Tensor(), total_weight);
   if (!reduced) {
     return record(op, to(reshape(losses, target.shape()), dtype), {input, weight, bias},
                   [call, shape, dtype, sx = Saved(input), sw = Saved(weight), sb = Saved(bias),
@@ -157,17 +161,17 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& weight, const Ten
                     const Operands of{contiguous(reshape(detach(b.get(sx)), {labels.numel(), shape.back()})),
                                       detach(b.get(sw)), bias.defined() ? detach(bias) : bias, labels};
                     const Gradients found = wanted_gradients(of, b.needs(0), b.needs(1), b.needs(2));
-                    double unused = 0;
-                    run(call, of, found, contiguous(flatten(b.grad(), 0, -1)), &unused);
+                    const Tensor unused = empty({}, DType::Float64, of.x.device());
+                    run(call, of, found, contiguous(flatten(b.grad(), 0, -1)), unused);
                     set_scaled(b, found, ones({}, dtype, of.x.device()), shape, dtype);
                   });
   }
-  const double divisor = call.reduction == Reduction::Mean ? total_weight : 1;
+  const Tensor divisor = call.reduction == Reduction::Mean ? total_weight : ones_like(total_weight);
   const Tensor y = to(div(sum(to(losses, DType::Float64)), divisor), dtype);
   return record(op, y, {input, weight, bias},
-                [divisor, shape, dtype, sx = Saved(gradients.dx), sw = Saved(gradients.dweight),
+                [shape, dtype, sd = Saved(divisor), sx = Saved(gradients.dx), sw = Saved(gradients.dweight),
                  sb = Saved(gradients.dbias)](Backward& b) {
-                  const Tensor factor = div(b.grad(), divisor);
+                  const Tensor factor = div(b.grad(), to(b.get(sd), b.grad().dtype()));
                   set_scaled(b, {b.get(sx), b.get(sw), b.get(sb)}, factor, shape, dtype);
                 });
 }

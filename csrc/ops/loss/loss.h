@@ -37,7 +37,8 @@ struct CrossEntropyArgs {
   void* losses;          // (rows)
   double* total_weight;  // what the mean divides by, saved for backward
   void* result;          // the reduced loss in `dtype`; null for Reduction::None
-  int64_t* bad_row;      // the first row whose label is out of range (then nothing else is written), or -1
+  int64_t* bad_row;      // the first row whose label is out of range, or -1. Such a row counts as ignored on a GPU,
+                         // whose error comes later (core/found.h); on the CPU nothing else is written
   const void* dy;        // backward: the gradient of `losses` (None) or of `result`, in `dtype`
   void* dx;
 };

@@ -169,10 +169,12 @@ Norm norm_of(const char* op, const std::vector<Tensor>& grads, double p) {
   DType dtype = grads.empty() ? DType::Float32 : grads[0].dtype();
   for (const Tensor& x : grads) dtype = promote(dtype, x.dtype());
   const OptimTable chunks = table.build(table.params());
-  std::vector<double> partials(size_t(chunks.n_chunks), 0.0);
-  optim_grad_norm(table.device(), {chunks, p, partials.data()});
+  const Tensor partials = empty({chunks.n_chunks}, DType::Float64, table.device());
+  optim_grad_norm(table.device(), {chunks, p, partials.data<double>()});
+  const Tensor found = to(partials, Device());
   double total = 0;
-  for (double partial : partials) {
+  for (int64_t i = 0; i < chunks.n_chunks; ++i) {
+    const double partial = found.data<double>()[i];
     if (p != INFINITY)
       total += partial;
     else if (partial > total || partial != partial)

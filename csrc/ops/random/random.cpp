@@ -18,14 +18,16 @@ Kernel<DropoutArgs> dropout_apply{"dropout"};
 
 namespace {
 
-RandomStream stream_of(Generator* generator) { return (generator ? *generator : default_generator()).next_stream(); }
+RandomStream stream_of(Generator* generator, Device device) {
+  return (generator ? *generator : default_generator()).next_stream(device);
+}
 
-RandomArgs random_args(Distribution distribution, double a, double b, Generator* generator) {
+RandomArgs random_args(Distribution distribution, double a, double b, Device device, Generator* generator) {
   RandomArgs args{};
   args.distribution = distribution;
   args.a = a;
   args.b = b;
-  args.stream = stream_of(generator);
+  args.stream = stream_of(generator, device);
   return args;
 }
 
@@ -67,24 +69,24 @@ int64_t integer_limit(DType dtype) {
 }  // namespace
 
 Tensor rand(const Dims& shape, DType dtype, Device device, Generator* generator) {
-  return draw_new("rand", random_args(Distribution::Uniform, 0, 1, generator), shape, dtype, device);
+  return draw_new("rand", random_args(Distribution::Uniform, 0, 1, device, generator), shape, dtype, device);
 }
 
 Tensor randn(const Dims& shape, DType dtype, Device device, Generator* generator) {
-  return draw_new("randn", random_args(Distribution::Normal, 0, 1, generator), shape, dtype, device);
+  return draw_new("randn", random_args(Distribution::Normal, 0, 1, device, generator), shape, dtype, device);
 }
 
 Tensor uniform_(const Tensor& x, double low, double high, Generator* generator) {
   check_floating("uniform_", x);
   check(low <= high && std::isfinite(high - low), "uniform_: expected finite low <= high, got low=", low,
         ", high=", high);
-  return draw_inplace("uniform_", random_args(Distribution::Uniform, low, high, generator), x);
+  return draw_inplace("uniform_", random_args(Distribution::Uniform, low, high, x.device(), generator), x);
 }
 
 Tensor normal_(const Tensor& x, double mean, double std, Generator* generator) {
   check_floating("normal_", x);
   check(std >= 0, "normal_: expected std >= 0, got ", std);
-  return draw_inplace("normal_", random_args(Distribution::Normal, mean, std, generator), x);
+  return draw_inplace("normal_", random_args(Distribution::Normal, mean, std, x.device(), generator), x);
 }
 
 Tensor randint(int64_t low, int64_t high, const Dims& shape, DType dtype, Device device, Generator* generator) {
@@ -92,7 +94,7 @@ Tensor randint(int64_t low, int64_t high, const Dims& shape, DType dtype, Device
   const int64_t limit = integer_limit(dtype);
   const int64_t lowest = is_floating(dtype) ? -limit : dtype <= DType::UInt8 ? 0 : -limit - 1;
   check(low >= lowest && high - 1 <= limit, "randint: values from ", low, " to ", high - 1, " do not fit in ", dtype);
-  RandomArgs args = random_args(Distribution::Integer, 0, 0, generator);
+  RandomArgs args = random_args(Distribution::Integer, 0, 0, device, generator);
   args.low = low;
   args.range = uint64_t(high) - uint64_t(low);
   Tensor y = empty(shape, dtype, device);
@@ -104,7 +106,7 @@ Tensor randint(int64_t low, int64_t high, const Dims& shape, DType dtype, Device
 Tensor randperm(int64_t n, DType dtype, Device device, Generator* generator) {
   check(n >= 0, "randperm: expected n >= 0, got ", n);
   check(n - 1 <= integer_limit(dtype), "randperm: ", n, " numbers do not fit in ", dtype);
-  const RandomStream stream = stream_of(generator);
+  const RandomStream stream = stream_of(generator, Device());
   Tensor order = arange(Scalar(0), Scalar(n), Scalar(1), DType::Int64, Device());
   int64_t* values = order.data<int64_t>();
   uint32_t words[4];
@@ -123,7 +125,7 @@ Tensor bernoulli(const Tensor& p, Generator* generator) {
     check(lowest >= 0 && highest <= 1, "bernoulli: expected probabilities in [0, 1], got values from ", lowest, " to ",
           highest);
   }
-  RandomArgs args = random_args(Distribution::Bernoulli, 0, 0, generator);
+  RandomArgs args = random_args(Distribution::Bernoulli, 0, 0, p.device(), generator);
   args.p = from.raw();
   args.p_dtype = from.dtype();
   Tensor y = empty(p.shape(), p.dtype(), p.device());
@@ -133,7 +135,7 @@ Tensor bernoulli(const Tensor& p, Generator* generator) {
 
 Tensor bernoulli_(const Tensor& x, double p, Generator* generator) {
   check(p >= 0 && p <= 1, "bernoulli_: expected p in [0, 1], got ", p);
-  return draw_inplace("bernoulli_", random_args(Distribution::Bernoulli, p, 0, generator), x);
+  return draw_inplace("bernoulli_", random_args(Distribution::Bernoulli, p, 0, x.device(), generator), x);
 }
 
 // -------------------------------------------------------------------------------------- multinomial
@@ -211,7 +213,7 @@ Tensor dropout(const Tensor& x, double p, bool training, Generator* generator) {
   check(p >= 0 && p <= 1, "dropout: expected p in [0, 1], got ", p);
   check_floating("dropout", x);
   if (!training || p == 0) return x;
-  if (p < 1) return masked(x, stream_of(generator), p);
+  if (p < 1) return masked(x, stream_of(generator, x.device()), p);
   return record(
       "dropout", zeros_like(x), {x}, [](Backward& b) { b.set(0, zeros_like(b.grad())); }, Differentiable::Yes);
 }

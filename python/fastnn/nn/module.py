@@ -342,8 +342,9 @@ class Module:
     def cpu(self) -> Self:
         return self.to("cpu")
 
-    def cuda(self) -> Self:
-        return self.to("cuda")
+    def cuda(self, device: int | str | _C.device | None = None) -> Self:
+        """Moves to a GPU: the current one unless another is named."""
+        return self.to("cuda" if device is None else device)
 
     # ---- looking at it -----------------------------------------------------------------------------
 
