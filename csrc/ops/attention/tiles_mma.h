@@ -1,0 +1,141 @@
+// Attention on the tensor cores of CUDA: tiles of 16-bit rows in shared memory, and products of them by warps, each of
+// which owns 16 rows of the scores and of the result, or several times 16 (gemm/mma_cuda.h has the fragments' layouts).
+//
+// A row of kDim elements is kDim / 8 chunks of 16 bytes, of which chunk c lies at place c ^ (row % 8): eight rows of one
+// chunk, which ldmatrix reads at a time, lie in different banks, and so do the chunks of a row, which copies write.
+#pragma once
+
+#include "gemm/mma_cuda.h"
+#include "ops/attention/scores_cuda.h"
+
+namespace fastnn {
+namespace {
+
+// Elements from the begin of a tile.
+template <int kDim>
+FASTNN_HD constexpr int chunk_offset(int row, int chunk) {
+  return row * kDim + (chunk ^ (row & 7)) * 8;
+}
+
+// Rows of a head; those beyond n and dimensions beyond dim count as zeros.
+template <class T>
+struct HeadRows {
+  T* data;
+  int64_t stride;
+  int n, dim;
+  bool packs;  // rows are chunks of 16 bytes
+};
+
+template <class T>
+__device__ HeadRows<T> head_rows(T* data, const HeadStrides& strides, int64_t batch, int64_t head, int64_t n,
+                                 int64_t dim, bool packs) {
+  return {data + batch * strides.batch + head * strides.head, strides.row, int(n), int(dim), packs};
+}
+
+// kRows rows from `first` on, by all threads of the block. Whoever reads the tile waits for the copies and a barrier.
+template <int kDim, int kRows, int kThreads, class T>
+__device__ void load_tile(T* tile, const HeadRows<const T>& rows, int first) {
+  constexpr int kChunks = kDim / 8;
+#pragma unroll
+  for (int begin = 0; begin < kRows * kChunks; begin += kThreads) {
+    const int i = begin + int(threadIdx.x), row = first + i / kChunks, chunk = i % kChunks;
+    T* to = tile + chunk_offset<kDim>(i / kChunks, chunk);
+    const bool valid = row < rows.n && 8 * chunk < rows.dim;
+    const T* from = valid ? rows.data + row * rows.stride + 8 * chunk : rows.data;
+    if (rows.packs) {
+      async_copy(to, from, valid);
+      continue;
+    }
+    for (int e = 0; e < 8; ++e) to[e] = valid && 8 * chunk + e < rows.dim ? from[e] : T{};
+  }
+}
+
+// Of the lane that holds the begin of rows and columns of a fragment: its first row and column.
+__device__ inline int fragment_row() { return lane_id() / 4; }
+__device__ inline int fragment_column() { return lane_id() % 4 * 2; }
+
+// s += left right^T: 16 kFragments rows of one tile from `row` on, 8 N rows of another.
+template <int kDim, class T, int kFragments, int N>
+__device__ void multiply_rows(const T* left, int row, const T* right, float (&s)[kFragments][N][4]) {
+  const int lane = lane_id();
+#pragma unroll
+  for (int k = 0; k < kDim / 8; k += 2) {
+    uint32_t a[kFragments][4], b[4];
+#pragma unroll
+    for (int f = 0; f < kFragments; ++f)
+      load_matrix(a[f], left + chunk_offset<kDim>(row + 16 * f + lane % 16, k + lane / 16));
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+      load_matrix(b, right + chunk_offset<kDim>(8 * n + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+      const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        mma_16x8x16<T>(s[f][n], a[f], low);
+        mma_16x8x16<T>(s[f][n + 1], a[f], high);
+      }
+    }
+  }
+}
+
+// Scores rounded to left operands of products that sum over their columns.
+template <class T, int N>
+__device__ void round_scores(const float (&s)[N][4], uint32_t (&a)[N / 2][4]) {
+#pragma unroll
+  for (int n = 0; n < N; ++n) {
+    a[n / 2][n % 2 * 2] = pack_pair(T{}, s[n][0], s[n][1]);
+    a[n / 2][n % 2 * 2 + 1] = pack_pair(T{}, s[n][2], s[n][3]);
+  }
+}
+
+// result += scores times the 16 K rows of a tile.
+template <int kDim, class T, int kFragments, int K>
+__device__ void multiply_scores(const uint32_t (&scores)[kFragments][K][4], const T* tile,
+                                float (&result)[kFragments][kDim / 8][4]) {
+  const int lane = lane_id();
+#pragma unroll
+  for (int k = 0; k < K; ++k)
+#pragma unroll
+    for (int chunk = 0; chunk < kDim / 8; chunk += 2) {
+      uint32_t b[4];
+      load_matrix_transposed(b, tile + chunk_offset<kDim>(16 * k + lane % 16, chunk + lane / 16));
+      const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
+#pragma unroll
+      for (int f = 0; f < kFragments; ++f) {
+        mma_16x8x16<T>(result[f][chunk], scores[f][k], low);
+        mma_16x8x16<T>(result[f][chunk + 1], scores[f][k], high);
+      }
+    }
+}
+
+// 16 rows of a result, row g times factor[0] and row g + 8 times factor[1], into rows of a tile that no other warp uses.
+template <int kDim, class T>
+__device__ void round_result(const float (&result)[kDim / 8][4], const float (&factor)[2], T* tile, int row) {
+#pragma unroll
+  for (int chunk = 0; chunk < kDim / 8; ++chunk)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      T* to = tile + chunk_offset<kDim>(row + fragment_row() + 8 * half, chunk) + fragment_column();
+      *reinterpret_cast<uint32_t*>(to) =
+          pack_pair(T{}, result[chunk][2 * half] * factor[half], result[chunk][2 * half + 1] * factor[half]);
+    }
+}
+
+// Stores `count` rows of a tile that this warp has written as rows from `first` on.
+template <int kDim, class T>
+__device__ void store_rows(const T* tile, int row, int count, const HeadRows<T>& rows, int first) {
+  constexpr int kChunks = kDim / 8;
+  warp_sync();
+  for (int i = lane_id(); i < count * kChunks; i += kWarp) {
+    const int to_row = first + i / kChunks, d = i % kChunks * 8;
+    if (to_row >= rows.n || d >= rows.dim) continue;
+    const auto chunk = load_pack<8>(tile + chunk_offset<kDim>(row + i / kChunks, i % kChunks));
+    T* to = rows.data + to_row * rows.stride + d;
+    if (rows.packs)
+      store_pack(to, chunk);
+    else
+      for (int e = 0; e < 8 && d + e < rows.dim; ++e) to[e] = chunk.at[e];
+  }
+}
+
+}  // namespace
+}  // namespace fastnn
