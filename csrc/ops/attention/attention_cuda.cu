@@ -35,12 +35,8 @@ __device__ void softmax_tile(const AttentionArgs& args, const ScoreTile& tile, T
 #pragma unroll
     for (int j = 0; j < 4; ++j) sum += s[i][j] = exp_(s[i][j] - shift);
     rows.l[i] = rows.l[i] * factor[i] + sum;
-    if (args.drop_threshold == 0) continue;
-    T keep[4];
-    keep_factors<Grid, false>(args, tile, i, keep);
-#pragma unroll
-    for (int j = 0; j < 4; ++j) s[i][j] *= keep[j];
   }
+  if (args.drop_threshold != 0) drop_scores<Grid>(args, tile, s);
 }
 
 template <class Stored>

@@ -73,18 +73,18 @@ __device__ void score_gradients(const AttentionBackwardArgs& args, const T* delt
 #pragma unroll
     for (int j = 0; j < 4; ++j) p[i][j] *= T(forward.scale);
   if (is_masked(forward, query, key + kTile)) mask_scores<Grid, false>(forward, tile, T(1), p);
+  const bool drops = forward.drop_threshold != 0;
+  const uint32_t kept = drops ? kept_scores<Grid, false, 4>(forward, tile) : 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
     const bool valid = tile.row + i < forward.q_len;
     const int64_t row = row_of(forward, tile.batch, tile.head, tile.row + i);
     const T lse = valid ? static_cast<const T*>(forward.lse)[row] : T(INFINITY), sum = valid ? delta[row] : T(0);
-    T keep[4] = {T(1), T(1), T(1), T(1)};
-    if (forward.drop_threshold != 0) keep_factors<Grid, false>(forward, tile, i, keep);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      const T probability = exp_(p[i][j] - lse);
-      ds[i][j] = probability * (ds[i][j] * keep[j] - sum);
-      p[i][j] = probability * keep[j];
+      const T probability = exp_(p[i][j] - lse), keep = drops ? keep_factor<T>(forward, kept, i, j) : T(1);
+      ds[i][j] = probability * (ds[i][j] * keep - sum);
+      p[i][j] = probability * keep;
     }
   }
 }

@@ -63,14 +63,7 @@ __device__ void softmax_fragment(const AttentionArgs& args, const ScoreTile& til
       s[n][i] = exp2_fast(s[n][i] * unit - shift[i / 2]);
       rows.l[i / 2] += s[n][i];
     }
-  if (args.drop_threshold == 0) return;
-#pragma unroll
-  for (int n = 0; n < N; ++n) {
-    float keep[4];
-    keep_factors<Fragments, false>(args, tile, n, keep);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) s[n][i] *= keep[i];
-  }
+  if (args.drop_threshold != 0) drop_scores<Fragments>(args, tile, s);
 }
 
 template <int N>

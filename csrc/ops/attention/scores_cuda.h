@@ -118,28 +118,36 @@ __device__ T mask_term(Mask mask) {
     return to_compute<T>(mask);
 }
 
+// visit(score, query, key, at) for every score, where at = query query_stride + key key_stride.
+template <class Layout, bool kKeysAreRows, class Scores, int N, class Visit>
+__device__ void for_scores(const ScoreTile& tile, Scores (&s)[N][4], int64_t query_stride, int64_t key_stride,
+                           const Visit& visit) {
+  const int64_t row_stride = kKeysAreRows ? key_stride : query_stride;
+  const int64_t column_stride = kKeysAreRows ? query_stride : key_stride;
+  const int64_t step = Layout::row(1, 0) * row_stride + Layout::column(1, 0) * column_stride;
+  int64_t at = tile.row * row_stride + tile.column * column_stride;
+#pragma unroll
+  for (int n = 0; n < N; ++n, at += step)
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      visit(s[n][i], tile.query<Layout, kKeysAreRows>(n, i), tile.key<Layout, kKeysAreRows>(n, i),
+            at + Layout::row(0, i) * row_stride + Layout::column(0, i) * column_stride);
+}
+
 // Adds the mask times `unit`; scores of keys that take no part become -inf.
 template <class Layout, bool kKeysAreRows, class T, int N>
 __device__ void mask_scores(const AttentionArgs& args, const ScoreTile& tile, T unit, T (&s)[N][4]) {
   const int64_t* strides = args.mask_strides;
   const int n_queries = int(args.q_len), n_keys = int(args.kv_len);
-  const auto for_each = [&](const auto& visit) {
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        visit(s[n][i], tile.query<Layout, kKeysAreRows>(n, i), tile.key<Layout, kKeysAreRows>(n, i));
-  };
   if (args.mask)
     with_mask_type(args.mask_dtype, [&](auto tag) {
       using Mask = typename decltype(tag)::type;
       const Mask* mask = static_cast<const Mask*>(args.mask) + tile.batch * strides[0] + tile.head * strides[1];
-      for_each([&](T& score, int query, int key) {
-        if (query < n_queries && key < n_keys)
-          score += unit * mask_term<T>(mask[query * strides[2] + key * strides[3]]);
+      for_scores<Layout, kKeysAreRows>(tile, s, strides[2], strides[3], [&](T& score, int query, int key, int64_t at) {
+        if (query < n_queries && key < n_keys) score += unit * mask_term<T>(mask[at]);
       });
     });
-  for_each([&](T& score, int query, int key) {
+  for_scores<Layout, kKeysAreRows>(tile, s, 0, 0, [&](T& score, int query, int key, int64_t) {
     if (key >= n_keys || (args.causal && key > query)) score = -T(INFINITY);
   });
 }
@@ -156,14 +164,10 @@ __device__ void store_score_gradients(const AttentionBackwardArgs& args, const S
   const int64_t first = row_of(args.forward, tile.batch, tile.head, 0);
   with_mask_type(args.forward.mask_dtype, [&](auto tag) {
     using Mask = typename decltype(tag)::type;
-#pragma unroll
-    for (int n = 0; n < N; ++n)
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int query = tile.query<Layout, kKeysAreRows>(n, i), key = tile.key<Layout, kKeysAreRows>(n, i);
-        if (query < n_queries && key < n_keys)
-          static_cast<Mask*>(args.dscores)[(first + query) * n_keys + key] = to_stored<Mask>(ds[n][i]);
-      }
+    Mask* dscores = static_cast<Mask*>(args.dscores) + first * n_keys;
+    for_scores<Layout, kKeysAreRows>(tile, ds, n_keys, 1, [&](T gradient, int query, int key, int64_t at) {
+      if (query < n_queries && key < n_keys) dscores[at] = to_stored<Mask>(gradient);
+    });
   });
 }
 
@@ -205,13 +209,34 @@ __device__ void words_of(const AttentionArgs& args, const ScoreTile& tile, int n
   }
 }
 
-// The factors of dropout of s[n]: 0, or keep_scale.
-template <class Layout, bool kKeysAreRows, class T>
-__device__ void keep_factors(const AttentionArgs& args, const ScoreTile& tile, int n, T (&keep)[4]) {
-  uint32_t words[4];
-  words_of<Layout, kKeysAreRows>(args, tile, n, words);
+// Which scores dropout keeps: bit 4n + i for s[n][i]. A rolled loop, which leaves registers to the scores.
+template <class Layout, bool kKeysAreRows, int N>
+__device__ uint32_t kept_scores(const AttentionArgs& args, const ScoreTile& tile) {
+  static_assert(4 * N <= 32, "a bit for each score");
+  uint32_t kept = 0;
+#pragma unroll 1
+  for (int n = 0; n < N; ++n) {
+    uint32_t words[4];
+    words_of<Layout, kKeysAreRows>(args, tile, n, words);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) keep[i] = words[i] >= args.drop_threshold ? T(args.keep_scale) : T(0);
+    for (int i = 0; i < 4; ++i) kept |= uint32_t(words[i] >= args.drop_threshold) << (4 * n + i);
+  }
+  return kept;
+}
+
+// The factor of dropout of s[n][i].
+template <class T>
+__device__ T keep_factor(const AttentionArgs& args, uint32_t kept, int n, int i) {
+  return kept >> (4 * n + i) & 1 ? T(args.keep_scale) : T(0);
+}
+
+template <class Layout, class T, int N>
+__device__ void drop_scores(const AttentionArgs& args, const ScoreTile& tile, T (&s)[N][4]) {
+  const uint32_t kept = kept_scores<Layout, false, N>(args, tile);
+#pragma unroll
+  for (int n = 0; n < N; ++n)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) s[n][i] *= keep_factor<T>(args, kept, n, i);
 }
 
 }  // namespace

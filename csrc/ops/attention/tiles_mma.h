@@ -17,6 +17,9 @@ FASTNN_HD constexpr int chunk_offset(int row, int chunk) {
   return row * kDim + (chunk ^ (row & 7)) * 8;
 }
 
+// The place of chunk c + k of a row from that of chunk c: c is 0 or 1 and k even.
+FASTNN_HD constexpr int next_chunks(int offset, int k) { return offset ^ (k * 8); }
+
 // Rows of a head; those beyond n and dimensions beyond dim count as zeros.
 template <class T>
 struct HeadRows {
@@ -35,18 +38,20 @@ __device__ HeadRows<T> head_rows(T* data, const HeadStrides& strides, int64_t ba
 // kRows rows from `first` on, by all threads of the block. Whoever reads the tile waits for the copies and a barrier.
 template <int kDim, int kRows, int kThreads, class T>
 __device__ void load_tile(T* tile, const HeadRows<const T>& rows, int first) {
-  constexpr int kChunks = kDim / 8;
+  constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;  // a thread copies one chunk of every kStep-th row
+  static_assert(kThreads % kChunks == 0 && kStep % 8 == 0 && kRows % kStep == 0, "the chunk's place is the same in all");
+  const int row = first + int(threadIdx.x) / kChunks, d = int(threadIdx.x) % kChunks * 8;
+  const int n = d < rows.dim ? rows.n - row : 0;
+  T* const to = tile + chunk_offset<kDim>(int(threadIdx.x) / kChunks, d / 8);
+  const T* from = rows.data + row * rows.stride + d;
+  if (rows.packs) {
 #pragma unroll
-  for (int begin = 0; begin < kRows * kChunks; begin += kThreads) {
-    const int i = begin + int(threadIdx.x), row = first + i / kChunks, chunk = i % kChunks;
-    T* to = tile + chunk_offset<kDim>(i / kChunks, chunk);
-    const bool valid = row < rows.n && 8 * chunk < rows.dim;
-    const T* from = valid ? rows.data + row * rows.stride + 8 * chunk : rows.data;
-    if (rows.packs) {
-      async_copy(to, from, valid);
-      continue;
-    }
-    for (int e = 0; e < 8; ++e) to[e] = valid && 8 * chunk + e < rows.dim ? from[e] : T{};
+    for (int i = 0; i < kRows; i += kStep, from += kStep * rows.stride) async_copy(to + i * kDim, from, i < n);
+  } else {
+#pragma unroll 1
+    for (int i = 0; i < kRows; i += kStep, from += kStep * rows.stride)
+#pragma unroll 1
+      for (int e = 0; e < 8; ++e) to[i * kDim + e] = i < n && d + e < rows.dim ? from[e] : T{};
   }
 }
 
@@ -58,15 +63,16 @@ __device__ inline int fragment_column() { return lane_id() % 4 * 2; }
 template <int kDim, class T, int kFragments, int N>
 __device__ void multiply_rows(const T* left, int row, const T* right, float (&s)[kFragments][N][4]) {
   const int lane = lane_id();
+  const int left_at = chunk_offset<kDim>(row + lane % 16, lane / 16);
+  const int right_at = chunk_offset<kDim>(lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
   for (int k = 0; k < kDim / 8; k += 2) {
     uint32_t a[kFragments][4], b[4];
 #pragma unroll
-    for (int f = 0; f < kFragments; ++f)
-      load_matrix(a[f], left + chunk_offset<kDim>(row + 16 * f + lane % 16, k + lane / 16));
+    for (int f = 0; f < kFragments; ++f) load_matrix(a[f], left + next_chunks(left_at, k) + 16 * f * kDim);
 #pragma unroll
     for (int n = 0; n < N; n += 2) {
-      load_matrix(b, right + chunk_offset<kDim>(8 * n + lane / 16 * 8 + lane % 8, k + lane / 8 % 2));
+      load_matrix(b, right + next_chunks(right_at, k) + 8 * n * kDim);
       const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
@@ -91,13 +97,13 @@ __device__ void round_scores(const float (&s)[N][4], uint32_t (&a)[N / 2][4]) {
 template <int kDim, class T, int kFragments, int K>
 __device__ void multiply_scores(const uint32_t (&scores)[kFragments][K][4], const T* tile,
                                 float (&result)[kFragments][kDim / 8][4]) {
-  const int lane = lane_id();
+  const int at = chunk_offset<kDim>(lane_id() % 16, lane_id() / 16);
 #pragma unroll
   for (int k = 0; k < K; ++k)
 #pragma unroll
     for (int chunk = 0; chunk < kDim / 8; chunk += 2) {
       uint32_t b[4];
-      load_matrix_transposed(b, tile + chunk_offset<kDim>(16 * k + lane % 16, chunk + lane / 16));
+      load_matrix_transposed(b, tile + next_chunks(at, chunk) + 16 * k * kDim);
       const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
 #pragma unroll
       for (int f = 0; f < kFragments; ++f) {
