@@ -11,6 +11,9 @@
 //
 // Here: without tensor cores (tiles_cuda.h). Operations: 14 q_len kv_len head_dim, as many scores more as there are
 // parts of kPartColumns dimensions; bytes: the other tiles once for each tile, from L2.
+#include <tuple>
+
+#include "ops/attention/backward_mma.h"
 #include "ops/attention/tiles_cuda.h"
 
 namespace fastnn {
@@ -42,10 +45,10 @@ __global__ void __launch_bounds__(kDeltaThreads)
 
 // The rows of a head that a tile of scores reads.
 template <class Stored>
-struct HeadRows {
+struct TileRows {
   Rows<Stored> q, k, v, dout;
 
-  __device__ HeadRows(const AttentionBackwardArgs& args, int64_t batch, int64_t head, bool packs) {
+  __device__ TileRows(const AttentionBackwardArgs& args, int64_t batch, int64_t head, bool packs) {
     const AttentionArgs& f = args.forward;
     const int64_t kv_head = head / (f.heads / f.kv_heads);
     q = rows_of(head_of<Stored>(f.q, f.q_strides, batch, head), f.q_strides.row, f.q_len, f.head_dim, packs);
@@ -58,7 +61,7 @@ struct HeadRows {
 
 // P, without the entries that dropout left out, and dS of the tile from (query, key) on.
 template <class Stored, class T>
-__device__ void score_gradients(const AttentionBackwardArgs& args, const T* delta, const HeadRows<Stored>& rows,
+__device__ void score_gradients(const AttentionBackwardArgs& args, const T* delta, const TileRows<Stored>& rows,
                                 const ScoreTile& tile, int query, int key, TileMemory<T>& memory, T (&p)[4][4],
                                 T (&ds)[4][4]) {
   const AttentionArgs& forward = args.forward;
@@ -102,7 +105,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   const int key = place.tile * kTile, column = place.part * kPartColumns<T>;
   T dk[kGroups<T>][4][4] = {}, dv[kGroups<T>][4][4] = {};
   for (int64_t head = place.head * group; head < (place.head + 1) * group; ++head) {
-    const HeadRows<Stored> rows(args, batch, head, packs);
+    const TileRows<Stored> rows(args, batch, head, packs);
     for (int query = first_reaching_tile(forward, key, kTile) * kTile; query < forward.q_len; query += kTile) {
       const ScoreTile tile{batch, head, query + 4 * thread_y(), key + 4 * thread_x()};
       T p[4][4], ds[4][4];
@@ -130,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads, 1)
   const AttentionArgs& forward = args.forward;
   const Place place = place_of(deal, forward.causal);
   const int query = place.tile * kTile, column = place.part * kPartColumns<T>;
-  const HeadRows<Stored> rows(args, place.batch, place.head, packs);
+  const TileRows<Stored> rows(args, place.batch, place.head, packs);
   T dq[kGroups<T>][4][4] = {};
   const int tiles = reached_tiles(forward, query + kTile, kTile);
   for (int key = 0; key < tiles * kTile; key += kTile) {
@@ -173,6 +176,8 @@ void backward_of(const AttentionBackwardArgs& args) {
   const CudaScratch scratch(size_t(rows) * sizeof(Compute<Stored>));
   const auto delta = scratch.as<Compute<Stored>>();
   launch(dot_rows<Stored>, dim3(unsigned(tiles_for(rows, kDeltaThreads / kWarp))), dim3(kDeltaThreads), 0, args, delta);
+  if constexpr (sizeof(Stored) == 2)
+    if (forward.head_dim <= kMmaDim && forward.value_dim <= kMmaDim) return backward_mma<Stored>(args, delta);
   backward_tiles<Stored>(args, delta);
 }
 

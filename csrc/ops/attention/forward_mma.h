@@ -19,7 +19,7 @@ namespace {
 
 template <int kHeadDim>
 struct ForwardTiles {
-  static constexpr int kDim = kHeadDim, kKeys = 64;
+  static constexpr int kDim = kHeadDim, kKeys = kDim == 64 ? 64 : kDim == 128 ? 48 : 32;
   static constexpr int kFragments = kDim <= 128 ? 2 : 1;  // of 16 queries, of a warp
   static constexpr int kThreads = kDim <= 128 ? 128 : 256;
   static constexpr int kQueries = kThreads / kWarp * 16 * kFragments;
@@ -150,8 +150,6 @@ void forward_mma_of(const AttentionArgs& args) {
   const Deal deal{args.heads, tiles_for(args.q_len, Tiles::kQueries), 1};
   launch(attend_mma<T, Tiles>, deal.shape(args.batch, Tiles::kThreads, Tiles::kSharedBytes), args, deal, packs);
 }
-
-constexpr int64_t kMmaDim = 256;  // dimensions that tensor cores are used for
 
 template <class T>
 void forward_mma(const AttentionArgs& args) {

@@ -118,7 +118,8 @@ __device__ T mask_term(Mask mask) {
     return to_compute<T>(mask);
 }
 
-// visit(score, query, key, at) for every score, where at = query query_stride + key key_stride.
+// visit(score, query, key, at) for every score, where at = query query_stride + key key_stride. Eight at a time: the
+// scores leave few registers to loads on their way. The whole warp calls.
 template <class Layout, bool kKeysAreRows, class Scores, int N, class Visit>
 __device__ void for_scores(const ScoreTile& tile, Scores (&s)[N][4], int64_t query_stride, int64_t key_stride,
                            const Visit& visit) {
@@ -127,11 +128,13 @@ __device__ void for_scores(const ScoreTile& tile, Scores (&s)[N][4], int64_t que
   const int64_t step = Layout::row(1, 0) * row_stride + Layout::column(1, 0) * column_stride;
   int64_t at = tile.row * row_stride + tile.column * column_stride;
 #pragma unroll
-  for (int n = 0; n < N; ++n, at += step)
+  for (int n = 0; n < N; ++n, at += step) {
+    if (n % 2 == 0) warp_sync();
 #pragma unroll
     for (int i = 0; i < 4; ++i)
       visit(s[n][i], tile.query<Layout, kKeysAreRows>(n, i), tile.key<Layout, kKeysAreRows>(n, i),
             at + Layout::row(0, i) * row_stride + Layout::column(0, i) * column_stride);
+  }
 }
 
 // Adds the mask times `unit`; scores of keys that take no part become -inf.

@@ -11,6 +11,8 @@
 namespace fastnn {
 namespace {
 
+constexpr int64_t kMmaDim = 256;  // dimensions of a head, at most
+
 // Elements from the begin of a tile.
 template <int kDim>
 FASTNN_HD constexpr int chunk_offset(int row, int chunk) {
@@ -39,19 +41,20 @@ __device__ HeadRows<T> head_rows(T* data, const HeadStrides& strides, int64_t ba
 template <int kDim, int kRows, int kThreads, class T>
 __device__ void load_tile(T* tile, const HeadRows<const T>& rows, int first) {
   constexpr int kChunks = kDim / 8, kStep = kThreads / kChunks;  // a thread copies one chunk of every kStep-th row
-  static_assert(kThreads % kChunks == 0 && kStep % 8 == 0 && kRows % kStep == 0, "the chunk's place is the same in all");
-  const int row = first + int(threadIdx.x) / kChunks, d = int(threadIdx.x) % kChunks * 8;
+  static_assert(kThreads % kChunks == 0 && kRows % kStep == 0, "all threads copy equally many");
+  const int own = int(threadIdx.x) / kChunks, row = first + own, d = int(threadIdx.x) % kChunks * 8;
   const int n = d < rows.dim ? rows.n - row : 0;
-  T* const to = tile + chunk_offset<kDim>(int(threadIdx.x) / kChunks, d / 8);
   const T* from = rows.data + row * rows.stride + d;
   if (rows.packs) {
 #pragma unroll
-    for (int i = 0; i < kRows; i += kStep, from += kStep * rows.stride) async_copy(to + i * kDim, from, i < n);
+    for (int i = 0; i < kRows; i += kStep, from += kStep * rows.stride)
+      async_copy(tile + chunk_offset<kDim>(own + i, d / 8), from, i < n);
   } else {
 #pragma unroll 1
     for (int i = 0; i < kRows; i += kStep, from += kStep * rows.stride)
 #pragma unroll 1
-      for (int e = 0; e < 8; ++e) to[i * kDim + e] = i < n && d + e < rows.dim ? from[e] : T{};
+      for (int e = 0; e < 8; ++e)
+        tile[chunk_offset<kDim>(own + i, d / 8) + e] = i < n && d + e < rows.dim ? from[e] : T{};
   }
 }
 
@@ -93,15 +96,15 @@ __device__ void round_scores(const float (&s)[N][4], uint32_t (&a)[N / 2][4]) {
   }
 }
 
-// result += scores times the 16 K rows of a tile.
-template <int kDim, class T, int kFragments, int K>
+// result += scores times 16 K rows of a tile, of which it takes 8 kColumns dimensions.
+template <int kDim, class T, int kFragments, int K, int kColumns>
 __device__ void multiply_scores(const uint32_t (&scores)[kFragments][K][4], const T* tile,
-                                float (&result)[kFragments][kDim / 8][4]) {
+                                float (&result)[kFragments][kColumns][4]) {
   const int at = chunk_offset<kDim>(lane_id() % 16, lane_id() / 16);
 #pragma unroll
   for (int k = 0; k < K; ++k)
 #pragma unroll
-    for (int chunk = 0; chunk < kDim / 8; chunk += 2) {
+    for (int chunk = 0; chunk < kColumns; chunk += 2) {
       uint32_t b[4];
       load_matrix_transposed(b, tile + next_chunks(at, chunk) + 16 * k * kDim);
       const uint32_t low[2] = {b[0], b[1]}, high[2] = {b[2], b[3]};
@@ -114,10 +117,10 @@ __device__ void multiply_scores(const uint32_t (&scores)[kFragments][K][4], cons
 }
 
 // 16 rows of a result, row g times factor[0] and row g + 8 times factor[1], into rows of a tile that no other warp uses.
-template <int kDim, class T>
-__device__ void round_result(const float (&result)[kDim / 8][4], const float (&factor)[2], T* tile, int row) {
+template <int kDim, class T, int kColumns>
+__device__ void round_result(const float (&result)[kColumns][4], const float (&factor)[2], T* tile, int row) {
 #pragma unroll
-  for (int chunk = 0; chunk < kDim / 8; ++chunk)
+  for (int chunk = 0; chunk < kColumns; ++chunk)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       T* to = tile + chunk_offset<kDim>(row + fragment_row() + 8 * half, chunk) + fragment_column();
