@@ -40,7 +40,7 @@ def inputs(shape: tuple[Any, ...], dtype: str) -> tuple[list[Any], Any, Any]:
     mask = None
     if kind == "bool":
         allowed = rng.integers(0, 3, (n_queries, n_keys)) > 0
-        allowed[3] = False
+        allowed[min(3, n_queries) :: 4] = False
         mask = fastnn.from_numpy(allowed)
     elif kind == "padding":
         mask = fastnn.from_numpy(np.arange(n_keys) < n_keys - 5)[None, None, None]
@@ -85,3 +85,19 @@ def test_tiles(shape: tuple[Any, ...], dtype: str) -> None:
 def test_dropout(kind: str | None, dtype: str) -> None:
     """The same probabilities are left out as on the CPU, forward and backward."""
     check_against_cpu((1, 2, 1, 70, 75, 32, 32, kind), dtype, dropout_p=0.25)
+
+
+@gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 1, 1, 1, 300, 64, 64, None),
+        (1, 6, 1, 1, 257, 128, 100, "bool"),
+        (1, 2, 1, 3, 400, 33, 130, "bias"),
+    ],
+    ids=str,
+)
+def test_decode(shape: tuple[Any, ...], dtype: str) -> None:
+    """Few queries: pieces of the keys, joined."""
+    check_against_cpu(shape, dtype)

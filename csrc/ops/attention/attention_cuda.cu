@@ -8,6 +8,7 @@
 // Here: without tensor cores (tiles_cuda.h), for float32, float64, and the 16-bit types of head dimensions above 256.
 // Operations: 2 q_len kv_len (head_dim + value_dim parts) of 67 TF/s in float32, where a part of kPartColumns values
 // computes its scores anew; bytes: K and V once for each tile of queries, from L2. Shared memory: 34 KB in float32.
+#include "ops/attention/decode_cuda.h"
 #include "ops/attention/forward_mma.h"
 #include "ops/attention/tiles_cuda.h"
 
@@ -107,6 +108,8 @@ void forward_tiles(const AttentionArgs& args) {
 void forward(const AttentionArgs& args) {
   with_float_type(args.dtype, [&](auto tag) {
     using Stored = typename decltype(tag)::type;
+    if constexpr (sizeof(Stored) <= 4)
+      if (suits_decode(args)) return decode<Stored>(args);
     if constexpr (sizeof(Stored) == 2)
       if (args.head_dim <= kMmaDim && args.value_dim <= kMmaDim) return forward_mma<Stored>(args);
     forward_tiles<Stored>(args);

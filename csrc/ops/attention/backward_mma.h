@@ -103,15 +103,16 @@ __global__ void __launch_bounds__(Tiles::kThreads, 2)
   const int first = place.tile * Tiles::kOwn, own_row = warp_id() * 16;
   // Keys meet the tiles of queries of each head in turn; queries meet tiles of keys.
   const int begin = kOwnsKeys ? first_reaching_tile(forward, first, kOther) : 0;
-  const int end = kOwnsKeys ? int(tiles_for(forward.q_len, kOther)) : reached_tiles(forward, first + Tiles::kOwn, kOther);
+  const int end =
+      kOwnsKeys ? int(tiles_for(forward.q_len, kOther)) : reached_tiles(forward, first + Tiles::kOwn, kOther);
   const int count = max(end - begin, 0), steps = kOwnsKeys ? count * int(group) : count;
   const auto head_at = [&](int step) { return kOwnsKeys ? place.head * group + step / count : place.head; };
   const auto tile_at = [&](int step) { return (begin + step % count) * kOther; };
 
   const auto load_others = [&](int step) {
     const int64_t head = head_at(step);
-    const auto pair = kOwnsKeys ? query_pair<T>(args, place.batch, head, packs)
-                                : key_pair<T>(args, place.batch, head / group, packs);
+    const auto pair =
+        kOwnsKeys ? query_pair<T>(args, place.batch, head, packs) : key_pair<T>(args, place.batch, head / group, packs);
     T* const to = others + step % 2 * 2 * Tiles::kOtherSize;
     load_tile<kDim, kOther, kThreads>(to, pair.first, tile_at(step));
     load_tile<kDim, kOther, kThreads>(to + Tiles::kOtherSize, pair.second, tile_at(step));

@@ -1,15 +1,15 @@
 // Attention forward on tensor cores of 16-bit types: see attention_cuda.cu for the loop.
 //
 // A block takes 128 queries of a head; a warp owns 32 of them (16 of 256 dimensions) with their scores, sums and output
-// in registers, so rows need no memory and no other warp. Tiles of 64 keys and of 64 values take turns: the values come
-// while the scores are computed, the next keys while the values are multiplied. Scores are kept in units of log 2: the
-// exponential is one instruction.
+// in registers, so rows need no memory and no other warp. Tiles of 64 keys (32 where the output leaves no registers for
+// more scores) and of their values take turns: the values come while the scores are computed, the next keys while the
+// values are multiplied. Scores are kept in units of log 2: the exponential is one instruction.
 //
 // operations  4 q_len kv_len kDim of 990 TF/s, half of them under the diagonal; an exponential for 4 kDim of them
 // bytes       K and V once for each 128 queries, mostly from L2; a warp reads 4 kDim bytes of shared memory for each
 //             key and 128 kDim operations, 1/2 of what a fragment of 16 rows would need
-// a thread    kDim = 64: 64 accumulators, 64 scores; 128: 128 and 64; 256: 128 and 32
-// shared      32, 64, 128 KB; two blocks of an SM overlap their exponentials and products (one of 256 dimensions)
+// a thread    kDim = 64: 64 accumulators, 64 scores; 128: 128 and 32; 256: 128 and 16; up to 255 registers
+// shared      32, 48, 96 KB; two blocks of an SM overlap their exponentials and products (one of 256 dimensions)
 #pragma once
 
 #include "ops/attention/tiles_mma.h"
@@ -19,7 +19,7 @@ namespace {
 
 template <int kHeadDim>
 struct ForwardTiles {
-  static constexpr int kDim = kHeadDim, kKeys = kDim == 64 ? 64 : kDim == 128 ? 48 : 32;
+  static constexpr int kDim = kHeadDim, kKeys = kDim == 64 ? 64 : 32;
   static constexpr int kFragments = kDim <= 128 ? 2 : 1;  // of 16 queries, of a warp
   static constexpr int kThreads = kDim <= 128 ? 128 : 256;
   static constexpr int kQueries = kThreads / kWarp * 16 * kFragments;
@@ -83,7 +83,8 @@ __global__ void __launch_bounds__(Tiles::kThreads)
   T *const keys = queries + Tiles::kQueries * kDim, *const values = keys + kKeys * kDim;
   const Place place = place_of(deal, args.causal);
   const int64_t batch = place.batch, head = place.head, kv_head = head / (args.heads / args.kv_heads);
-  const auto q = head_rows(static_cast<const T*>(args.q), args.q_strides, batch, head, args.q_len, args.head_dim, packs);
+  const auto q =
+      head_rows(static_cast<const T*>(args.q), args.q_strides, batch, head, args.q_len, args.head_dim, packs);
   const auto k =
       head_rows(static_cast<const T*>(args.k), args.k_strides, batch, kv_head, args.kv_len, args.head_dim, packs);
   const auto v =

@@ -21,7 +21,7 @@ constexpr int kTileStride = kTile + 4;  // of shared rows: the stores of a colum
 template <class T>
 constexpr int kGroups = sizeof(T) == 8 ? 1 : 2;
 template <class T>
-constexpr int kPartColumns = kGroups<T>* kTile;
+constexpr int kPartColumns = kGroups<T> * kTile;
 
 template <class T>
 struct TileMemory {

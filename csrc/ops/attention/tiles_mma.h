@@ -1,8 +1,8 @@
 // Attention on the tensor cores of CUDA: tiles of 16-bit rows in shared memory, and products of them by warps, each of
 // which owns 16 rows of the scores and of the result, or several times 16 (gemm/mma_cuda.h has the fragments' layouts).
 //
-// A row of kDim elements is kDim / 8 chunks of 16 bytes, of which chunk c lies at place c ^ (row % 8): eight rows of one
-// chunk, which ldmatrix reads at a time, lie in different banks, and so do the chunks of a row, which copies write.
+// A row of kDim elements is kDim / 8 chunks of 16 bytes, of which chunk c lies at place c ^ (row % 8): eight rows of
+// one chunk, which ldmatrix reads at a time, lie in different banks, and so do the chunks of a row, which copies write.
 #pragma once
 
 #include "gemm/mma_cuda.h"
@@ -116,7 +116,8 @@ __device__ void multiply_scores(const uint32_t (&scores)[kFragments][K][4], cons
     }
 }
 
-// 16 rows of a result, row g times factor[0] and row g + 8 times factor[1], into rows of a tile that no other warp uses.
+// 16 rows of a result, row g times factor[0] and row g + 8 times factor[1], into rows of a tile that no other warp
+// uses.
 template <int kDim, class T, int kColumns>
 __device__ void round_result(const float (&result)[kColumns][4], const float (&factor)[2], T* tile, int row) {
 #pragma unroll
