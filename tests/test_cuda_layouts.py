@@ -11,7 +11,6 @@ import fastnn
 import fastnn.nn.functional as F
 from cases.case import STORAGE_ROUNDOFF
 from helpers import assert_close, gpu
-from test_cuda_ops import kernels
 
 LAYOUTS = {"planes": fastnn.contiguous_format, "channels_last": fastnn.channels_last}
 DTYPES = ("float32", "bfloat16")  # the table has the others on the same paths
@@ -44,10 +43,9 @@ def results(function: Callable[..., Any], inputs: list[Any]) -> list[np.ndarray]
 def assert_same(function: Callable[..., Any], inputs: Callable[[str], list[Any]], dtype: str, terms: float) -> None:
     """Both devices' results are within the rounding of `terms` additions."""
     roundoff = STORAGE_ROUNDOFF[dtype]
-    with kernels():
-        for got, want in zip(results(function, inputs("cuda")), results(function, inputs("cpu")), strict=True):
-            scale = np.abs(want[np.isfinite(want)]).max(initial=1.0)
-            assert_close(got, want, terms * roundoff * scale if np.issubdtype(want.dtype, np.floating) else 0, dtype)
+    for got, want in zip(results(function, inputs("cuda")), results(function, inputs("cpu")), strict=True):
+        scale = np.abs(want[np.isfinite(want)]).max(initial=1.0)
+        assert_close(got, want, terms * roundoff * scale if np.issubdtype(want.dtype, np.floating) else 0, dtype)
 
 
 WINDOWS = {
@@ -163,11 +161,10 @@ def test_cross_entropy(dtype: str, classes: int) -> None:
         {"soft": True},
         {"soft": True, "label_smoothing": 0.2, "reduction": "none"},
     ):
-        with kernels():
-            got = results(of("cuda", **options), [on("cuda", array, dtype)])
-            want = results(of("cpu", **options), [on("cpu", array, dtype)])
-            for ours, theirs in zip(got, want, strict=True):
-                assert_close(ours, theirs, 16 * STORAGE_ROUNDOFF[dtype] * np.abs(theirs).max(initial=1), dtype)
+        got = results(of("cuda", **options), [on("cuda", array, dtype)])
+        want = results(of("cpu", **options), [on("cpu", array, dtype)])
+        for ours, theirs in zip(got, want, strict=True):
+            assert_close(ours, theirs, 16 * STORAGE_ROUNDOFF[dtype] * np.abs(theirs).max(initial=1), dtype)
 
 
 def test_losses_of_many_rows() -> None:
@@ -176,21 +173,19 @@ def test_losses_of_many_rows() -> None:
     labels = rng.integers(0, 2, 17_000)
     array = normal(17_000, 2)
     log_p = np.full_like(array, np.log(0.3))
-    with kernels():
-        target, x = fastnn.tensor(labels).to("cuda"), on("cuda", array, "float32")
-        shifted = array - array.max(1, keepdims=True)
-        rows = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
-        np.testing.assert_allclose(F.cross_entropy(x, target).item(), rows.mean(), rtol=1e-6)
-        np.testing.assert_allclose(F.nll_loss(on("cuda", log_p, "float32"), target).item(), -np.log(0.3), rtol=1e-6)
-        zero = fastnn.zeros(array.shape, device="cuda")
-        np.testing.assert_allclose(F.mse_loss(x, zero).item(), (array**2).mean(), rtol=1e-6)
+    target, x = fastnn.tensor(labels).to("cuda"), on("cuda", array, "float32")
+    shifted = array - array.max(1, keepdims=True)
+    rows = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+    np.testing.assert_allclose(F.cross_entropy(x, target).item(), rows.mean(), rtol=1e-6)
+    np.testing.assert_allclose(F.nll_loss(on("cuda", log_p, "float32"), target).item(), -np.log(0.3), rtol=1e-6)
+    zero = fastnn.zeros(array.shape, device="cuda")
+    np.testing.assert_allclose(F.mse_loss(x, zero).item(), (array**2).mean(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, F.nll_loss])
 def test_bad_label(loss: Callable[..., Any]) -> None:
     """Found by the next call that waits; the others' losses are right."""
-    with kernels():
-        x = fastnn.tensor(normal(4, 3), dtype=fastnn.float32).to("cuda")
-        loss(x, fastnn.tensor(np.array([0, 2, 3, -1])).to("cuda"))
-        with pytest.raises(IndexError, match=r"label 3 at position \(2,\) is out of range for 3 classes"):
-            fastnn.cuda.synchronize()
+    x = fastnn.tensor(normal(4, 3), dtype=fastnn.float32).to("cuda")
+    loss(x, fastnn.tensor(np.array([0, 2, 3, -1])).to("cuda"))
+    with pytest.raises(IndexError, match=r"label 3 at position \(2,\) is out of range for 3 classes"):
+        fastnn.cuda.synchronize()
