@@ -5,6 +5,9 @@
 // before (or h0), in its dtype; c, and h of a GRU, are carried in the compute type by the thread that owns them.
 //
 // Saved is (rows, saved, saved_units(hidden)).
+//
+// SASS step_kernel_of_tensor_cores: HMMA
+// SASS walk_kernel_of_tensor_cores: HMMA
 #include "gemm/gemm_cuda.h"
 #include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"

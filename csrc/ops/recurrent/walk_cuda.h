@@ -1,8 +1,7 @@
 // The walk over the steps of a recurrent layer on CUDA, in phases of step_cuda.h: one or two a step.
 //
 //   a launch a phase     of any size; weights come from L2 at every step
-//   a launch a walk      where a multiprocessor holds the weights of 8 units: each block copies its own into shared
-//   memory
+//   a launch a walk      where a multiprocessor holds the weights of 8 units: each block copies its own into shared memory
 //                        once and goes through all steps, with what its threads carry
 //
 // In the second, a row of another batch index is of no interest: the blocks of one group of rows wait for each other
@@ -12,9 +11,6 @@
 //
 // All is known when the kernels are launched: a captured walk can be replayed. A table of steps, which only packed
 // sequences have, travels in the parameters of kernels.
-//
-// SASS step_kernel_of_tensor_cores: HMMA
-// SASS walk_kernel_of_tensor_cores: HMMA
 #pragma once
 
 #include <algorithm>

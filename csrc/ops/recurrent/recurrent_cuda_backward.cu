@@ -5,6 +5,9 @@
 //
 // walk_cuda.h goes through the steps from the last to the first, and one more for dh0. Weights are transposed first,
 // once a sequence, so that both operands have k as their fast axis: read and written once.
+//
+// SASS step_kernel_of_tensor_cores: HMMA
+// SASS walk_kernel_of_tensor_cores: HMMA
 #include "ops/recurrent/walk_cuda.h"
 #include "simd/math.h"
 
