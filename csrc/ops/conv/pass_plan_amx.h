@@ -119,8 +119,10 @@ inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
   choose(best);
 }
 
-// Few channels on small images take the vector units as long as the tiles, which have the source to prepare.
+// Few channels on small images take the vector units as long as the tiles, which have the source to prepare. With more
+// channels the products decide, and tiles share their blocks of positions among small images.
 inline bool vectors_lose(const TileSource& source, const PassPlan& plan) {
+  if (plan.channels > kStepK) return true;
   constexpr double kVectorRate = 22, kTileShare = 0.8;  // multiply-adds a cycle; of the modelled cycles
   const double outputs = double(source.rows.outputs) * double(source.columns.outputs);
   const double taps = double(plan.channels) * double(source.rows.taps) * double(source.columns.taps);
