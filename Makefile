@@ -85,18 +85,19 @@ sanitize: $(VENV)
 # The CUDA kernels compiled for the CPU by tests/emulation, and the tests of CUDA on them: no nvcc, no GPU.
 # EMULATED_TESTS picks others: make cuda-emulated EMULATED_TESTS='tests/test_cuda_ops.py -k softmax'
 EMULATED = build/emulated
-EMULATED_TESTS ?= tests/test_cuda.py tests/test_cuda_ops.py tests/test_emulation.py
+EMULATED_TESTS ?= tests/test_cuda.py tests/test_cuda_ops.py tests/test_cuda_conv.py tests/test_emulation.py
 
 cuda-emulated: $(VENV)
 	$(PIP) install --quiet $(call requirements,test)
-	$(VENV)/bin/cmake -S . -B $(EMULATED) -DFASTNN_CUDA=EMULATED -DFASTNN_STRIP=OFF -DFASTNN_CPU_LEVELS='$(BEST_LEVELS)' \
+	$(VENV)/bin/cmake -S . -B $(EMULATED) -DFASTNN_CUDA=EMULATED -DFASTNN_STRIP=OFF -DFASTNN_CPU_LEVELS=baseline \
 	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
 	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
 	$(VENV)/bin/cmake --build $(EMULATED) --parallel $$(nproc)
 	rm -rf $(EMULATED)/package && mkdir $(EMULATED)/package
 	cp -R python/fastnn $(EMULATED)/package && rm -f $(EMULATED)/package/fastnn/_C*.so
 	cp $(EMULATED)/_C*.so $(EMULATED)/package/fastnn
-	PYTHONPATH=$(EMULATED)/package FASTNN_REQUIRE_CUDA=1 $(VENV)/bin/python -m pytest -q $(EMULATED_TESTS)
+	PYTHONPATH=$(EMULATED)/package FASTNN_REQUIRE_CUDA=1 \
+	  $(VENV)/bin/python -m pytest -q -n $$(nproc) $(EMULATED_TESTS)
 
 # The CUDA kernels as nvcc makes them, without a GPU: no spills, no serialised wgmma, tensor cores where they must be.
 cuda-check: $(VENV)

@@ -251,3 +251,14 @@ def test_winograd_is_bit_equal_over_thread_counts(winograd: None, shape: tuple[i
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
             np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_nonfinite_pixels_stay_in_their_windows(value: float) -> None:
+    """An infinity or NaN reaches the outputs whose windows hold it and no others, whatever the kernel pads."""
+    x, w = RNG.standard_normal((2, 6, 12, 12)), RNG.standard_normal((16, 6, 5, 5))
+    x[1, 3, 7, 6] = value
+    y = F.conv2d(*(fastnn.from_numpy(a).to(fastnn.bfloat16) for a in (x, w))).float().numpy()
+    touched = np.zeros((2, 8, 8), bool)
+    touched[1, 3:8, 2:7] = True
+    assert (np.isfinite(y) == ~touched[:, None]).all()

@@ -1,6 +1,5 @@
-"""Every operation of the table on CUDA: the values, strides and gradients of the CPU, as far as there are kernels."""
+"""Every operation of the table on CUDA: the values, strides and gradients of the CPU."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,22 +10,6 @@ import fastnn
 from cases import CASES
 from cases.case import Case
 from helpers import as_list, backward_of, check_rounding, check_values, gpu, layouts, replace, tensors
-
-# Kernels without a CUDA version as yet: what needs one of them is left out. Who adds the version takes the name away.
-MISSING = {
-    *("batch_norm", "batch_norm_backward", "group_norm", "group_norm_backward"),
-    *("conv", "conv2d", "conv_input_grad", "conv_packing", "conv_weight_grad"),
-    *("cross_entropy", "cross_entropy_backward", "nll_loss", "nll_loss_backward"),
-    *("element_loss", "element_loss_backward"),
-    *("dropout", "random"),
-    *("gemm_pack", "matmul"),
-    *("grad_norm", "optimizer_step", "scale_"),
-    *("index_read", "index_write", "index_wrap", "nonzero"),
-    *("avg_pool", "avg_pool_backward", "avg_pool_channels_last", "avg_pool_channels_last_backward"),
-    *("max_pool", "max_pool_backward", "max_pool_channels_last", "max_pool_channels_last_backward", "max_pool_gather"),
-    *("recurrent", "recurrent_backward"),
-    *("reduce", "reduce_find_first", "scan", "sort"),
-}
 
 
 @pytest.fixture(autouse=True)
@@ -40,18 +23,6 @@ def fresh_memory() -> Iterator[None]:
     fastnn._C.set_cache_limit(0, "cuda")
     yield
     fastnn._C.set_cache_limit(limit, "cuda")
-
-
-@contextlib.contextmanager
-def kernels() -> Iterator[None]:
-    """Skips the test where it meets a kernel that is known to be missing; any other refusal is a failure."""
-    try:
-        yield
-    except NotImplementedError as refusal:
-        name = str(refusal).partition(":")[0]
-        if "there is no CUDA kernel yet" not in str(refusal) or name not in MISSING:
-            raise
-        pytest.skip(f"no CUDA kernel: {name}")
 
 
 def on_cuda(args: Any, dtype: str) -> list[Any]:
@@ -88,10 +59,9 @@ def differentiable(case: Case) -> bool:
 @gpu
 @each(lambda case: True, lambda case: (*with_float16(case), *case.integers))
 def test_value(case: Case, dtype: str) -> None:
-    with kernels():
-        for sample in (*case.samples, *(case.specials if dtype in case.dtypes else ())):
-            results = run_on_cuda(case, on_cuda(sample.args, dtype), sample.kwargs)
-            check_values(case, results, dtype, sample.args, sample.kwargs)
+    for sample in (*case.samples, *(case.specials if dtype in case.dtypes else ())):
+        results = run_on_cuda(case, on_cuda(sample.args, dtype), sample.kwargs)
+        check_values(case, results, dtype, sample.args, sample.kwargs)
 
 
 @gpu
@@ -99,40 +69,37 @@ def test_value(case: Case, dtype: str) -> None:
 def test_strided(case: Case) -> None:
     """Transposed, stepped and offset arguments give what contiguous ones give."""
     dtype = (*case.dtypes, *case.integers)[0]
-    with kernels():
-        for sample in case.samples[:3]:
-            for array in [a for group in sample.args for a in as_list(group) if isinstance(a, np.ndarray)]:
-                for layout, strided in layouts(on_cuda([array], dtype)[0]):
-                    args = on_cuda(replace(sample.args, array, strided), dtype)
-                    try:
-                        results = run_on_cuda(case, args, sample.kwargs)
-                    except RuntimeError as refusal:  # a view that these strides do not allow says so
-                        if case.name != "view" or "view" not in str(refusal):
-                            raise
-                        continue
-                    try:
-                        check_values(case, results, dtype, sample.args, sample.kwargs)
-                    except AssertionError as wrong:
-                        raise AssertionError(f"{layout}: {wrong}") from wrong
+    for sample in case.samples[:3]:
+        for array in [a for group in sample.args for a in as_list(group) if isinstance(a, np.ndarray)]:
+            for layout, strided in layouts(on_cuda([array], dtype)[0]):
+                args = on_cuda(replace(sample.args, array, strided), dtype)
+                try:
+                    results = run_on_cuda(case, args, sample.kwargs)
+                except RuntimeError as refusal:  # a view that these strides do not allow says so
+                    if case.name != "view" or "view" not in str(refusal):
+                        raise
+                    continue
+                try:
+                    check_values(case, results, dtype, sample.args, sample.kwargs)
+                except AssertionError as wrong:
+                    raise AssertionError(f"{layout}: {wrong}") from wrong
 
 
 @gpu
 @each(differentiable)
 def test_gradient_is_the_cpus(case: Case) -> None:
     """In float64: both compute one formula, with mathematical functions of a few units in the last place."""
-    with kernels():
-        for sample in case.samples:
-            expected = backward_of(case, sample.args, sample.kwargs, "float64")
-            actual = backward_of(case, sample.args, sample.kwargs, "float64", device="cuda")
-            for got, want in zip(actual, expected, strict=True):
-                scale = max(np.abs(want).max(initial=0.0), 1.0)
-                np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12 * scale, err_msg=f"{case} {sample.kwargs}")
+    for sample in case.samples:
+        expected = backward_of(case, sample.args, sample.kwargs, "float64")
+        actual = backward_of(case, sample.args, sample.kwargs, "float64", device="cuda")
+        for got, want in zip(actual, expected, strict=True):
+            scale = max(np.abs(want).max(initial=0.0), 1.0)
+            np.testing.assert_allclose(got, want, rtol=1e-12, atol=1e-12 * scale, err_msg=f"{case} {sample.kwargs}")
 
 
 @gpu
 @each(differentiable, lambda case: [dtype for dtype in with_float16(case) if dtype != "float64"])
 def test_gradient_rounding(case: Case, dtype: str) -> None:
     """Backward in the smaller types against backward in float64 on the CPU."""
-    with kernels():
-        for sample in case.samples:
-            check_rounding(case, sample.args, sample.kwargs, dtype, device="cuda")
+    for sample in case.samples:
+        check_rounding(case, sample.args, sample.kwargs, dtype, device="cuda")

@@ -65,14 +65,33 @@ def test_fused_sum_rounds_as_the_separate_steps(dtype: str) -> None:
     assert (total == x + residual).all() and (normed == nn.functional.rms_norm(total, 37, weight)).all()
 
 
-def test_group_norm_keeps_channels_last() -> None:
-    x = fastnn.from_numpy(RNG.standard_normal((2, 6, 4, 5)))
-    last = x.contiguous(memory_format=fastnn.channels_last).requires_grad_()
-    y = nn.functional.group_norm(last, 2)
-    assert y.is_contiguous(memory_format=fastnn.channels_last)
-    assert (y == nn.functional.group_norm(x, 2)).all()
-    y.sin().sum().backward()
-    assert last.grad is not None and last.grad.is_contiguous(memory_format=fastnn.channels_last)
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [((2, 6, 4, 5), 2), ((9, 6, 3, 5), 3), ((3, 1030, 3, 2), 5), ((1, 12, 90, 70), 12), ((2, 6, 7), 6)],
+)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_group_norm_of_channels_last(shape: tuple[int, ...], groups: int, dtype: str) -> None:
+    """One sample and several, pieces of the channels, a group each; with the numbers of the row-major tensor."""
+    order = (0, len(shape) - 1, *range(1, len(shape) - 1))
+    results = []
+    values, weight, bias, dy = (RNG.standard_normal(s) + 1 for s in (shape, shape[1], shape[1], shape))
+    for last in (False, True):
+        x, d, w, b = (fastnn.from_numpy(v).to(getattr(fastnn, dtype)) for v in (values, dy, weight, bias))
+        if last:
+            x, d = (t.movedim(1, -1).contiguous().permute(order) for t in (x, d))
+        leaves = [t.requires_grad_() for t in (x, w, b)]
+        y = nn.functional.group_norm(x, groups, w, b)
+        gradients = fastnn.autograd.grad(y, leaves, d)
+        assert y.stride() == gradients[0].stride() == x.stride()
+        results.append([t.detach().double().numpy() for t in (y, *gradients)])
+    # The sums of a group and over the samples in another order; 16-bit results are rounded once each.
+    terms = values.size // (shape[0] * groups) + values.size // shape[1]
+    roundoff = {"float32": 2.0**-24, "float64": 2.0**-53, "bfloat16": 2.0**-24}[dtype]
+    for row_major, other in zip(*results, strict=True):
+        rounding = 2 * 2.0**-8 * np.abs(row_major) if dtype == "bfloat16" else 0
+        np.testing.assert_array_less(
+            np.abs(other - row_major), rounding + terms * roundoff * np.abs(row_major).max() + 1e-300
+        )
 
 
 @pytest.mark.parametrize(
@@ -126,3 +145,11 @@ def test_linear_cross_entropy_in_bfloat16_is_near_float64() -> None:
         np.testing.assert_allclose(
             own.grad.float().numpy(), their.grad.numpy(), rtol=0, atol=2**-8 * (1 + largest) * scale
         )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_rms_norm_of_small_numbers_without_eps(dtype: str) -> None:
+    """The default epsilon is float32's, also of 16-bit floats: theirs would outweigh the mean square here."""
+    x = fastnn.full((1, 8), 0.03125, dtype=getattr(fastnn, dtype))
+    expected = 0.03125 / np.sqrt(0.03125**2 + 2.0**-23)
+    assert abs(fastnn.nn.functional.rms_norm(x, (8,))[0, 0].item() - expected) < 2.0**-8

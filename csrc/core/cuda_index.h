@@ -24,11 +24,17 @@ FASTNN_HD constexpr Offsets<N> strided_offsets(int64_t position, int ndim, const
                                                const int64_t* const (&strides)[N]) {
   Offsets<N> offsets{};
   for (int axis = ndim - 1; axis >= 0; --axis) {
-    const int64_t index = position % shape[axis];
-    position /= shape[axis];
+    const int64_t rest = axis > 0 ? position / shape[axis] : 0;
+    const int64_t index = position - rest * shape[axis];
+    position = rest;
     for (int operand = 0; operand < N; ++operand) offsets.of[operand] += index * strides[operand][axis];
   }
   return offsets;
+}
+
+FASTNN_HD constexpr int64_t strided_offset(int64_t position, int ndim, const int64_t* shape, const int64_t* strides) {
+  const int64_t* const only[1] = {strides};
+  return strided_offsets(position, ndim, shape, only).of[0];
 }
 
 }  // namespace fastnn

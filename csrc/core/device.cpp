@@ -65,7 +65,8 @@ CpuLevel best_cpu_level() {
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                       __builtin_cpu_supports("avx512cd");
   const CpuLevel vectors = avx512 ? CpuLevel::Avx512 : avx2 ? CpuLevel::Avx2 : CpuLevel::Baseline;
-  const CpuLevel best = avx512 && amx_granted() ? CpuLevel::Amx : vectors;
+  const bool amx = avx512 && __builtin_cpu_supports("avx512vbmi2") && amx_granted();
+  const CpuLevel best = amx ? CpuLevel::Amx : vectors;
 #else
   const CpuLevel best = CpuLevel::Baseline;
 #endif

@@ -85,18 +85,28 @@ inline int64_t gemm_batch_size(const GemmArgs& args) {
   return size;
 }
 
-inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
-  int64_t a = 0, b = 0, c = 0;
+// Of one item of the batch, in elements.
+struct GemmOffsets {
+  int64_t a, b, c;
+};
+
+FASTNN_HD inline GemmOffsets gemm_offsets(const GemmArgs& args, int64_t index) {
+  GemmOffsets offsets{};
   for (int d = args.batch_ndim - 1; d >= 0; --d) {
     const int64_t i = index % args.batch_shape[d];
     index /= args.batch_shape[d];
-    a += i * args.a_batch[d];
-    b += i * args.b_batch[d];
-    c += i * args.c_batch[d];
+    offsets.a += i * args.a_batch[d];
+    offsets.b += i * args.b_batch[d];
+    offsets.c += i * args.c_batch[d];
   }
+  return offsets;
+}
+
+inline GemmItem gemm_item(const GemmArgs& args, int64_t index) {
+  const GemmOffsets at = gemm_offsets(args, index);
   const int64_t size = int64_t(item_size(args.dtype));
-  return {static_cast<const char*>(args.a) + a * size, static_cast<const char*>(args.b) + b * size,
-          static_cast<char*>(args.c) + c * int64_t(item_size(args.c_dtype))};
+  return {static_cast<const char*>(args.a) + at.a * size, static_cast<const char*>(args.b) + at.b * size,
+          static_cast<char*>(args.c) + at.c * int64_t(item_size(args.c_dtype))};
 }
 
 }  // namespace

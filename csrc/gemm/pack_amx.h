@@ -74,6 +74,11 @@ struct RangeLanes {
     smallest =
         _mm512_min_epu32(smallest, _mm512_sub_epi32(magnitude, _mm512_set1_epi32(int(PartRange::kSmallestNormal))));
   }
+  // Of 32 bfloat16: the largest magnitude only.
+  void add_words(__m512i words) {
+    const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi32(0x7fff7fff));
+    largest = _mm512_max_epu32(largest, _mm512_max_epu32(magnitude, _mm512_slli_epi32(magnitude, 16)));
+  }
   PartRange finish() const {
     PartRange range;
     range.largest = _mm512_reduce_max_epu32(largest);
@@ -196,6 +201,26 @@ inline void transpose_tile(char* tile) {
   transpose(rows);
 #pragma GCC unroll 16
   for (int r = 0; r < 16; ++r) rows[r].store(reinterpret_cast<float*>(tile) + 16 * r);
+}
+
+// Squares of 8 x 8 words, one in each quarter of 8 registers, are transposed.
+inline __attribute__((always_inline)) void transpose_eights(const __m512i* rows, __m512i* columns) {
+  __m512i x[8], y[8];
+#pragma GCC unroll 4
+  for (int k = 0; k < 8; k += 2)
+    y[k] = _mm512_unpacklo_epi16(rows[k], rows[k + 1]), y[k + 1] = _mm512_unpackhi_epi16(rows[k], rows[k + 1]);
+#pragma GCC unroll 2
+  for (int k = 0; k < 8; k += 4)
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      x[k + 2 * h] = _mm512_unpacklo_epi32(y[k + h], y[k + h + 2]);
+      x[k + 2 * h + 1] = _mm512_unpackhi_epi32(y[k + h], y[k + h + 2]);
+    }
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    columns[2 * k] = _mm512_unpacklo_epi64(x[k], x[k + 4]);
+    columns[2 * k + 1] = _mm512_unpackhi_epi64(x[k], x[k + 4]);
+  }
 }
 
 enum class TileForm : uint8_t { Rows, Pairs };  // of A, of B

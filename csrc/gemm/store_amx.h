@@ -69,7 +69,7 @@ __attribute__((noinline)) void finish_blocks(const TileOutput& out, float* sums,
     activate_row(out.activation, sums, (columns + kBlock - 1) / kBlock * kSumsPerBlock);
 }
 
-// 32 columns. Masked stores of 16-bit elements take some ten cycles each, even of whole vectors.
+// 32 columns. Masked stores of 16-bit elements take half as long again as whole ones.
 template <class T>
 inline void store_whole(char* c, __m512 low, __m512 high) {
   if constexpr (sizeof(T) == 4) {

@@ -6,11 +6,12 @@
 //                factors so that subnormal results round once
 //   log          mantissa in [sqrt(1/2), sqrt(2)), a polynomial for log(1 + f): a division takes as long
 //                as the whole polynomial
-//   tanh, erf    both are expm1 of something: precise near 0 without a second formula
+//   tanh, erf    both are expm1 of something, near 0 polynomials
 //   sin, cos     n = rint(x 2/pi), x - n pi/2 in double, polynomials on [-pi/4, pi/4]
 //
-// Errors against float64, over the whole range: at most 1.1 units in the last place for exp, log, exp2; 1.6 for sin
-// and cos; 2.5 for the others but tan, 3.7 (tests/test_math.py).
+// Errors against float64, over the whole range: at most 1.1 units in the last place for exp, log, exp2; 2 for the
+// others but sinh and cosh, 2.5, and tan, 3.7 (tests/test_math.py). With AVX-512 whole registers have formulas of their
+// own, within the same bounds: lanes_math.h.
 #pragma once
 
 #include <cmath>
@@ -104,18 +105,22 @@ inline float expm1_(float x) {
   return x == 0.0f ? x : result;  // keeps the sign of 0
 }
 
-inline float exp2_(float x) {
-  const float inside = clamp_(x, -152.0f, 129.0f);
-  const float shifted = inside + kRoundToInteger;
-  const float r = inside - (shifted - kRoundToInteger);
-  float p = 1.53211455e-4f;
-  p = p * r + 1.33901625e-3f;
+// 2^r on [-1/2, 1/2].
+template <class V>
+inline V exp2_small(V r) {
+  V p = r * 1.53211455e-4f + 1.33901625e-3f;
   p = p * r + 9.61852632e-3f;
   p = p * r + 5.55036217e-2f;
   p = p * r + 2.40226477e-1f;
   p = p * r + 6.93147182e-1f;
+  return p * r + 1.0f;
+}
+
+inline float exp2_(float x) {
+  const float inside = clamp_(x, -152.0f, 129.0f);
+  const float shifted = inside + kRoundToInteger;
   const PowerOfTwo scale(integer_of(shifted));
-  return (1.0f + p * r) * scale.a * scale.b;
+  return exp2_small(inside - (shifted - kRoundToInteger)) * scale.a * scale.b;
 }
 
 // x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)): e, f and log(1 + f) = f + tail. Positive finite x.
@@ -173,35 +178,53 @@ inline float log1p_(float x) {
   return x == INFINITY ? x : (x == -1.0f ? -INFINITY : result);
 }
 
-inline float tanh_(float x) {
-  const float u = expm1_normal(2.0f * clamp_(fabsf(x), 0.0f, 10.0f));  // tanh(10) rounds to 1
-  return copysignf(u / (2.0f + u), x);
+inline float tanh_(float x) {                     // u / (2 + u) with u = e^2x - 1; near 0 a polynomial
+  const float a = clamp_(fabsf(x), 0.0f, 10.0f);  // tanh(10) rounds to 1
+  const float u = expm1_normal(2.0f * a), z = a * a;
+  float q = 0.0172405336f;
+  q = q * z - 0.0530450083f;
+  q = q * z + 0.133258715f;
+  q = q * z - 0.333331436f;
+  return copysignf(a < 0.5f ? a * (q * z) + a : u / (2.0f + u), x);
 }
 
-// Where e^-x overflows the result is 0, its limit.
-inline float sigmoid_(float x) { return 1.0f / (1.0f + exp_(-x)); }
+// 1 / (1 + e^-x), the sum rounded once. From where 1 / e^-x is subnormal the result is 0, its limit.
+inline float sigmoid_(float x) {
+  const ExpParts parts(clamp_(-x, -87.0f, 88.0f));
+  const float scale = bits_to_float(uint32_t(parts.n + 127) << 23);
+  const float result = 1.0f / ((expm1_small(parts.r) * scale + 1.0f) + scale);
+  return x < -88.0f ? 0.0f : result;
+}
 
-inline float erf_(float x) {                      // 1 - exp(-a (9/8 + p(a))), a = |x|
+inline float erf_(float x) {                      // 1 - exp(-a (9/8 + p(a))), a = |x|; near 0 a polynomial
   const float a = clamp_(fabsf(x), 0.0f, 3.93f);  // erf(3.93) rounds to 1
-  float p = 1.19337903e-6f;
-  p = p * a - 2.13553667e-5f;
-  p = p * a + 1.67483944e-4f;
-  p = p * a - 7.40691961e-4f;
-  p = p * a + 1.79936073e-3f;
-  p = p * a - 2.53065402e-4f;
-  p = p * a - 1.91176925e-2f;
-  p = p * a + 1.02771275e-1f;
-  p = p * a + 6.36619806e-1f;
+  float p = 1.43906777e-6f;
+  p = p * a - 2.36924825e-5f;
+  p = p * a + 1.76430578e-4f;
+  p = p * a - 7.58474344e-4f;
+  p = p * a + 1.81911513e-3f;
+  p = p * a - 2.65357288e-4f;
+  p = p * a - 1.91136356e-2f;
+  p = p * a + 1.02770656e-1f;
+  p = p * a + 6.36619866e-1f;
   p = p * a + 3.37916659e-3f;
-  return copysignf(-expm1_normal(-(a * p) - a * 1.125f), x);
+  const float z = a * a;
+  float q = 0.00471916003f;
+  q = q * z - 0.0267582592f;
+  q = q * z + 0.112828508f;
+  q = q * z - 0.376126111f;
+  q = q * z + 0.128379166f;
+  return copysignf(a < 0.5f ? a * q + a : -expm1_normal(-(a * p) - a * 1.125f), x);
 }
 
-inline float sin_small(float r) {  // |r| <= pi/4
-  const float z = r * r;
+template <class V>
+inline V sin_small(V r) {  // |r| <= pi/4
+  const V z = r * r;
   return ((-1.95152010e-4f * z + 8.33216030e-3f) * z - 1.66666552e-1f) * (z * r) + r;
 }
-inline float cos_small(float r) {
-  const float z = r * r;
+template <class V>
+inline V cos_small(V r) {
+  const V z = r * r;
   return ((2.44330568e-5f * z - 1.38873153e-3f) * z + 4.16666456e-2f) * (z * z) + (1.0f - 0.5f * z);
 }
 

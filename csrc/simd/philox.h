@@ -33,7 +33,11 @@ FASTNN_HD inline void philox_blocks(uint64_t seed, uint64_t offset, uint64_t fir
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t block = first_block + uint64_t(i);
     uint32_t c0 = uint32_t(block), c1 = uint32_t(block >> 32), c2 = uint32_t(offset), c3 = uint32_t(offset >> 32);
+#ifdef __CUDACC__
+#pragma unroll
+#else
 #pragma GCC unroll 10
+#endif
     for (uint32_t round = 0; round < 10; ++round)
       philox_round(c0, c1, c2, c3, uint32_t(seed) + round * 0x9E3779B9u, uint32_t(seed >> 32) + round * 0xBB67AE85u);
     words[4 * i] = c0;

@@ -78,6 +78,24 @@ __device__ void store_values(Stored* to, const Pack<Compute<Stored>, kWidth>& va
   store_pack(to, stored);
 }
 
+// The same where only `count` elements are there, and only `packs` are aligned; 0 for the others.
+template <int kWidth, class Stored>
+__device__ Pack<Compute<Stored>, kWidth> load_some(const Stored* from, int64_t count, bool packs) {
+  if (packs && count >= kWidth) return load_values<kWidth>(from);
+  Pack<Compute<Stored>, kWidth> values;
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) values.at[i] = i < count ? to_compute<Compute<Stored>>(from[i]) : Compute<Stored>(0);
+  return values;
+}
+
+template <int kWidth, class Stored, class T>
+__device__ void store_some(Stored* to, const Pack<T, kWidth>& values, int64_t count, bool packs) {
+  if (packs && count >= kWidth) return store_values<kWidth>(to, values);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i)
+    if (i < count) to[i] = to_stored<Stored>(values.at[i]);
+}
+
 template <int kWidth, class Stored>
 __device__ void load_elements(const Stored* from, Compute<Stored> (&elements)[kWidth]) {
   const Pack<Compute<Stored>, kWidth> values = load_values<kWidth>(from);

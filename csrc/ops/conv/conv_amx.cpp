@@ -5,7 +5,7 @@
 // where positions are columns or rows of the product (source_amx.h). A task takes some images, or a band of the rows of
 // one, and prepares their source where it stays: in its core's second-level cache. There each panel of 32 filters meets
 // all tiles of 32 positions, over all steps: a block of 32 x 32 sums is stored as it comes out of the tile registers,
-// between the products of the next one. The next panel is fetched meanwhile.
+// between the products of the next one; of one part, the next panel is fetched meanwhile.
 // Tiles run on over the row ends; what they compute there is dropped.
 //
 // How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
@@ -14,24 +14,18 @@
 // the class's taps in reverse and channels swapped; two classes of columns are taken together, and their results woven
 // into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
 // vector kernels.
+#include "ops/conv/block_store_amx.h"
 #include "ops/conv/filters_amx.h"
-#include "ops/conv/tile_pass_amx.h"
+#include "ops/conv/pass_plan_amx.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kSourceBytes = int64_t(768) << 10;  // of a task's prepared source
-constexpr int64_t kFilterBytes = int64_t(1) << 20;    // filters that stay in the second-level cache
-constexpr int64_t kFilterTiles = 8;                   // of positions that pay for streaming others through it
-constexpr int64_t kSpreadSteps = 12;                  // of a block, that pay for storing the one before piece by piece
-constexpr int64_t kUnpackedSteps = 18;                // of a panel that are packed at a time: 108 KiB in three parts
-constexpr int64_t kTasksPerThread = 4;
-constexpr int64_t kTaskCycles = 16384;  // pay for a task
-constexpr double kMostSourceBytes = double(int64_t(1) << 29);
+constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time: 108 KiB in three parts
 
 // ------------------------------------------------------------------------------------- product
 
-// Beside a block's products: the block before is stored, and the next panel fetched.
+// Beside a block's products: the block before is stored, and the next panel may be fetched.
 template <class T>
 struct StoreAhead {
   BlockStore<T>* store;
@@ -39,7 +33,7 @@ struct StoreAhead {
 
   void operator()(int64_t step, int64_t steps) const {
     next(step, steps);
-    store->run_to(steps < kSpreadSteps ? store->pieces() : store->pieces() * (step + 1) / steps);
+    store->run_beside(step, steps);
   }
 };
 
@@ -71,7 +65,8 @@ void multiply(const TilePass& pass, const TileTask& task) {
       for (int f = 0; f < pass.column_phases; ++f) {
         const PassTaps& taps = pass.taps[f];
         const int64_t panel_bytes = taps.steps * P * kBlockBytes;
-        const int64_t lines = panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
+        // Of three parts products take so long that fetching beside them costs more than it saves.
+        const int64_t lines = P == 1 && panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
         const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
         const char* filters = taps.filters + panel * panel_bytes;
         const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
@@ -116,150 +111,6 @@ void multiply_unpacked(const TilePass& pass, const TileTask& task, const FilterS
 
 // --------------------------------------------------------------------------------- whole operation
 
-// What a pass is, before it is laid out in memory. Weight offsets count elements.
-struct PassPlan {
-  const char* source;
-  int64_t channels;  // of a group
-  SourceAxis source_rows, source_columns;
-  int64_t m;
-  int64_t group_weights, filter_stride, channel_stride;  // between groups, results' and source's channels
-  int64_t row_tap, column_tap;                           // steps from tap to tap
-  OutputAxis rows, columns;
-  // Of each column phase: the offset of its tap (0, 0), and its taps, from `shift` on, of the columns' taps.
-  struct ColumnPhase {
-    int64_t first_tap, shift, taps;
-  };
-  ColumnPhase phase[2];
-  int column_phases = 1;
-
-  int64_t column_steps(int f) const { return column_phases == 1 ? source_columns.tap_steps() : phase[f].taps; }
-};
-
-inline int64_t parts_of_conv(const ConvArgs& args) { return args.dtype == DType::Float32 ? 3 : 1; }
-
-// Cycles of an image's products and of preparing its source: 64 for a product of 32 x 32 x 32, and what a line of
-// the source was measured to take.
-struct PassCost {
-  double product, source;
-
-  PassCost(const TileSource& source_, int64_t m, int64_t parts)
-      : product(double(source_.steps()) * double(tiles(source_)) * double(ceil_div(m, 16)) * 32 *
-                double(parts * (parts + 1) / 2)),
-        source(double(source_.plane) * double(source_.phases() * source_.groups()) *
-               double(parts > 1                               ? 16
-                      : source_.pixels && source_.folds() > 1 ? 24
-                      : source_.pixels                        ? 3
-                                                              : 4)) {}
-  double total() const { return product + source; }
-  static int64_t tiles(const TileSource& source) {
-    return ceil_div((source.band_rows - 1) * source.row_length + source.band_columns, kBlock);
-  }
-};
-
-// Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
-inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
-  return args.channels_last || plan.source_columns.tap_steps() > 1 ||
-         (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
-}
-
-inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
-  TileSource source{plan.source,
-                    args.dtype,
-                    plan.channels,
-                    group * plan.channels,
-                    args.groups * plan.channels,
-                    args.channels_last,
-                    takes_lines(args, plan),
-                    plan.source_rows,
-                    plan.source_columns,
-                    1,
-                    plan.rows.count,
-                    plan.columns.count};
-  source.lay_out();
-  return source;
-}
-
-// Folds no taps, those of a row, or all, whichever costs least.
-inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
-  double least = 0;
-  int best = 0;
-  for (int folds = 0; folds < 3; ++folds) {
-    plan.source_rows.folded = folds == 2, plan.source_columns.folded = folds >= 1;
-    const double cost = PassCost(whole_source(args, plan, 0), plan.m, parts_of_conv(args)).total();
-    if (folds == 0 || cost < least) least = cost, best = folds;
-  }
-  plan.source_rows.folded = best == 2, plan.source_columns.folded = best >= 1;
-}
-
-inline bool suits_tiles(const ConvArgs& args, const PassPlan& plan) {
-  const int64_t weights = args.groups * args.out_channels * args.in_channels * args.height.kernel * args.width.kernel;
-  if (weights > INT32_MAX || (args.dtype != DType::Float32 && args.dtype != DType::BFloat16)) return false;
-  TileSource source = whole_source(args, plan, 0);
-  // How many times more multiply-adds the tiles make than the convolution has, in percent.
-  const int64_t taps = max(1, plan.channels * plan.source_rows.taps * plan.source_columns.taps);
-  const int64_t waste = 100 * source.steps() * kStepK / taps * (ceil_div(plan.m, 16) * 16) / max(1, plan.m);
-  if (waste > (args.dtype == DType::Float32 ? 160 : 800)) return false;
-  (source.rows.outputs > 1 ? source.band_rows : source.band_columns) = 1;
-  source.lay_out();
-  return double(source.row_count) * double(source.row_length) * double(source.phases() * source.groups()) * kLineBytes *
-             3 <=
-         kMostSourceBytes;
-}
-
-// How the positions and panels are dealt to tasks.
-struct TaskGrid {
-  int64_t images, bands, band, panels;  // of a task; bands of an image, rows (columns) of a band
-  int64_t image_blocks, panel_blocks;
-  bool by_rows;
-
-  TaskGrid(const TileSource& source, const ConvArgs& args, int64_t m) : by_rows(source.rows.outputs > 1) {
-    const int64_t parts = parts_of_conv(args), n_panels = ceil_div(m, kBlock), threads = num_threads();
-    const PassCost cost(source, m, parts);
-    // Of all images: the room behind the last is there once.
-    TileSource pair = source;
-    pair.images = 2;
-    pair.lay_out();
-    const double bytes = double(parts) * (double(source.part_bytes) +
-                                          double(args.images - 1) * double(pair.part_bytes - source.part_bytes));
-    int64_t pieces = max(1, int64_t(double(args.images) * cost.total() / kTaskCycles));
-    const int64_t workers = min(threads, pieces);
-    if (n_panels * source.steps() * parts * kBlockBytes > kFilterBytes)
-      pieces = max(1, min(pieces, args.images * PassCost::tiles(source) / kFilterTiles));
-    pieces = max(int64_t(bytes / kSourceBytes) + 1, min(pieces, workers == 1 ? 1 : kTasksPerThread * workers));
-    const int64_t count = by_rows ? source.rows.outputs : source.columns.outputs;
-    images = max(1, args.images / pieces);
-    bands = pieces <= args.images ? 1 : min(count, ceil_div(pieces, args.images));
-    band = ceil_div(count, bands);
-    if (!by_rows) band = min(count, ceil_div(band, kBlock) * kBlock);
-    bands = ceil_div(count, band);
-    image_blocks = ceil_div(args.images, images);
-    const int64_t splits = min(n_panels, ceil_div(workers, image_blocks * bands));
-    panels = ceil_div(n_panels, splits);
-    panel_blocks = ceil_div(n_panels, panels);
-  }
-  int64_t tasks() const { return image_blocks * bands * panel_blocks; }
-  TileTask task(const TileSource& source, int64_t all_images, int64_t m, int64_t number) const {
-    const int64_t panel = number % panel_blocks * panels, piece = number / panel_blocks;
-    const int64_t image = piece / bands * images, first = piece % bands * band;
-    const int64_t n = min(band, (by_rows ? source.rows.outputs : source.columns.outputs) - first);
-    const SourceRange range{image,
-                            min(images, all_images - image),
-                            by_rows ? first : 0,
-                            by_rows ? n : source.rows.outputs,
-                            by_rows ? 0 : first,
-                            by_rows ? source.columns.outputs : n};
-    return {range, panel, min(panel + panels, ceil_div(m, kBlock)), nullptr};
-  }
-};
-
-// NHWC under a 1 x 1 kernel has lines of 32 channels as it stands. Tiles may not run over its end.
-inline bool is_direct(const TileSource& source, const TaskGrid& grid, int64_t images) {
-  const int64_t last = min(grid.images, images - (grid.image_blocks - 1) * grid.images) *
-                       (source.columns.outputs - (grid.bands - 1) * grid.band);
-  return source.pixels && source.dtype == DType::BFloat16 && source.channels % kStepK == 0 && source.rows.plain() &&
-         source.columns.plain() && source.rows.outputs == 1 && last >= kBlock;
-}
-
 // Where steps begin, and the weights they take.
 struct StepTables {
   int64_t* source_steps;
@@ -290,6 +141,12 @@ void fill_tables(const PassPlan& plan, const TileSource& source, int phase, cons
           tables.weight_offsets[step * kStepK + k] = at < source.k() ? int32_t(offset) : -1;
         }
       }
+}
+
+// Packed lines of one part run on into the next pixels, which zeros are to cancel: they have to be finite.
+template <int P>
+bool sums_are_exact(const PartRange& source, const PartRange& weights) {
+  return P == 1 ? source.largest_exponent() < 128 : parts_are_exact(source, weights);
 }
 
 // The filters are packed at pass.filters, in range `packed`, or `unpacked`.
@@ -324,7 +181,7 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
   PartRange source, weights = packed;
   for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
   for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
-  return P == 1 || parts_are_exact(source, weights);
+  return sums_are_exact<P>(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
@@ -395,73 +252,6 @@ bool run_plan(const ConvArgs& args, const PassPlan& plan) {
   return true;
 }
 
-SourceAxis forward_axis(const ConvAxis& axis) {
-  return {plane_axis(axis.input, axis.stride, axis.padding, axis.dilation, axis.kernel, axis.output), axis.kernel,
-          axis.output};
-}
-
-PassPlan forward_plan(const ConvArgs& args) {
-  const ConvAxis &h = args.height, &w = args.width;
-  const int64_t taps = h.kernel * w.kernel, filter = args.in_channels * taps;
-  PassPlan plan{static_cast<const char*>(args.x),
-                args.in_channels,
-                forward_axis(h),
-                forward_axis(w),
-                args.out_channels,
-                args.out_channels * filter,
-                filter,
-                taps,
-                w.kernel,
-                1,
-                {h.output, 0, 1, h.output},
-                {w.output, 0, 1, w.output},
-                {{0, 0, w.kernel}}};
-  choose_folds(args, plan);
-  return plan;
-}
-
-PassPlan input_grad_plan(const ConvArgs& args, int64_t row, int64_t column) {
-  const int64_t taps = args.height.kernel * args.width.kernel, filter = args.in_channels * taps;
-  const GradPhase rows = grad_phase(args.height, row), columns = grad_phase(args.width, column);
-  const bool none = rows.taps == 0 || columns.taps == 0;
-  const int64_t width = args.width.kernel;
-  PassPlan plan{static_cast<const char*>(args.dy),
-                args.out_channels,
-                {rows.plane, none ? 0 : rows.taps, rows.out.count},
-                {columns.plane, none ? 0 : columns.taps, columns.out.count},
-                args.in_channels,
-                args.out_channels * filter,
-                taps,
-                filter,
-                -rows.period * width,
-                -columns.period,
-                rows.out,
-                columns.out,
-                {{none ? 0 : rows.kernel_index(0) * width + columns.kernel_index(0), 0, columns.taps}}};
-  choose_folds(args, plan);
-  return plan;
-}
-
-// Both column phases of stride 2 from one source, if it is NCHW; woven, they are stored once. Else column_phases is 1.
-PassPlan paired_plan(const ConvArgs& args, int64_t row) {
-  PassPlan plan = input_grad_plan(args, row, 0);
-  const PassPlan odd = input_grad_plan(args, row, 1);
-  const auto suits = [&](const PassPlan& phase) {
-    return phase.source_columns.taps > 0 && phase.source_columns.plane.dilation == 1 && !phase.source_columns.folded &&
-           !phase.source_rows.folded && suits_tiles(args, phase);
-  };
-  if (args.channels_last || plan.columns.count != odd.columns.count || !suits(plan) || !suits(odd)) return plan;
-  const int64_t pad = max(plan.source_columns.plane.pad, odd.source_columns.plane.pad);
-  plan.column_phases = 2;
-  plan.phase[1] = odd.phase[0];
-  plan.phase[0].shift = pad - plan.source_columns.plane.pad;
-  plan.phase[1].shift = pad - odd.source_columns.plane.pad;
-  plan.source_columns.taps = max(plan.phase[0].shift + plan.phase[0].taps, plan.phase[1].shift + plan.phase[1].taps);
-  plan.source_columns.plane =
-      plane_axis(args.width.output, 1, pad, 1, plan.source_columns.taps, plan.source_columns.outputs);
-  return plan;
-}
-
 // The vector units' direct convolution: of what tiles do not suit, and of what they could not do exactly.
 void convolve_directly(const Kernel<ConvArgs>& kernel, ConvArgs args) {
   args.winograd = false;
@@ -482,7 +272,8 @@ void packing(const ConvPacking& request) {
   const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
-  *request.form = (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + args.channels_last;
+  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) +
+                  args.channels_last;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {

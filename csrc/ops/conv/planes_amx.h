@@ -239,17 +239,25 @@ void copy_channels(const TilePlanes& tiles, const PlaneRow& at, int64_t n_rows, 
 }
 
 // The parts of `count` positions of 16 channels: bfloat16 [part][channel][pitch], zeros from `count` on.
-template <int P, class T>
-void split_channels(const T* flat, int64_t pitch, int64_t channels, int64_t count, bfloat16* parts_of,
+template <int P>
+void split_channels(const float* flat, int64_t pitch, int64_t channels, int64_t count, bfloat16* parts_of,
                     RangeLanes& range) {
   for (int64_t c = 0; c < 16; ++c)
     for (int64_t i = 0; i < pitch; i += kStepK) {
       __m512i parts[P];
       const int64_t valid = c < channels ? count - i : 0;
-      load_along<P, T>(reinterpret_cast<const char*>(flat + c * pitch + i), lane_mask(valid), lane_mask(valid - 16),
-                       parts, range);
+      load_along<P, float>(reinterpret_cast<const char*>(flat + c * pitch + i), lane_mask(valid), lane_mask(valid - 16),
+                           parts, range);
       store_parts<P>(reinterpret_cast<char*>(parts_of + c * pitch + i), 16 * pitch * int64_t(sizeof(bfloat16)), parts);
     }
+}
+
+// The same of bfloat16, which are their parts as they stand.
+inline void fill_channels(bfloat16* flat, int64_t pitch, int64_t channels, int64_t count) {
+  for (int64_t c = 0; c < 16; ++c) {
+    const int64_t valid = c < channels ? count : 0;
+    memset(static_cast<void*>(flat + c * pitch + valid), 0, size_t(pitch - valid) * sizeof(bfloat16));
+  }
 }
 
 // Pairs of `count` positions: squares of 16 channels x 16 pairs are transposed. The pair at the end of parity 1 takes
@@ -287,13 +295,19 @@ void prepare_pair_rows(const TilePlanes& tiles, const PlaneRow& at, int64_t n_ro
   const int64_t length = tiles.planes.columns.length, part = tiles.part_bytes();
   const bool by_pixels = tiles.channels_last && !tiles.folded;
   const int64_t pitch = ceil_div(n_rows * length, 32) * 32 + 32;
-  T* flat =
-      static_cast<T*>(thread_scratch(Scratch::Operation, size_t(16 * pitch) * (sizeof(T) + P * sizeof(bfloat16))));
-  bfloat16* parts = reinterpret_cast<bfloat16*>(flat + 16 * pitch);
+  constexpr bool kWhole = sizeof(T) == sizeof(bfloat16);
+  T* flat = static_cast<T*>(
+      thread_scratch(Scratch::Operation, size_t(16 * pitch) * (sizeof(T) + (kWhole ? 0 : P * sizeof(bfloat16)))));
+  bfloat16* parts = reinterpret_cast<bfloat16*>(flat + (kWhole ? 0 : 16 * pitch));
   for (int64_t half = 0; half < 2; ++half) {
     if (!by_pixels) {
       copy_channels(tiles, at, n_rows, half, flat, pitch);
-      split_channels<P>(flat, pitch, tiles.channels() - at.group * kStepK - half * 16, n_rows * length, parts, range);
+      const int64_t channels = tiles.channels() - at.group * kStepK - half * 16;
+      if constexpr (kWhole) {
+        fill_channels(flat, pitch, channels, n_rows * length);
+      } else {
+        split_channels<P>(flat, pitch, channels, n_rows * length, parts, range);
+      }
     }
     for (int64_t parity = 0; parity < tiles.parities; ++parity) {
       if (parity == 1 && !tiles.has_odd_shifts(at.phase % tiles.column_phases())) continue;

@@ -61,18 +61,42 @@ void load_gapped(const WeightPass& pass, int64_t image, int64_t filter, int64_t 
   }
 }
 
+// The same of 32 bfloat16: each row's elements are loaded into their lanes.
+inline __m512i load_gapped_line(const WeightPass& pass, const bfloat16* gradient, int64_t begin) {
+  const int64_t pitch = pass.x.planes.columns.length;
+  __m512i line = _mm512_setzero_si512();
+  int64_t row = begin / pitch, column = begin % pitch;
+  for (int64_t lane = 0; lane < kStepK && row < pass.out_rows; lane += pitch - column, column = 0, ++row) {
+    const int64_t count = min(kStepK - lane, pass.out_columns - column);
+    if (count <= 0) continue;
+    const __mmask32 mask = __mmask32(((uint64_t(1) << count) - 1) << lane);
+    line = _mm512_mask_loadu_epi16(line, mask, gradient + row * pass.out_columns + column - lane);
+  }
+  return line;
+}
+
 // Some steps of one filter and image after the other: memory is written tile by tile.
 template <int P, class T>
 void pack_rows(const WeightPass& pass, int64_t panel, int64_t image, int64_t step, int64_t steps, char* target,
                RangeLanes& range) {
+  constexpr bool kLines = sizeof(T) == sizeof(bfloat16);
+  const bool copied = !pass.gapless() && !kLines;
   T* copies = static_cast<T*>(thread_scratch(Scratch::Operation, size_t(steps + 1) * kStepK * sizeof(T)));
   __m512i parts[P];
-  for (int64_t r = 0; r < kBlock; ++r) {
+  const int64_t rows = min(kBlock, ceil_div(pass.filters - panel * kBlock, 16) * 16);  // of the tiles that are read
+  for (int64_t r = 0; r < rows; ++r) {
     const int64_t filter = panel * kBlock + r, rest = filter < pass.filters ? pass.positions() - step * kStepK : 0;
     const T* positions = copies;
     if (rest > 0 && pass.gapless()) positions = pass.gradient<T>(image, filter) + step * kStepK;
-    if (rest > 0 && !pass.gapless()) load_gapped(pass, image, filter, step * kStepK, steps * kStepK, copies);
+    if (rest > 0 && copied) load_gapped(pass, image, filter, step * kStepK, steps * kStepK, copies);
     char* lines = target + r / 16 * kTileBytes + r % 16 * 64;
+    if constexpr (kLines) {
+      if (rest > 0 && !pass.gapless()) {
+        for (int64_t s = 0; s < steps; ++s, lines += kBlockBytes)
+          _mm512_store_si512(lines, load_gapped_line(pass, pass.gradient<T>(image, filter), (step + s) * kStepK));
+        continue;
+      }
+    }
     for (int64_t s = 0; s < steps; ++s, lines += P * kBlockBytes) {
       load_along<P, T>(reinterpret_cast<const char*>(positions + s * kStepK), lane_mask(rest - s * kStepK),
                        lane_mask(rest - s * kStepK - 16), parts, range);

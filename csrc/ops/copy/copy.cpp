@@ -43,7 +43,7 @@ void copy_same_type(const Tensor& dst, const Tensor& src) {
     args.src_strides[axis] = axis < pad ? 0 : walk.in[0].strides[axis - pad];
   }
   constexpr int64_t kRow = 16384;
-  if (walk.ndim == 1 && walk.shape[0] >= 2 * kRow) {
+  if (!dst.device().is_cuda() && walk.ndim == 1 && walk.shape[0] >= 2 * kRow) {
     const int64_t rows = walk.shape[0] / kRow, rest = walk.shape[0] % kRow;
     args.shape[0] = rows;
     args.shape[1] = kRow;
@@ -287,8 +287,9 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
               !__builtin_add_overflow(grown, after[axis], &grown) && grown >= 0,
           "pad: amounts (", before[axis], ", ", after[axis], ") leave no valid size of dim ", axis, " of shape ",
           x.shape());
-    inner =
-        slice(inner, axis, std::max<int64_t>(0, -before[axis]), shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
+    if (before[axis] < 0 || after[axis] < 0)
+      inner =
+          slice(inner, axis, std::max<int64_t>(0, -before[axis]), shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
     shape[axis] = grown;
   }
   Tensor y = full(shape, Scalar(value), x.dtype(), x.device());

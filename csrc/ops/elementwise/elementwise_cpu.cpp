@@ -9,6 +9,7 @@
 
 #include "simd/convert.h"
 #include "simd/element.h"
+#include "simd/lanes_math.h"
 
 namespace fastnn {
 namespace {
@@ -52,15 +53,51 @@ inline void for_each_precision(const T* x, int64_t n, const Range& range) {
   }
 }
 
+// Functors of float with a form on whole registers, Lanes<F>::forward.
+template <class F>
+struct Lanes;
+template <class F, class = void>
+constexpr bool has_lanes = false;
+template <class F>
+constexpr bool has_lanes<F, decltype(void(sizeof(Lanes<F>)))> = true;
+
+#ifdef __AVX512F__
+#define FASTNN_LANES(Functor, expression)                                  \
+  template <>                                                              \
+  struct Lanes<Functor> {                                                  \
+    static Values<float> forward(Values<float> x) { return (expression); } \
+  };
+FASTNN_LANES(Exp, exp_lanes(x))
+FASTNN_LANES(Exp2, exp2_lanes(x))
+FASTNN_LANES(Log, log_lanes(x))
+FASTNN_LANES(Log2, log2_lanes(x))
+FASTNN_LANES(Log10, log10_lanes(x))
+FASTNN_LANES(Sin, sin_lanes(x))
+FASTNN_LANES(Cos, cos_lanes(x))
+FASTNN_LANES(Tanh, tanh_lanes(x))
+FASTNN_LANES(Sigmoid, sigmoid_lanes(x))
+FASTNN_LANES(Erf, erf_lanes(x))
+FASTNN_LANES(Silu, x* sigmoid_lanes(x))
+FASTNN_LANES(Gelu, x * 0.5f * (1.0f + erf_lanes(x * 0.707106781f)))
+FASTNN_LANES(GeluTanh, x * 0.5f * (1.0f + tanh_lanes(x * 0.797884561f * (1.0f + x * x * 0.044715f))))
+#undef FASTNN_LANES
+#endif
+
 template <class F, class T>
 void unary_loop(const void* const* in, void* out, int64_t n, const double* params) {
   const T* x = static_cast<const T*>(in[0]);
   T* y = static_cast<T*>(out);
   for_each_precision<F>(x, n, [&](int64_t begin, int64_t length, auto precision) {
     using C = decltype(precision);
-    const Params<C> p = params_of<C>(params);
+    if constexpr (std::is_same<C, float>::value && has_lanes<F>) {
+      for_each_register<float>(length, [&](int64_t i, int64_t count) FASTNN_INLINED {
+        store_values<float>(y + begin + i, Lanes<F>::forward(load_values<float>(x + begin + i, count)), count);
+      });
+    } else {
+      const Params<C> p = params_of<C>(params);
 #pragma GCC ivdep
-    for (int64_t i = begin; i < begin + length; ++i) y[i] = T(F::forward(C(x[i]), p));
+      for (int64_t i = begin; i < begin + length; ++i) y[i] = T(F::forward(C(x[i]), p));
+    }
   });
 }
 

@@ -2,56 +2,29 @@
 //
 //   out[i] = f(in...[i])        bytes: every operand once; arithmetic: 1 to ~40 instructions an element
 //
-// One thread an element. An operand of any dtype and stride is converted to the compute type in a
-// register; the conversions are those of the CPU (simd/element.h), and so are the formulas. A kernel
-// switches on the operation and the dtypes, the same way for the whole grid: 11 kernels, instead of
-// one for each operation and compute type, keep the build short and the module small.
+// A thread takes four elements of the last axis, in packs of up to 16 bytes, where all operands are contiguous along it
+// or repeat there; else one. An operand of any dtype and stride is converted to the compute type in registers; the
+// conversions are those of the CPU (simd/element.h), and so are the formulas. A kernel switches on the operation and
+// the dtypes, the same way for the whole grid: 11 kernels, instead of one for each operation and compute type, keep the
+// build short and the module small. So does a loop over the four that is not unrolled, but for cheap formulas: one
+// that turns the registers, so that each element in its turn is the first.
 //
 // LOCAL unary_kernel: sine and cosine of large arguments keep the digits of 2/pi there
 // LOCAL unary_backward_kernel: the same
 #include "core/cuda_index.h"
 #include "core/cuda_launch.h"
 #include "ops/elementwise/elementwise.h"
-#include "simd/element.h"
+#include "simd/element_cuda.h"
 
 namespace fastnn {
 namespace {
 
-// ------------------------------------------------------------------------------ one element
+// ------------------------------------------------------------------------------ operands
 
 template <class T>
 __device__ T load(const StridedOperand& operand, int64_t offset) {
-  const void* data = operand.data;
-  if (!data) return is_float_type<T> ? static_cast<T>(operand.real) : static_cast<T>(operand.integer);
-  switch (operand.dtype) {
-    case DType::Bool: return to_compute<T>(static_cast<const bool*>(data)[offset]);
-    case DType::UInt8: return to_compute<T>(static_cast<const uint8_t*>(data)[offset]);
-    case DType::Int8: return to_compute<T>(static_cast<const int8_t*>(data)[offset]);
-    case DType::Int16: return to_compute<T>(static_cast<const int16_t*>(data)[offset]);
-    case DType::Int32: return to_compute<T>(static_cast<const int32_t*>(data)[offset]);
-    case DType::Int64: return to_compute<T>(static_cast<const int64_t*>(data)[offset]);
-    case DType::Float16: return to_compute<T>(static_cast<const float16*>(data)[offset]);
-    case DType::BFloat16: return to_compute<T>(static_cast<const bfloat16*>(data)[offset]);
-    case DType::Float32: return to_compute<T>(static_cast<const float*>(data)[offset]);
-    default: return to_compute<T>(static_cast<const double*>(data)[offset]);
-  }
-}
-
-template <class T>
-__device__ void store(const StridedOperand& operand, int64_t offset, T value) {
-  void* data = operand.data;
-  switch (operand.dtype) {
-    case DType::Bool: static_cast<bool*>(data)[offset] = to_stored<bool>(value); return;
-    case DType::UInt8: static_cast<uint8_t*>(data)[offset] = to_stored<uint8_t>(value); return;
-    case DType::Int8: static_cast<int8_t*>(data)[offset] = to_stored<int8_t>(value); return;
-    case DType::Int16: static_cast<int16_t*>(data)[offset] = to_stored<int16_t>(value); return;
-    case DType::Int32: static_cast<int32_t*>(data)[offset] = to_stored<int32_t>(value); return;
-    case DType::Int64: static_cast<int64_t*>(data)[offset] = to_stored<int64_t>(value); return;
-    case DType::Float16: static_cast<float16*>(data)[offset] = to_stored<float16>(value); return;
-    case DType::BFloat16: static_cast<bfloat16*>(data)[offset] = to_stored<bfloat16>(value); return;
-    case DType::Float32: static_cast<float*>(data)[offset] = to_stored<float>(value); return;
-    default: static_cast<double*>(data)[offset] = to_stored<double>(value); return;
-  }
+  if (!operand.data) return is_float_type<T> ? static_cast<T>(operand.real) : static_cast<T>(operand.integer);
+  return load_element<T>(operand.data, operand.dtype, offset);
 }
 
 // ------------------------------------------------------------------------- from op to its formula
@@ -127,46 +100,144 @@ __device__ Params<T> params_of(const ElementwiseArgs& args) {
   return {static_cast<T>(args.params[0]), static_cast<T>(args.params[1])};
 }
 
-// Stores formula(inputs...) for the element of this thread.
-template <class T, int N, class Formula>
-__device__ void map_element(const ElementwiseArgs& args, Formula formula) {
-  const int64_t position = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
+template <class T, int N>
+struct Four {
+  T in[N][kFour], out[kFour];
+};
+
+// Stores formula(inputs...) for the element of this thread, or its four: cheap(four) does these at once and returns
+// true, or returns false.
+template <class T, int N, class Cheap, class Formula>
+__device__ void map_elements(const ElementwiseArgs& args, bool packs, Cheap cheap, Formula formula) {
+  const int64_t position = (int64_t(blockIdx.x) * kBlockThreads + threadIdx.x) * (packs ? kFour : 1);
   if (position >= args.numel) return;
   const int64_t* strides[N + 1] = {args.out.strides};
+#pragma unroll
   for (int k = 0; k < N; ++k) strides[k + 1] = args.in[k].strides;
   const Offsets<N + 1> offsets = strided_offsets(position, args.ndim, args.shape, strides);
-  T in[N];
-  for (int k = 0; k < N; ++k) in[k] = load<T>(args.in[k], offsets.of[k + 1]);
-  store(args.out, offsets.of[0], formula(in));
+  Four<T, N> four;
+  if (!packs) {
+    T in[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) in[k] = load<T>(args.in[k], offsets.of[k + 1]);
+    return store_element(args.out.data, args.out.dtype, offsets.of[0], formula(in));
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    const StridedOperand& operand = args.in[k];
+    if (operand.data && operand.strides[args.ndim - 1] != 0) {
+      load_four(operand.data, operand.dtype, offsets.of[k + 1], four.in[k]);
+    } else {
+      const T repeated = load<T>(operand, offsets.of[k + 1]);
+#pragma unroll
+      for (int j = 0; j < kFour; ++j) four.in[k][j] = repeated;
+    }
+  }
+  if (!cheap(four)) {
+#pragma unroll 1
+    for (int turn = 0; turn < kFour; ++turn) {
+      T in[N];
+#pragma unroll
+      for (int k = 0; k < N; ++k) in[k] = four.in[k][0];
+      const T value = formula(in);
+#pragma unroll
+      for (int j = 1; j < kFour; ++j) {
+        four.out[j - 1] = four.out[j];
+#pragma unroll
+        for (int k = 0; k < N; ++k) four.in[k][j - 1] = four.in[k][j];
+      }
+      four.out[kFour - 1] = value;
+    }
+  }
+  store_four(args.out.data, args.out.dtype, offsets.of[0], four.out);
+}
+
+template <class T, int N, class Formula>
+__device__ bool map_four(Four<T, N>& four, Formula formula) {
+#pragma unroll
+  for (int j = 0; j < kFour; ++j) {
+    T in[N];
+#pragma unroll
+    for (int k = 0; k < N; ++k) in[k] = four.in[k][j];
+    four.out[j] = formula(in);
+  }
+  return true;
+}
+
+#define FASTNN_CASE(name, Functor) \
+  case UnaryOp::name: return map_four(four, [&](const T* in) { return Functor::forward(in[0], p); });
+template <class T>
+__device__ bool cheap_unary(UnaryOp op, Four<T, 1>& four, Params<T> p) {
+  switch (op) {
+    FASTNN_UNARY_BOTH(FASTNN_CASE)
+    case UnaryOp::copy: return map_four(four, [](const T* in) { return in[0]; });
+    default: return false;
+  }
+}
+#undef FASTNN_CASE
+
+#define FASTNN_CASE(name, Functor) \
+  case BinaryOp::name: return map_four(four, [](const T* in) { return Functor::forward(in[0], in[1]); });
+template <class T>
+__device__ bool cheap_binary(BinaryOp op, Four<T, 2>& four) {
+  switch (op) {
+    FASTNN_CASE(add, Add)
+    FASTNN_CASE(sub, Sub)
+    FASTNN_CASE(mul, Mul)
+    FASTNN_CASE(maximum, Maximum)
+    FASTNN_CASE(minimum, Minimum)
+    default: return false;
+  }
+}
+#undef FASTNN_CASE
+
+template <class T>
+__global__ void unary_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+  const Params<T> p = params_of<T>(args);
+  map_elements<T, 1>(
+      args, packs, [&](Four<T, 1>& four) { return cheap_unary(UnaryOp(args.op), four, p); },
+      [&](const T* in) { return unary_value(UnaryOp(args.op), in[0], p); });
 }
 
 template <class T>
-__global__ void unary_kernel(const __grid_constant__ ElementwiseArgs args) {
-  map_element<T, 1>(args, [&](const T* in) { return unary_value(UnaryOp(args.op), in[0], params_of<T>(args)); });
+__global__ void unary_backward_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+  const Params<T> p = params_of<T>(args);
+  map_elements<T, 2>(
+      args, packs, [](Four<T, 2>&) { return false; },
+      [&](const T* in) { return unary_gradient(UnaryOp(args.op), in[0], in[1], p); });
 }
 
 template <class T>
-__global__ void unary_backward_kernel(const __grid_constant__ ElementwiseArgs args) {
-  map_element<T, 2>(args,
-                    [&](const T* in) { return unary_gradient(UnaryOp(args.op), in[0], in[1], params_of<T>(args)); });
+__global__ void binary_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+  map_elements<T, 2>(
+      args, packs, [&](Four<T, 2>& four) { return cheap_binary(BinaryOp(args.op), four); },
+      [&](const T* in) { return binary_value(BinaryOp(args.op), in[0], in[1]); });
 }
 
 template <class T>
-__global__ void binary_kernel(const __grid_constant__ ElementwiseArgs args) {
-  map_element<T, 2>(args, [&](const T* in) { return binary_value(BinaryOp(args.op), in[0], in[1]); });
-}
-
-template <class T>
-__global__ void where_kernel(const __grid_constant__ ElementwiseArgs args) {
-  map_element<T, 3>(args, [](const T* in) { return in[0] != T(0) ? in[1] : in[2]; });
+__global__ void where_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+  const auto formula = [](const T* in) { return in[0] != T(0) ? in[1] : in[2]; };
+  map_elements<T, 3>(args, packs, [&](Four<T, 3>& four) { return map_four(four, formula); }, formula);
 }
 
 // ----------------------------------------------------------------------------------- launchers
 
-using ElementwiseKernel = void (*)(ElementwiseArgs);
+using ElementwiseKernel = void (*)(ElementwiseArgs, bool);
+
+bool fits_packs(const ElementwiseArgs& args, const StridedOperand& operand) {
+  if (!operand.data) return true;
+  const int last = args.ndim - 1;
+  bool fits = operand.strides[last] == 0 ||
+              (operand.strides[last] == 1 && is_aligned(operand.data, kFour * int(item_size(operand.dtype))));
+  for (int axis = 0; axis < last; ++axis) fits &= operand.strides[last] == 0 || operand.strides[axis] % kFour == 0;
+  return fits;
+}
 
 void map(ElementwiseKernel kernel, const ElementwiseArgs& args) {
-  launch(kernel, unsigned(blocks_for(args.numel)), kBlockThreads, 0, args);
+  bool packs = args.ndim > 0 && args.shape[args.ndim - 1] % kFour == 0 && args.out.strides[args.ndim - 1] == 1 &&
+               fits_packs(args, args.out);
+  for (int k = 0; k < args.n_inputs; ++k) packs = packs && fits_packs(args, args.in[k]);
+  launch(kernel, unsigned(blocks_for(packs ? args.numel / kFour : args.numel)), kBlockThreads, 0, args, packs);
 }
 
 #define FASTNN_LAUNCHER(name)                                                    \

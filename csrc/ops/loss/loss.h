@@ -64,7 +64,7 @@ Tensor linear_cross_entropy(const Tensor& input, const Tensor& weight, const Ten
 
 // ------------------------------------------------------------------------------ elementwise
 
-// X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see element_loss_cpu.cpp.
+// X(name, functor): value f(x, t, a) of the input, the target, and a parameter; see element_functors.h.
 #define FASTNN_ELEMENT_LOSSES(X) \
   X(mse, MseLoss)                \
   X(l1, L1Loss)                  \

@@ -3,6 +3,7 @@
 #include "ops/copy/create.h"
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
+#include "ops/norm/layout.h"
 #include "ops/norm/norm.h"
 #include "ops/norm/parameters.h"
 #include "ops/reduce/reduce.h"
@@ -44,41 +45,6 @@ void check_arguments(const Tensor& x, const Tensor& weight, const Tensor& bias, 
 }
 
 // ------------------------------------------------------------------------------------------- layout
-
-Dims channels_last_order(int ndim) {
-  Dims order{0};
-  for (int axis = 2; axis < ndim; ++axis) order.push_back(axis);
-  order.push_back(1);
-  return order;
-}
-
-bool has_channels_last(const Tensor& x) {
-  const Dims order = channels_last_order(x.ndim());
-  int64_t step = 1;
-  for (int i = x.ndim() - 1; i >= 0; --i) {
-    const int64_t axis = order[i];
-    if (x.shape()[axis] != 1 && x.strides()[axis] != step) return false;
-    step *= x.shape()[axis];
-  }
-  return true;
-}
-
-// x without history, row-major or with its channels last.
-Tensor dense(const Tensor& x) {
-  const Tensor plain = detach(x);
-  return has_channels_last(x) ? plain : contiguous(plain);
-}
-
-// The same with the strides of `model`, which is dense.
-Tensor dense_like(const Tensor& x, const Tensor& model) {
-  const Tensor plain = detach(x);
-  if (model.is_contiguous()) return contiguous(plain);
-  if (has_channels_last(x)) return plain;
-  const Dims order = channels_last_order(x.ndim());
-  Dims inverse = order;
-  for (int i = 0; i < x.ndim(); ++i) inverse[order[i]] = i;
-  return permute(contiguous(permute(plain, order)), inverse);
-}
 
 ChannelView channel_view(const Tensor& x) {
   const int64_t channels = x.size(1), values = channels ? x.numel() / channels : 0;

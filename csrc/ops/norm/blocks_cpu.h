@@ -28,6 +28,11 @@ struct Block {
   int64_t first, runs, length, stride;
 };
 
+// Runs that lie side by side, `stride` apart, are one.
+inline Block packed(const Block& block, int64_t stride) {
+  return stride == block.length ? Block{block.first, 1, block.runs * block.length, block.stride} : block;
+}
+
 template <class T>
 struct Runs {
   T* data;
@@ -44,9 +49,10 @@ template <class T>
 Runs<const T> load(const void* data, DType dtype, const Block& block, T* buffer) {
   if (!data || dtype == dtype_of<T>())
     return {data ? static_cast<const T*>(data) + block.first : nullptr, block.stride};
-  for (int64_t run = 0; run < block.runs; ++run)
-    FASTNN_LEVEL::load_row(buffer + run * block.length, element(data, dtype, block.first + run * block.stride), dtype,
-                           1, block.length);
+  const Block from = packed(block, block.stride);
+  for (int64_t run = 0; run < from.runs; ++run)
+    FASTNN_LEVEL::load_row(buffer + run * from.length, element(data, dtype, from.first + run * from.stride), dtype, 1,
+                           from.length);
   return {buffer, block.length};
 }
 
@@ -60,9 +66,10 @@ Runs<T> target(void* data, DType dtype, const Block& block, T* buffer) {
 template <class T>
 void finish(void* data, DType dtype, const Block& block, const T* buffer) {
   if (dtype == dtype_of<T>()) return;
-  for (int64_t run = 0; run < block.runs; ++run)
-    FASTNN_LEVEL::store_row(element(data, dtype, block.first + run * block.stride), dtype, 1,
-                            buffer + run * block.length, block.length);
+  const Block to = packed(block, block.stride);
+  for (int64_t run = 0; run < to.runs; ++run)
+    FASTNN_LEVEL::store_row(element(data, dtype, to.first + run * to.stride), dtype, 1, buffer + run * to.length,
+                            to.length);
 }
 
 }  // namespace

@@ -2,6 +2,7 @@
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
+#include "ops/norm/layout.h"
 #include "ops/norm/norm.h"
 #include "ops/norm/parameters.h"
 #include "ops/reduce/reduce.h"
@@ -10,6 +11,8 @@ namespace fastnn {
 
 Kernel<GroupNormArgs> group_norm_forward{"group_norm"};
 Kernel<GroupNormBackwardArgs> group_norm_backward{"group_norm_backward"};
+Kernel<GroupNormArgs> group_norm_channels_last_forward{"group_norm"};
+Kernel<GroupNormBackwardArgs> group_norm_channels_last_backward{"group_norm_backward"};
 
 namespace {
 
@@ -48,16 +51,17 @@ GroupView group_view(const Tensor& x, int64_t groups) {
 // ------------------------------------------------------------------------------------------ gradients
 
 void grad_kernel(Backward& b, const Recipe& recipe, const Tensor& input, const Tensor& weight, const Tensor& stats) {
-  const Tensor x = contiguous(detach(input)), dy = contiguous(detach(b.grad()));
+  const Tensor x = dense(input), dy = dense_like(b.grad(), x);
   const Tensor scale = in_compute_type(weight, x.dtype());
   const auto parameter = [&](uint32_t i) {
     return b.needs(i) ? empty({x.size(1)}, compute_dtype(x.dtype()), x.device()) : Tensor();
   };
-  const Tensor dx = b.needs(0) ? empty(x.shape(), x.dtype(), x.device()) : Tensor();
+  const Tensor dx = b.needs(0) ? empty_like(x) : Tensor();
   const Tensor dweight = parameter(1), dbias = parameter(2);
-  group_norm_backward(x.device(), {group_view(x, recipe.groups), dy.raw(), x.raw(), raw_or_null(dx), raw_or_null(scale),
-                                   stats.data<double>(), raw_or_null(dweight), raw_or_null(dbias)});
-  if (b.needs(0)) b.set(0, contiguous(dx, input.memory_format()));
+  const auto& kernel = x.is_contiguous() ? group_norm_backward : group_norm_channels_last_backward;
+  kernel(x.device(), {group_view(x, recipe.groups), dy.raw(), x.raw(), raw_or_null(dx), raw_or_null(scale),
+                      stats.data<double>(), raw_or_null(dweight), raw_or_null(dbias)});
+  if (b.needs(0)) b.set(0, dx);
   if (b.needs(1)) b.set(1, to(dweight, recipe.weight_dtype));
   if (b.needs(2)) b.set(2, to(dbias, recipe.bias_dtype));
 }
@@ -83,15 +87,16 @@ void grad_ops(Backward& b, const Recipe& recipe, const Tensor& input, const Tens
 
 // ------------------------------------------------------------------------------------------- forward
 
-// The normalized x, in its memory format; `stats` (N groups, 2) takes mean and rstd.
+// The normalized x, in its layout; `stats` (N groups, 2) takes mean and rstd.
 Tensor normalize(const Recipe& recipe, const Tensor& x, const Tensor& weight, const Tensor& bias, const Tensor& stats) {
-  const Tensor values = contiguous(detach(x)), y = empty(x.shape(), x.dtype(), x.device());
+  const Tensor values = dense(x), y = empty_like(values);
   const Tensor scale = in_compute_type(weight, x.dtype()), shift = in_compute_type(bias, x.dtype());
+  const auto& kernel = values.is_contiguous() ? group_norm_forward : group_norm_channels_last_forward;
   if (x.numel() > 0)
-    group_norm_forward(x.device(), {group_view(x, recipe.groups), recipe.eps, values.raw(), y.raw(), raw_or_null(scale),
-                                    raw_or_null(shift), stats.data<double>()});
+    kernel(x.device(), {group_view(x, recipe.groups), recipe.eps, values.raw(), y.raw(), raw_or_null(scale),
+                        raw_or_null(shift), stats.data<double>()});
   return record(
-      recipe.op, contiguous(y, x.memory_format()), {x, weight, bias},
+      recipe.op, y, {x, weight, bias},
       [recipe, sx = Saved(x), sw = Saved(weight), ss = Saved(stats)](Backward& b) {
         (b.create_graph() ? grad_ops : grad_kernel)(b, recipe, b.get(sx), b.get(sw), b.get(ss));
       },

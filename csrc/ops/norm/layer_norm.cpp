@@ -47,13 +47,9 @@ void check_arguments(const Recipe& recipe, const Tensor& x, const Tensor& weight
   check(recipe.eps >= 0, op, ": eps must not be negative, got ", recipe.eps);
 }
 
+// Of the type that x is computed in, as in PyTorch: 16-bit floats have that of float32.
 double machine_epsilon(DType dtype) {
-  switch (dtype) {
-    case DType::Float64: return std::numeric_limits<double>::epsilon();
-    case DType::BFloat16: return 0x1p-7;
-    case DType::Float16: return 0x1p-10;
-    default: return std::numeric_limits<float>::epsilon();
-  }
+  return dtype == DType::Float64 ? std::numeric_limits<double>::epsilon() : std::numeric_limits<float>::epsilon();
 }
 
 Recipe layer_recipe(const char* op, const Tensor& x, const Dims& shape, const Tensor& weight, const Tensor& bias,

@@ -75,7 +75,7 @@ extern Kernel<BatchNormBackwardArgs> batch_norm_backward;
 // x (..., normalized_shape); w and b of normalized_shape may be undefined and have x's dtype, or float32 beside a
 // 16-bit x. Saved: x, w, mean, rstd.
 Tensor layer_norm(const Tensor& x, const Dims& normalized_shape, const Tensor& weight, const Tensor& bias, double eps);
-// Without eps: the machine epsilon of x's dtype.
+// Without eps: the machine epsilon of the type that x is computed in.
 Tensor rms_norm(const Tensor& x, const Dims& normalized_shape, const Tensor& weight, std::optional<double> eps);
 
 // The same of s = x + residual, both of one shape and dtype, over w's shape: (s, normalized s). The normalization reads
@@ -118,7 +118,7 @@ extern Kernel<LayerNormBackwardArgs> layer_norm_backward;
 
 // Group normalization (Wu and He 2018): the channels of x (N, C, ...) in `groups` equal groups, each group of each
 // sample to mean 0 and variance 1, then every channel scaled and shifted by w and b (C): the formulas of layer
-// normalization with rows of a group. y has x's memory format. Saved: x, w, mean, rstd.
+// normalization with rows of a group. y has x's layout, row-major or with the channels last. Saved: x, w, mean, rstd.
 Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const Tensor& bias, double eps);
 
 // Instance normalization (Ulyanov et al. 2016): a group for every channel. Running statistics, which may be undefined,
@@ -126,7 +126,8 @@ Tensor group_norm(const Tensor& x, int64_t groups, const Tensor& weight, const T
 Tensor instance_norm(const Tensor& x, const Tensor& running_mean, const Tensor& running_var, const Tensor& weight,
                      const Tensor& bias, double momentum, double eps);
 
-// A row-major tensor as (samples, groups, channels of a group, inner).
+// A row-major tensor as (samples, groups, channels of a group, inner); with its channels last as (samples, inner,
+// groups, channels of a group).
 struct GroupView {
   int64_t samples, groups, channels, inner;
   DType dtype;
@@ -142,7 +143,7 @@ struct GroupNormArgs {
   const void* bias;
   double* stats;  // (samples groups, 2): mean and rstd, written
 };
-extern Kernel<GroupNormArgs> group_norm_forward;
+extern Kernel<GroupNormArgs> group_norm_forward, group_norm_channels_last_forward;
 
 struct GroupNormBackwardArgs {
   GroupView view;
@@ -154,6 +155,6 @@ struct GroupNormBackwardArgs {
   void* dweight;
   void* dbias;
 };
-extern Kernel<GroupNormBackwardArgs> group_norm_backward;
+extern Kernel<GroupNormBackwardArgs> group_norm_backward, group_norm_channels_last_backward;  // these not empty
 
 }  // namespace fastnn

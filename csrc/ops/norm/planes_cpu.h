@@ -118,12 +118,6 @@ struct PlaneKernel {
         blocks(layout),
         buffers(static_cast<T*>(thread_scratch(Scratch::Operation, 3 * kBlock * sizeof(T)))) {}
 
-  // Packed runs are one.
-  static Block packed(Block block, int64_t stride) {
-    if (stride == block.length) block = {block.first, 1, block.runs * block.length, block.stride};
-    return block;
-  }
-
   T centre(int64_t channel) const {
     if constexpr (Pass::kBackward) return pass.centre(channel);
     const Block first = blocks.block(channel, 0);

@@ -1,4 +1,4 @@
-// Batch normalization of (rows, channels): two dimensions, or channels last.
+// Normalization of (rows, channels), two dimensions or channels last: the kernels of a piece, and batch normalization.
 //
 // A run is a piece of a row, one value for each of up to 512 channels, and per-channel numbers are rows of their
 // own. Rows are cut into parts, whose sums are added up in their order: x is read twice, once for the sums and once
@@ -97,12 +97,9 @@ struct RowKernel {
   static int64_t buffer_size(const RowGrid& layout) { return layout.block_rows * layout.columns; }
   T* buffer(int64_t i) const { return buffers + i * buffer_size(grid); }
 
-  void centres(int64_t group, T* means) const {
-    const Block block = grid.block(0, grid.rows, group);
-    if constexpr (Pass::kBackward) {
-      for (int64_t c = 0; c < block.length; ++c) means[c] = pass.centre(grid.first_column(group) + c);
-      return;
-    }
+  // The channels' means over the first block of rows [begin, end).
+  void means(int64_t group, int64_t begin, int64_t end, T* means) const {
+    const Block block = grid.block(begin, end, group);
     const Runs<const T> x = load(pass.x(), dtype, block, buffer(0));
     for (int64_t c = 0; c < block.length; ++c) means[c] = T(0);
     for (int64_t row = 0; row < block.runs; ++row)
@@ -166,8 +163,12 @@ void run_rows(const Pass& pass) {
   };
   if (pass.wants_sums()) {
     const RowKernel<T, Pass> kernel(pass, grid);
-    for (int64_t group = 0; group < grid.groups; ++group)
-      kernel.centres(group, lines.centre + grid.first_column(group));
+    if constexpr (Pass::kBackward) {
+      for (int64_t channel = 0; channel < channels; ++channel) lines.centre[channel] = pass.centre(channel);
+    } else {
+      for (int64_t group = 0; group < grid.groups; ++group)
+        kernel.means(group, 0, grid.rows, lines.centre + grid.first_column(group));
+    }
     for_each_part([&](const auto& part_kernel, int64_t part, int64_t group, int64_t begin, int64_t end) {
       double* values = partials + 2 * part * channels + grid.first_column(group);
       part_kernel.sums(group, begin, end, lines.centre + grid.first_column(group), values, values + channels);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "core/autograd.h"
+#include "core/cuda_graph.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
 #include "ops/optim/rules.h"
@@ -126,6 +127,19 @@ const RuleInfo& rule_named(const std::string& name) {
   fail("optimizer_step: there is no rule '", name, "'");
 }
 
+// Do the coefficients of a rule change from step to step, so that a replay of one would be a wrong one?
+bool counts_steps(UpdateRule rule) {
+  switch (rule) {
+    case UpdateRule::adam:
+    case UpdateRule::amsgrad:
+    case UpdateRule::nadam:
+    case UpdateRule::radam:
+    case UpdateRule::radam_start:
+    case UpdateRule::adamax: return true;
+    default: return false;
+  }
+}
+
 }  // namespace
 
 void optimizer_step(const std::string& rule, const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
@@ -137,6 +151,9 @@ void optimizer_step(const std::string& rule, const std::vector<Tensor>& params, 
         states.size());
   check(coefficients.size() == info.coefficients, "optimizer_step: '", rule, "' has ", info.coefficients,
         " coefficients, got ", coefficients.size());
+  check<RuntimeError>(!counts_steps(info.rule) || !cuda_is_capturing(), "optimizer_step: '", rule,
+                      "' counts its steps on the host, and a CUDA graph would repeat the captured one; capture the "
+                      "forward and backward pass only and call step() after each replay");
   ChunkTable table("optimizer_step", params, Access::Write);
   const std::vector<Tensor> gradients = table.add(grads, "grads", Access::Read);
   std::vector<std::vector<Tensor>> rows;

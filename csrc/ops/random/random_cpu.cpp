@@ -9,7 +9,7 @@
 #include "ops/random/random.h"
 
 #include "simd/convert.h"
-#include "simd/philox.h"
+#include "simd/philox_lanes.h"
 
 namespace fastnn {
 namespace {
@@ -18,7 +18,7 @@ constexpr int64_t kGrain = 32 * kRowChunk;
 
 // Words [first, first + n) of the stream; first is a multiple of 4. Writes up to 3 more.
 void draw_words(RandomStream stream, int64_t first, int64_t n, uint32_t* words) {
-  philox_blocks(stream.seed, stream.offset, uint64_t(first) / 4, (n + 3) / 4, words);
+  philox_lanes(stream.seed, stream.offset, uint64_t(first) / 4, (n + 3) / 4, words);
 }
 
 constexpr int mantissa_bits(DType dtype) { return dtype == DType::BFloat16 ? 8 : dtype == DType::Float16 ? 11 : 24; }

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "gemm/tile.h"
-#include "ops/recurrent/recurrent.h"
+#include "ops/recurrent/cells.h"
 #include "simd/convert.h"
 #include "simd/element.h"
 #include "simd/integer.h"
@@ -14,17 +14,6 @@ namespace {
 
 template <class T>
 constexpr int64_t kUnits = Tile<T>::kColumns;
-
-// The s-th step in the order of processing; none outside of the sequence.
-struct Step {
-  int64_t begin = 0, rows = 0;
-};
-inline Step step_at(const RecurrentRows& rows, int64_t s) {
-  if (s < 0 || s >= rows.n_steps) return {};
-  const int64_t t = rows.reverse ? rows.n_steps - 1 - s : s;
-  if (!rows.batch_sizes) return {t * rows.step_stride, rows.batch};
-  return {rows.begins[t], rows.batch_sizes[t]};
-}
 
 // Where the vectors begin that a row saves of a block's gates: [block][row][vector of kUnits]. An LSTM's c follows,
 // [block][row], since the backward reads it a step ahead of the gates: all is written and read in order.
@@ -116,7 +105,7 @@ __attribute__((noinline)) void tanh_units(T* x, int64_t n) {
 template <class T>
 inline Units<T> rnn_cell(bool relu, Units<T>* x) {
   if (relu) {
-    FASTNN_EACH_UNIT x[0][i] = x[0][i] < T(0) ? T(0) : x[0][i];  // NaN stays
+    FASTNN_EACH_UNIT x[0][i] = relu_state(x[0][i]);
   } else {
     tanh_units(x[0].v, kUnits<T>);
   }
@@ -129,7 +118,7 @@ inline Units<T> lstm_cell(Units<T>* x, Units<T>& c) {
   sigmoid_units(x[0].v, 2 * kUnits<T>);
   tanh_units(x[2].v, kUnits<T>);
   sigmoid_units(x[3].v, kUnits<T>);
-  FASTNN_EACH_UNIT c[i] = x[1][i] * c[i] + x[0][i] * x[2][i];
+  FASTNN_EACH_UNIT c[i] = lstm_state(x[0][i], x[1][i], x[2][i], c[i]);
   Units<T> h = c;
   tanh_units(h.v, kUnits<T>);
   FASTNN_EACH_UNIT h[i] *= x[3][i];
@@ -143,7 +132,7 @@ inline Units<T> gru_cell(Units<T>* x, const Units<T>& hidden_n, const Units<T>& 
   sigmoid_units(x[0].v, 2 * kUnits<T>);
   FASTNN_EACH_UNIT x[2][i] += x[0][i] * hidden_n[i];
   tanh_units(x[2].v, kUnits<T>);
-  FASTNN_EACH_UNIT next[i] = x[2][i] + x[1][i] * (h[i] - x[2][i]);
+  FASTNN_EACH_UNIT next[i] = gru_state(x[2][i], x[1][i], h[i]);
   return next;
 }
 
@@ -159,7 +148,7 @@ template <class T>
 inline Units<T> gru_update(Units<T>& n, const Units<T>& z, const Units<T>& h) {
   Units<T> next;
   tanh_units(n.v, kUnits<T>);
-  FASTNN_EACH_UNIT next[i] = n[i] + z[i] * (h[i] - n[i]);
+  FASTNN_EACH_UNIT next[i] = gru_state(n[i], z[i], h[i]);
   return next;
 }
 
@@ -168,11 +157,7 @@ inline Units<T> gru_update(Units<T>& n, const Units<T>& z, const Units<T>& h) {
 
 template <class T>
 inline void rnn_gradient(bool relu, Units<T>* a, const Units<T>& dh) {
-  if (relu) {
-    FASTNN_EACH_UNIT a[0][i] = a[0][i] > T(0) ? dh[i] : T(0);
-  } else {
-    FASTNN_EACH_UNIT a[0][i] = dh[i] * (T(1) - a[0][i] * a[0][i]);
-  }
+  FASTNN_EACH_UNIT a[0][i] = rnn_gradient(relu, a[0][i], dh[i]);
 }
 
 // dc becomes that of the step before.
@@ -180,49 +165,24 @@ template <class T>
 inline void lstm_gradient(Units<T>* a, const Units<T>& c, const Units<T>& c_before, const Units<T>& dh, Units<T>& dc) {
   Units<T> tanh_cell = c;
   tanh_units(tanh_cell.v, kUnits<T>);
-  FASTNN_EACH_UNIT {
-    const T tanh_c = tanh_cell[i], input = a[0][i], forget = a[1][i], candidate = a[2][i], output = a[3][i];
-    const T d = dc[i] + dh[i] * output * (T(1) - tanh_c * tanh_c);
-    a[0][i] = d * candidate * input * (T(1) - input);
-    a[1][i] = d * c_before[i] * forget * (T(1) - forget);
-    a[2][i] = d * input * (T(1) - candidate * candidate);
-    a[3][i] = dh[i] * tanh_c * output * (T(1) - output);
-    dc[i] = d * forget;
-  }
+  FASTNN_EACH_UNIT lstm_gradient(a[0][i], a[1][i], a[2][i], a[3][i], tanh_cell[i], c_before[i], dh[i], dc[i]);
 }
 
 // a = (r, z, n, h W_hn^T + b_hn) becomes the gradients of (h's n, r, z, x's n), dh that of the step before, less
 // what comes by the products.
 template <class T>
 inline void gru_gradient(Units<T>* a, const Units<T>& h_before, Units<T>& dh) {
-  FASTNN_EACH_UNIT {
-    const T r = a[0][i], z = a[1][i], n = a[2][i], hidden_n = a[3][i];
-    const T dn = dh[i] * (T(1) - z) * (T(1) - n * n);
-    a[0][i] = dn * r;
-    a[1][i] = dn * hidden_n * r * (T(1) - r);
-    a[2][i] = dh[i] * (h_before[i] - n) * z * (T(1) - z);
-    a[3][i] = dn;
-    dh[i] = dh[i] * z;
-  }
+  FASTNN_EACH_UNIT gru_gradient(a[0][i], a[1][i], a[2][i], a[3][i], h_before[i], dh[i]);
 }
 
 // Of a GRU that resets before the product: the gradients of z and n, then that of r from the one of r h.
 template <class T>
 inline void gru_update_gradient(Units<T>& z, Units<T>& n, const Units<T>& h_before, Units<T>& dh) {
-  FASTNN_EACH_UNIT {
-    const T update = z[i], candidate = n[i];
-    z[i] = dh[i] * (h_before[i] - candidate) * update * (T(1) - update);
-    n[i] = dh[i] * (T(1) - update) * (T(1) - candidate * candidate);
-    dh[i] = dh[i] * update;
-  }
+  FASTNN_EACH_UNIT gru_update_gradient(z[i], n[i], h_before[i], dh[i]);
 }
 template <class T>
 inline void gru_reset_gradient(Units<T>& r, const Units<T>& dreset, const Units<T>& h_before, Units<T>& dh) {
-  FASTNN_EACH_UNIT {
-    const T reset = r[i];
-    r[i] = dreset[i] * h_before[i] * reset * (T(1) - reset);
-    dh[i] += dreset[i] * reset;
-  }
+  FASTNN_EACH_UNIT gru_reset_gradient(r[i], dreset[i], h_before[i], dh[i]);
 }
 
 #undef FASTNN_EACH_UNIT

@@ -10,28 +10,13 @@
 #include <cstring>
 
 #include "simd/convert.h"
+#include "simd/sort_key.h"
 
 namespace fastnn {
 namespace {
 
 constexpr int64_t kInsertion = 48;
 constexpr int64_t kGrain = 8192;
-
-// Order-preserving keys.
-inline uint64_t key_of(int64_t value) { return uint64_t(value) ^ (uint64_t(1) << 63); }
-inline uint64_t key_of(double value) {
-  uint64_t bits;
-  value += 0.0;  // -0 becomes 0
-  memcpy(&bits, &value, sizeof bits);
-  if (value != value) return ~uint64_t(0);
-  return bits >> 63 ? ~bits : bits | (uint64_t(1) << 63);
-}
-inline uint64_t key_of(float value) {
-  value += 0.0f;
-  const uint32_t bits = float_to_bits(value);
-  if (value != value) return UINT32_MAX;
-  return bits >> 31 ? uint32_t(~bits) : bits | (uint32_t(1) << 31);
-}
 
 struct Row {
   uint64_t *keys, *spare_keys;

@@ -508,7 +508,7 @@ def rms_norm(
 ) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axes, of ``normalized_shape``. Zhang and Sennrich 2019.
 
-    Without ``eps``, the machine epsilon of the input's dtype.
+    Without ``eps``, the machine epsilon of float64 for a float64 input, of float32 otherwise.
     """
     return _C.rms_norm(input, normalized_shape, weight, eps)
 

@@ -149,7 +149,8 @@ class LayerNorm(Module):
 class RMSNorm(Module):
     """(..., normalized_shape) -> the same shape, every row of ``normalized_shape`` to mean square 1.
 
-    The weight of that shape starts at 1. ``eps=None`` is the machine epsilon of the input's dtype.
+    The weight of that shape starts at 1. ``eps=None`` is the machine epsilon of float64 for a float64 input, of float32
+    otherwise.
     """
 
     def __init__(
