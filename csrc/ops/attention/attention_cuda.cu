@@ -6,8 +6,10 @@
 //     out = O / l,  lse = m + log l
 //
 // Here: without tensor cores (tiles_cuda.h), for float32, float64, and the 16-bit types of head dimensions above 256.
-// Operations: 2 q_len kv_len (head_dim + value_dim parts) of 67 TF/s in float32, where a part of kPartColumns values
+// Operations: 2 q_len kv_len (head_dim parts + value_dim) of 67 TF/s in float32, where a part of kPartColumns values
 // computes its scores anew; bytes: K and V once for each tile of queries, from L2. Shared memory: 34 KB in float32.
+//
+// SASS attend_mma: HMMA LDGSTS LDSM
 #include "ops/attention/decode_cuda.h"
 #include "ops/attention/forward_mma.h"
 #include "ops/attention/tiles_cuda.h"

@@ -11,6 +11,8 @@
 //
 // Here: without tensor cores (tiles_cuda.h). Operations: 14 q_len kv_len head_dim, as many scores more as there are
 // parts of kPartColumns dimensions; bytes: the other tiles once for each tile, from L2.
+//
+// SASS gradients_mma: HMMA LDGSTS LDSM
 #include <tuple>
 
 #include "ops/attention/backward_mma.h"

@@ -88,7 +88,7 @@ __device__ void store_gradient(const float (&result)[1][Tiles::kColumns / 8][4],
 }
 
 template <class T, class Tiles>
-__global__ void __launch_bounds__(Tiles::kThreads, 2)
+__global__ void __launch_bounds__(Tiles::kThreads, Tiles::kDim <= 128 ? 2 : 1)
     gradients_mma(const __grid_constant__ AttentionBackwardArgs args, const float* delta, const Deal deal, bool packs) {
   constexpr int kDim = Tiles::kDim, kOther = Tiles::kOther, kThreads = Tiles::kThreads;
   constexpr bool kOwnsKeys = Tiles::kOwnsKeys;
