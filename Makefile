@@ -85,7 +85,7 @@ sanitize: $(VENV)
 # The CUDA kernels compiled for the CPU by tests/emulation, and the tests of CUDA on them: no nvcc, no GPU.
 # EMULATED_TESTS picks others: make cuda-emulated EMULATED_TESTS='tests/test_cuda_ops.py -k softmax'
 EMULATED = build/emulated
-EMULATED_TESTS ?= tests/test_cuda.py tests/test_cuda_ops.py tests/test_cuda_conv.py tests/test_emulation.py
+EMULATED_TESTS ?= tests/test_cuda*.py tests/test_emulation.py
 
 cuda-emulated: $(VENV)
 	$(PIP) install --quiet $(call requirements,test)

@@ -6,8 +6,8 @@
 // A block sums up a part of a channel, or of neighbouring channels where these are last, in packs of 16 bytes. A
 // thread adds a few dozen elements in the compute type, forward around the first of them: since that is one of the
 // channel's own values, its distance to the others is part of the variance, and the sums keep their digits however
-// large the mean. From there on they are float64, around one centre for the channel: forward its middle value, as the
-// outermost are often padding.
+// large the mean. From there on they are float64, around one centre for the channel: forward the mean of a few
+// of its values.
 #include "core/divisor.h"
 #include "ops/norm/channels_cuda.h"
 #include "simd/row_cuda.h"
@@ -19,6 +19,7 @@ constexpr int kThreads = 256;        // of a block, at most
 constexpr int64_t kThreadPacks = 8;  // packs that a thread adds up, at least, if there are as many
 constexpr int64_t kMaxParts = 1024;  // of a channel
 constexpr int64_t kDrawnRows = 8;    // rows that a thread draws
+constexpr int kCentreValues = 8;     // of a channel, whose mean is about the channel's
 
 // What a thread has added up of a channel.
 template <class T, bool kBackward>
@@ -52,6 +53,15 @@ struct PlaneGrid {
   bool packs;
 };
 
+// Of values spread evenly over a channel of `count`; value_at(i) is the i-th.
+template <class ValueAt>
+__device__ double centre_of(int64_t count, const ValueAt& value_at) {
+  double sum = 0;
+#pragma unroll
+  for (int i = 0; i < kCentreValues; ++i) sum += value_at(count * (2 * i + 1) / (2 * kCentreValues));
+  return sum / kCentreValues;
+}
+
 // sums (channels, parts)
 template <class Stored, bool kBackward>
 __global__ void __launch_bounds__(kThreads)
@@ -67,7 +77,8 @@ __global__ void __launch_bounds__(kThreads)
     const Division plane = grid.inner.divide(element);
     return (plane.quotient * tensors.channels + channel) * tensors.inner + plane.rest;
   };
-  const double centre = kBackward ? mean_of(means, channel) : to_compute<double>(x[place(grid.count / 2)]);
+  const double centre = kBackward ? mean_of(means, channel)
+                                  : centre_of(grid.count, [&](int64_t i) { return to_compute<double>(x[place(i)]); });
   const int64_t width = grid.packs ? kWidth : 1, first = begin + int64_t(threadIdx.x) * width;
   ThreadSums<T, kBackward> mine;
   mine.around = kBackward || first >= end ? T(centre) : to_compute<T>(x[place(first)]);
@@ -160,7 +171,9 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kWidth; ++i) {
     if (i < left)
       centres[i] = kBackward ? mean_of(means, block.sample * tensors.channels + block.channel + i)
-                             : to_compute<double>(x[tensors.inner / 2 * tensors.channels + i]);
+                             : centre_of(tensors.inner, [&](int64_t pixel) {
+                                 return to_compute<double>(x[pixel * tensors.channels + i]);
+                               });
     mine[i].around =
         kBackward || i >= left || row >= end ? T(centres[i]) : to_compute<T>(x[row * tensors.channels + i]);
   }

@@ -1,8 +1,8 @@
 // The walk over the steps of a recurrent layer on CUDA, in phases of step_cuda.h: one or two a step.
 //
 //   a launch a phase     of any size; weights come from L2 at every step
-//   a launch a walk      where a multiprocessor holds the weights of 8 units: each block copies its own into shared memory
-//                        once and goes through all steps, with what its threads carry
+//   a launch a walk      where a multiprocessor holds the weights of 8 units: each block copies its own into
+//                        shared memory once and goes through all steps, with what its threads carry
 //
 // In the second, a row of another batch index is of no interest: the blocks of one group of rows wait for each other
 // after a phase, on a counter of their own that only grows. Bytes a step are then those of the operand, `units / 8`
