@@ -17,7 +17,7 @@
 #include "gemm/gemm_amx.h"
 #include "gemm/gemm_cuda.h"
 
-// SASS mma_kernel: HMMA LDGSTS LDSM
+// SASS mma_kernel: HMMA LDGSTS
 namespace fastnn {
 namespace {
 
