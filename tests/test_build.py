@@ -87,7 +87,7 @@ def test_off_does_not_look_for_nvcc(tmp_path: Path, fake_nvcc: Path) -> None:
 def test_an_unknown_choice_is_refused(tmp_path: Path, fake_nvcc: Path) -> None:
     result = configure(tmp_path, "MAYBE", fake_nvcc)
     assert not result.ok
-    assert "expected AUTO, ON or OFF, got 'MAYBE'" in result.output
+    assert "expected AUTO, ON, OFF or EMULATED, got 'MAYBE'" in result.output
 
 
 @pytest.mark.parametrize(

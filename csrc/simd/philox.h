@@ -33,9 +33,9 @@ FASTNN_HD inline void philox_blocks(uint64_t seed, uint64_t offset, uint64_t fir
   for (int64_t i = 0; i < count; ++i) {
     const uint64_t block = first_block + uint64_t(i);
     uint32_t c0 = uint32_t(block), c1 = uint32_t(block >> 32), c2 = uint32_t(offset), c3 = uint32_t(offset >> 32);
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #pragma unroll
-#else
+#elif !defined(__CUDACC__)  // where nvcc compiles for the host, neither is known
 #pragma GCC unroll 10
 #endif
     for (uint32_t round = 0; round < 10; ++round)
