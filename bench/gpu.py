@@ -58,7 +58,10 @@ class Side:
         return (row.images or not self.channels_last) and (row.family == "attention" or not self.attention)
 
     def switch(self, torch: Any, row: Row) -> None:
-        """torch's settings are the process's. As it comes, it convolves float32 in TF32."""
+        """Makes torch's settings, which are the process's, this contender's for the row.
+
+        As it comes, torch computes float32 convolutions and recurrent layers in TF32; at its best it holds to the row.
+        """
         if self.lib != "torch":
             return
         torch.set_float32_matmul_precision("high" if row.tf32 else "highest")
@@ -69,16 +72,17 @@ class Side:
             getattr(torch.backends.cuda, enable)(not self.attention)
 
 
+TORCH = Side("torch", "torch")
 SIDES = [
     Side("fastnn", "fastnn"),
     Side("fastnn channels_last", "fastnn", channels_last=True),
-    Side("torch", "torch"),
+    TORCH,
     Side("torch best", "torch", tuned=True),
     Side("torch best channels_last", "torch", channels_last=True, tuned=True),
     Side("torch cudnn attention", "torch", tuned=True, attention="cudnn"),
 ]
 FASTNN = ("fastnn", "fastnn channels_last")
-BEST = ("torch", "torch best", "torch best channels_last", "torch cudnn attention")
+BEST = ("torch best", "torch best channels_last", "torch cudnn attention")
 
 
 def _flat(result: Any) -> list[Any]:
@@ -108,6 +112,13 @@ class Bench:
         if not self.alone:
             self.torch.cuda.synchronize()
 
+    def is_broken(self) -> bool:
+        try:
+            self._wait()
+        except RuntimeError:
+            return True
+        return False
+
     def _worst_error(self, results: Any, expected: list[Any], row: Row) -> float:
         worst, found = 0.0, _flat(results)
         if len(found) != len(expected):
@@ -135,7 +146,7 @@ class Bench:
         torch.manual_seed(0)
         tensors = row.inputs(Source(torch, self.home, row.dtype))
         exact = [x.double() if x.is_floating_point() else x for x in tensors]
-        SIDES[2].switch(torch, row)
+        TORCH.switch(torch, row)
         reference = row.prepare(Place(torch, self.home, float64=True), exact)
         expected = [y.detach().clone() for y in _flat(reference())]
         del reference, exact
@@ -194,15 +205,17 @@ class Bench:
 
 
 def _serve(connection: Connection, alone: bool, quick: bool) -> None:
-    """Measures rows by number until None comes. After an error that broke the device every call fails: it ends then."""
+    """Measures rows by number until None comes, or until an error after which every call to the device fails."""
     bench, table = Bench(alone, quick), rows(quick)
     connection.send(bench.device())
     while (index := connection.recv()) is not None:
         try:
             connection.send(bench.measure(table[index]))
         except Exception as failure:
-            connection.send({"failed": f"{type(failure).__name__}: {failure}"[:500]})
-            bench._wait()
+            broken = bench.is_broken()
+            connection.send({"failed": f"{type(failure).__name__}: {failure}"[:500], "broken": broken})
+            if broken:
+                return
         if not alone:
             bench.torch.cuda.empty_cache()
             bench.fastnn.cuda.empty_cache()
@@ -234,9 +247,12 @@ class Worker:
         except (EOFError, OSError):
             self._process.join(5)
             failed = f"the process ended with {self._process.exitcode}"
-        self._process.kill()
-        self._process.join()
+        self._end()
         return {"failed": failed}
+
+    def _end(self) -> None:
+        self._process.kill()
+        self._process.join(10)
 
     def measure(self, index: int) -> Record:
         """The row's figures, or {"failed": why}."""
@@ -246,13 +262,16 @@ class Worker:
             self._connection.send(index)
         except OSError as failure:
             return {"failed": f"the process ended before the row: {failure}"}
-        return self._answer(ROW_SECONDS)
+        record = self._answer(ROW_SECONDS)
+        if record.pop("broken", False):
+            self._end()
+        return record
 
     def close(self) -> None:
         if self._process.is_alive():
             self._connection.send(None)
             self._process.join(10)
-            self._process.kill()
+            self._end()
 
 
 def recorded(path: Path) -> dict[str, Record]:
@@ -280,6 +299,8 @@ def race(
     A family stops when its seconds are used up, and everything when `seconds` are; the next call goes on there.
     """
     done, start, spent = recorded(path), clock(), dict.fromkeys(FAMILIES, 0.0)
+    if path.exists() and not path.read_text().endswith("\n"):
+        path.write_text(path.read_text() + "\n")  # the last line is torn
     for index, row in enumerate(table):
         if not re.search(only, row.name) if only else row.name in done:
             continue
@@ -370,7 +391,7 @@ def table_of(result: Record) -> str:
 
 
 def slug(device: str) -> str:
-    """"h200" of "NVIDIA H200"."""
+    """ "h200" of "NVIDIA H200"."""
     return re.sub(r"[^a-z0-9]+", "-", device.lower().replace("nvidia", "")).strip("-")
 
 

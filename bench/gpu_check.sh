@@ -20,10 +20,12 @@ mkdir -p "$results"
 exec > >(tee -a "$results/gpu_check.log") 2>&1
 export PYTHONUNBUFFERED=1
 failed=()
+reserve=0
+[[ " $stages " == *" race "* ]] && reserve=150 # seconds that the stages before leave to the race
 
 # stage SECONDS NAME COMMAND...: runs the command, for no longer than that
 stage() {
-  local seconds=$1 name=$2 left=$((limit - SECONDS))
+  local seconds=$1 name=$2 left=$((limit - reserve - SECONDS))
   shift 2
   ((seconds = seconds < left ? seconds : left))
   printf '\n=== [%3d s] %s\n' "$SECONDS" "$name"
@@ -56,7 +58,7 @@ sanitize() {
   for tool in memcheck racecheck; do
     folder=$(mktemp -d)
     stage 60 "compute-sanitizer $tool" compute-sanitizer --tool "$tool" --target-processes all --error-exitcode 9 \
-      --print-limit 20 "$python" bench/gpu.py --quick --alone --seconds 50 --results "$folder"
+      --print-limit 20 "$python" bench/gpu.py --quick --alone --seconds 35 --results "$folder"
     rm -rf "$folder"
   done
 }
@@ -64,6 +66,7 @@ sanitize() {
 # The race keeps some seconds for the row that it is at, and for its tables.
 run_race() {
   local left=$((limit - SECONDS))
+  reserve=0
   stage "$left" "race" "$python" bench/gpu.py $alone ${SMALL:+--quick} --seconds $((left - 50)) --results "$results"
 }
 

@@ -221,7 +221,7 @@ def _recurrent(quick: bool) -> Iterator[Row]:
                     terms=2.0 * steps * width * (batch if training else 1),
                     rounds_within=sqrt(steps),
                 )
-                yield from _in_dtypes(row)
+                yield from _in_dtypes(row, tf32=True)
 
 
 def _layer(kind: str, training: bool) -> Callable[[Place, list[Any]], Call]:
@@ -499,4 +499,3 @@ def rows(quick: bool) -> list[Row]:
     if len({row.name for row in found}) != len(found) or {row.family for row in found} != set(FAMILIES):
         raise ValueError("two rows share a name, or a family has none")
     return found
-
