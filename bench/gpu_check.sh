@@ -37,6 +37,7 @@ stage() {
 
 build() {
   stage 240 "build" "$python" -m pip install --no-build-isolation --no-deps -C cmake.define.FASTNN_CUDA=ON . || exit 1
+  "$python" -c "import fastnn; fastnn.show_config()"
 }
 
 # Without pyproject.toml's settings: they ask for plugins that such a machine may lack.
