@@ -3,7 +3,8 @@
     python bench/gpu.py [--quick] [--only REGEX] [--seconds 300] [--results bench/results]
 
 It can be stopped at any time, and goes on where it was: rows that are in the file are left out, unless --only names
-them; another build starts anew after the .jsonl file is deleted. A row that fails, hangs or kills its process is written with its error, and the race goes on without it.
+them; for another build, delete the .jsonl file. A row that fails, hangs or kills its process is written with its
+error, and the race goes on without it.
 
 All contenders run in one process, another one than this: a GPU runs one kernel after the other whoever sends it, so
 they can't disturb each other as thread pools do on a CPU, and they share the row's inputs and compare their results
