@@ -38,22 +38,27 @@ def _save(prepared: Prepared, folder: Path) -> list[float]:
     return prepared.terms
 
 
-def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str) -> float:
-    """The largest error against the reference as a share of what rounding may do: wrong above 1.
+def allowed_error(magnitude: Any, largest: Any, terms: float, dtype: str, rounds_within: float) -> Any:
+    """What rounding may do to results of these magnitudes, arrays or tensors, of which `largest` is the largest.
 
     A sum of n terms in random order is off by about sqrt(n) roundings of the largest result, and is rounded
     once more to its storage type, as are intermediate results of the size of the largest.
     """
     from cases.case import COMPUTE_ROUNDOFF, STORAGE_ROUNDOFF
 
+    computed = ULPS * np.sqrt(max(terms, 1)) * COMPUTE_ROUNDOFF[dtype] * largest
+    return computed + STORAGE_ROUNDOFF[dtype] * (magnitude + rounds_within * largest)
+
+
+def worst_error(prepared: Prepared, folder: Path, terms: list[float], dtype: str) -> float:
+    """The largest error against the reference as a share of what rounding may do: wrong above 1."""
     worst, results = 0.0, _arrays(prepared.call())
     for i, (y, n) in enumerate(zip(results, terms * len(results) if len(terms) == 1 else terms, strict=True)):
         expected = np.load(folder / f"{i}.npy")
         if y.shape != expected.shape:
             raise ValueError(f"a result has shape {y.shape}, expected {expected.shape}")
-        largest = np.abs(expected).max(initial=0)
-        allowed = ULPS * np.sqrt(max(n, 1)) * COMPUTE_ROUNDOFF[dtype] * largest
-        allowed += STORAGE_ROUNDOFF[dtype] * (np.abs(expected) + prepared.rounds_within * largest)
+        magnitude = np.abs(expected)
+        allowed = allowed_error(magnitude, magnitude.max(initial=0), n, dtype, prepared.rounds_within)
         worst = max(worst, float(np.max(np.abs(y.astype(np.float64) - expected) / (allowed + 1e-300))))
     return worst
 

@@ -93,7 +93,7 @@ def gpt(lib: ModuleType, layers: int, width: int, heads: int, vocabulary: int, c
             self.ln_f, self.head = nn.LayerNorm(width), nn.Linear(width, vocabulary, bias=False)
 
         def forward(self, tokens: Any) -> Any:
-            x = self.tokens(tokens) + self.positions(lib.arange(tokens.shape[1]))
+            x = self.tokens(tokens) + self.positions(lib.arange(tokens.shape[1], device=tokens.device))
             for block in self.blocks:
                 x = block(x)
             return self.head(self.ln_f(x)).reshape(-1, vocabulary)
