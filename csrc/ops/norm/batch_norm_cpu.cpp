@@ -5,15 +5,11 @@
 // row (rows_cpu.h); here is what a channel's sums mean in each direction. 16-bit floats pass through float32.
 #include "ops/norm/planes_cpu.h"
 #include "ops/norm/rows_cpu.h"
+#include "ops/norm/statistics.h"
 #include "simd/math.h"
 
 namespace fastnn {
 namespace {
-
-template <class T>
-double value_or(const void* values, int64_t channel, double missing) {
-  return values ? double(static_cast<const T*>(values)[channel]) : missing;
-}
 
 // (x - mean) slope + offset, from the centre that T has nearest to the mean.
 template <class T>
@@ -35,23 +31,7 @@ struct ForwardPass {
 
   // `sum` and `square` are of d = x - centre.
   Line<T> line(int64_t channel, T centre, double sum, double square) const {
-    T* running_mean = static_cast<T*>(args.running_mean);
-    T* running_var = static_cast<T*>(args.running_var);
-    double mean, var;
-    if (args.options.training) {
-      const double n = double(args.view.outer) * double(args.view.inner), shift = sum / n;
-      mean = double(centre) + shift;
-      var = square / n - shift * shift;
-      var = var < 0 ? 0 : var;
-      if (running_mean) {
-        const double momentum = args.options.momentum, kept = 1 - momentum;
-        running_mean[channel] = T(kept * double(running_mean[channel]) + momentum * mean);
-        running_var[channel] = T(kept * double(running_var[channel]) + momentum * var * n / (n - 1));
-      }
-    } else {
-      mean = double(running_mean[channel]);
-      var = double(running_var[channel]);
-    }
+    const auto [mean, var] = channel_statistics<T>(args, channel, double(centre), sum, square);
     const double rstd = 1 / sqrt_(var + args.options.eps);
     args.mean[channel] = mean;
     args.rstd[channel] = rstd;

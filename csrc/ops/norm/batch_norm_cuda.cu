@@ -4,15 +4,10 @@
 // Three or four launches: sums of parts, their totals, what they mean for a channel (here), and the line.
 #include "core/cuda_index.h"
 #include "ops/norm/channels_cuda.h"
-#include "ops/norm/norm.h"
+#include "ops/norm/statistics.h"
 
 namespace fastnn {
 namespace {
-
-template <class T>
-__device__ double value_or(const void* values, int64_t channel, double missing) {
-  return values ? double(static_cast<const T*>(values)[channel]) : missing;
-}
 
 // `sums` are of d = x - centre and of d^2; null in evaluation.
 template <class T>
@@ -20,23 +15,8 @@ __global__ void __launch_bounds__(kBlockThreads)
     forward_lines(const __grid_constant__ BatchNormArgs args, const ChannelSums* sums, ChannelLine<T>* lines) {
   const int64_t channel = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
   if (channel >= args.view.channels) return;
-  T* running_mean = static_cast<T*>(args.running_mean);
-  T* running_var = static_cast<T*>(args.running_var);
-  double mean, var;
-  if (sums) {
-    const double n = double(args.view.outer) * double(args.view.inner), shift = sums[channel].value / n;
-    mean = sums[channel].centre + shift;
-    var = sums[channel].product / n - shift * shift;
-    var = var < 0 ? 0 : var;
-    if (running_mean) {
-      const double momentum = args.options.momentum, kept = 1 - momentum;
-      running_mean[channel] = T(kept * double(running_mean[channel]) + momentum * mean);
-      running_var[channel] = T(kept * double(running_var[channel]) + momentum * var * n / (n - 1));
-    }
-  } else {
-    mean = double(running_mean[channel]);
-    var = double(running_var[channel]);
-  }
+  const ChannelSums sum = sums ? sums[channel] : ChannelSums{};
+  const auto [mean, var] = channel_statistics<T>(args, channel, sum.centre, sum.value, sum.product);
   const double rstd = 1 / sqrt(var + args.options.eps);
   args.mean[channel] = mean;
   args.rstd[channel] = rstd;

@@ -5,16 +5,11 @@
 // warp makes a group's. Backward dw and db are the sums of the samples' channels in their order.
 #include "core/cuda_index.h"
 #include "ops/norm/channels_cuda.h"
-#include "ops/norm/norm.h"
+#include "ops/norm/statistics.h"
 #include "simd/row_cuda.h"
 
 namespace fastnn {
 namespace {
-
-template <class T>
-__device__ double value_or(const void* values, int64_t channel, double missing) {
-  return values ? double(static_cast<const T*>(values)[channel]) : missing;
-}
 
 // ------------------------------------------------------------------------------------------- forward
 

@@ -17,19 +17,19 @@ constexpr int kStrips = 16;           // rows that a block takes at once
 constexpr int64_t kMinPart = 64;      // rows of a part
 constexpr int64_t kMaxBlocks = 1024;  // that share the columns' sums
 
-// ------------------------------------------------------------------------------------------- forward
-
-// Sums of d = x - mid and of d^2, where mid is about the mean, or 0.
+// Of a row: forward of d = x - mid and of d^2, where mid is about the mean, or 0; backward of g and of g z.
 template <class T>
-struct Moments {
-  T sum = T(0), square = T(0);
-  static __device__ Moments merge(const Moments& a, const Moments& b) {
-    Moments both;
-    both.sum = a.sum + b.sum;
-    both.square = a.square + b.square;
+struct RowSums {
+  T value = T(0), product = T(0);
+  static __device__ RowSums merge(const RowSums& a, const RowSums& b) {
+    RowSums both;
+    both.value = a.value + b.value;
+    both.product = a.product + b.product;
     return both;
   }
 };
+
+// ------------------------------------------------------------------------------------------- forward
 
 template <class Stored, bool kCentred>
 struct ForwardRow {
@@ -52,13 +52,13 @@ struct ForwardRow {
     store_elements(sum + i, elements, [](T value) { return value; });
   }
   __device__ void centre(T mean) { mid = mean; }
-  __device__ void add(Moments<T>& state, T x) const {
+  __device__ void add(RowSums<T>& state, T x) const {
     const T d = x - mid;
-    if (kCentred) state.sum += d;
-    state.square += d * d;
+    if (kCentred) state.value += d;
+    state.product += d * d;
   }
-  __device__ void finish(const Moments<T>& row) {
-    const double shift = double(row.sum) / double(n), var = double(row.square) / double(n) - shift * shift;
+  __device__ void finish(const RowSums<T>& row) {
+    const double shift = double(row.value) / double(n), var = double(row.product) / double(n) - shift * shift;
     const double scale = 1 / sqrt((var < 0 ? 0 : var) + eps);
     rstd = T(scale);
     offset = T(-shift * scale);
@@ -83,7 +83,7 @@ template <class Stored, bool kIsCentred>
 struct ForwardRows {
   using T = Compute<Stored>;
   using Element = T;
-  using State = Moments<T>;
+  using State = RowSums<T>;
   static constexpr bool kCentred = kIsCentred;
   int64_t count, n;
   LayerNormArgs args;
@@ -118,17 +118,6 @@ struct Slope {
   T g, z;
 };
 
-template <class T>
-struct SlopeSums {
-  T g = T(0), gz = T(0);
-  static __device__ SlopeSums merge(const SlopeSums& a, const SlopeSums& b) {
-    SlopeSums both;
-    both.g = a.g + b.g;
-    both.gz = a.gz + b.gz;
-    return both;
-  }
-};
-
 template <class Stored, bool kCentred>
 struct BackwardRow {
   using T = Compute<Stored>;
@@ -148,13 +137,13 @@ struct BackwardRow {
     for (int j = 0; j < kWidth; ++j)
       elements[j] = {weight ? slopes.at[j] * w.at[j] : slopes.at[j], ((values.at[j] - centre) + rest) * scale};
   }
-  static __device__ void add(SlopeSums<T>& state, const Slope<T>& e) {
-    state.g += e.g;
-    state.gz += e.g * e.z;
+  static __device__ void add(RowSums<T>& state, const Slope<T>& e) {
+    state.value += e.g;
+    state.product += e.g * e.z;
   }
-  __device__ void finish(const SlopeSums<T>& row) {
-    g_mean = kCentred ? row.g / n : T(0);
-    gz_mean = row.gz / n;
+  __device__ void finish(const RowSums<T>& row) {
+    g_mean = kCentred ? row.value / n : T(0);
+    gz_mean = row.product / n;
   }
   template <int kWidth>
   __device__ void store(int64_t i, const Slope<T> (&elements)[kWidth]) const {
@@ -173,7 +162,7 @@ template <class Stored, bool kIsCentred>
 struct BackwardRows {
   using T = Compute<Stored>;
   using Element = Slope<T>;
-  using State = SlopeSums<T>;
+  using State = RowSums<T>;
   static constexpr bool kCentred = false;
   int64_t count, n;
   LayerNormBackwardArgs args;
