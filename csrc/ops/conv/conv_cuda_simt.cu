@@ -11,7 +11,7 @@
 //   arithmetic   2 pixels channels columns taps / 67 TF/s in float32 (H200), 34 TF/s in float64
 //   bytes        every tile of columns reads the gathered image again, from L2
 //   shared       of 128 x 128 in float32, a warp reads 4 lines for 64 multiply-adds of each lane: half of what it can
-//   registers    64 sums, 16 operands: up to 128 in 256 threads, 2 blocks of 75 KB a multiprocessor
+//   registers    64 sums, 16 operands: 150 in 256 threads, 1 block of 75 KB a multiprocessor
 //
 // Predicted: 70 % of the peak where there are 2 tiles for each multiprocessor.
 #include "core/cuda_launch.h"

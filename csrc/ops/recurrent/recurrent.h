@@ -16,7 +16,8 @@
 // The input's products are made for a stretch of steps at once, and stay in cache until their steps come. Saved for
 // backward, in the dtype of x: the activations, c of an LSTM, and what a second product of a step took. The backward
 // walks the steps the other way and gives the gradients of the gates; those of the weights are products over all rows.
-// 16-bit types are storage: states stay float32 from step to step, y is rounded. There is no second derivative.
+// 16-bit types are storage: on the CPU states stay float32 from step to step, y is rounded; on CUDA a step's product
+// takes y as it is stored. There is no second derivative.
 #pragma once
 
 #include <string>
