@@ -10,8 +10,8 @@
 //   sin, cos     n = rint(x 2/pi), x - n pi/2 in double, polynomials on [-pi/4, pi/4]
 //
 // Errors against float64, over the whole range: at most 1.1 units in the last place for exp, log, exp2; 1.6 for sin
-// and cos; 2 for the others but sinh and cosh, 2.5, and tan, 3.7 (tests/test_math.py). With AVX-512 whole registers have formulas of their
-// own, within the same bounds: lanes_math.h.
+// and cos; 2 for the others but sinh and cosh, 2.5, and tan, 3.7 (tests/test_math.py). With AVX-512 whole registers
+// have formulas of their own, within the same bounds: lanes_math.h.
 #pragma once
 
 #include <cmath>
