@@ -233,12 +233,16 @@ struct Softplus {  // a: beta, b: threshold of beta x above which the identity i
   FASTNN_FORWARD { return x * p.a > p.b ? x : log1p_(exp_(x * p.a)) / p.a; }
   FASTNN_GRAD { return s * p.a > p.b ? dy : dy * sigmoid_(s * p.a); }
 };
-struct Mish {  // x tanh(softplus(x))
+struct Mish {  // x tanh(log(1 + e)), e = e^x: with n = e (e + 2) that is x n / (n + 2)
   FASTNN_SAVES(Input);
-  FASTNN_FORWARD { return FASTNN_UNUSED, x * tanh_(x > T(20) ? x : log1p_(exp_(x))); }
+  FASTNN_FORWARD {
+    const T e = exp_(x > T(20) ? T(20) : x), n = e * (e + T(2));
+    return FASTNN_UNUSED, x * (n / (n + T(2)));
+  }
   FASTNN_GRAD {
-    const T t = tanh_(s > T(20) ? s : log1p_(exp_(s)));
-    return FASTNN_UNUSED, dy * (t + s * (T(1) - t * t) * sigmoid_(s));
+    const T x = s > T(20) ? T(20) : s;
+    const T e = exp_(x), n = e * (e + T(2)), inverse = T(1) / (n + T(2));
+    return FASTNN_UNUSED, dy * (n * inverse + T(4) * x * (e * inverse) * ((e + T(1)) * inverse));
   }
 };
 struct Softsign {
@@ -299,7 +303,7 @@ FASTNN_FLAT(Ceil, ceil_(x))
 FASTNN_FLAT(Trunc, trunc_(x))
 FASTNN_FLAT(Round, rint_(x))  // half to even
 FASTNN_FLAT(IsNan, T(x != x))
-FASTNN_FLAT(IsInf, T(x == T(INFINITY) || x == -T(INFINITY)))
+FASTNN_FLAT(IsInf, T(fabs_(x) == T(INFINITY)))
 FASTNN_FLAT(IsFinite, T(x - x == T(0)))
 FASTNN_FLAT(LogicalNot, T(x == T(0)))
 FASTNN_FLAT(BitwiseNot, T(~x))

@@ -7,6 +7,16 @@
 namespace fastnn {
 namespace {
 
+// e^r on [-ln 2 / 2, ln 2 / 2].
+inline Values<float> exp_small(Values<float> r) {
+  Values<float> p = r * 1.98459995e-4f + 1.39406230e-3f;
+  p = p * r + 8.33338872e-3f;
+  p = p * r + 4.16663624e-2f;
+  p = p * r + 1.66666657e-1f;
+  p = p * r + 0.5f;
+  return (p * r + 1.0f) * r + 1.0f;
+}
+
 // e^x, as precise as math.h's. With vscalefps the power of two takes one step instead of five.
 inline Values<float> exp_lanes(Values<float> x) {
   // Outside this range the result is 0 or infinity; NaN passes through both comparisons.
@@ -14,7 +24,7 @@ inline Values<float> exp_lanes(Values<float> x) {
   x = x < -104.0f ? -104.0f - Values<float>{} : x;
   const Values<float> shifted = x * 1.44269504f + kRoundToInteger;
   const Values<float> n = shifted - kRoundToInteger;
-  const Values<float> p = expm1_small((x - n * 0.693359375f) + n * 2.12194440e-4f) + 1.0f;
+  const Values<float> p = exp_small((x - n * 0.693359375f) + n * 2.12194440e-4f);
 #ifdef __AVX512F__
   return Values<float>(_mm512_maskz_scalef_ps(0xffff, __m512(p), __m512(n)));
 #else
@@ -40,6 +50,44 @@ inline Values<float> clamp_lanes(Values<float> x, float low, float high) {
   return Values<float>(_mm512_maskz_min_ps(0xffff, _mm512_set1_ps(high), above));
 }
 inline Values<float> abs_lanes(Values<float> x) { return Values<float>(Numbers<float>(x) & 0x7fffffff); }
+// What is not negative, or whose sign is x's already.
+inline Values<float> with_sign_of(Values<float> x, Values<float> size) {
+  return Values<float>(Numbers<float>(size) | (Numbers<float>(x) & Numbers<float>(broadcast<float>(-0.0f))));
+}
+inline Values<float> minimum_lanes(Values<float> low, Values<float> x) {  // keeps NaN of x
+  return Values<float>(_mm512_maskz_min_ps(0xffff, __m512(low), __m512(x)));
+}
+// One Newton step from 14 bits, each; x is neither 0 nor infinite nor near them.
+inline Values<float> reciprocal_lanes(Values<float> x) {
+  const Values<float> y = Values<float>(_mm512_maskz_rcp14_ps(0xffff, __m512(x)));
+  return y + y * (1.0f - x * y);
+}
+// Here x may be 0, infinite, subnormal.
+inline Values<float> rsqrt_lanes(Values<float> x) {
+  const Values<float> y = Values<float>(_mm512_maskz_rsqrt14_ps(0xffff, __m512(x)));
+  const Values<float> rest = 1.0f - (x * y) * y;  // NaN where y is exact
+  const __mmask16 rough = _mm512_cmp_ps_mask(__m512(rest), __m512(rest), _CMP_ORD_Q);
+  return Values<float>(_mm512_mask3_fmadd_ps(__m512(y * 0.5f), __m512(rest), __m512(y), rough));
+}
+// Of 0 <= x below 2^126, and NaN below 0.
+inline Values<float> sqrt_lanes(Values<float> x) {
+  const __mmask16 some = _mm512_cmp_ps_mask(__m512(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
+  const Values<float> y = Values<float>(_mm512_maskz_rsqrt14_ps(some, __m512(x)));
+  const Values<float> root = x * y;
+  return root + (0.5f * y) * (x - root * root);
+}
+
+// (log(1 + f) - f) / f^2 on [-1/4, 1/2].
+inline Values<float> log_ratio(Values<float> f) {
+  Values<float> p = f * -4.51120213e-2f + 1.04688771e-1f;
+  p = p * f - 1.31638736e-1f;
+  p = p * f + 1.44783214e-1f;
+  p = p * f - 1.66469991e-1f;
+  p = p * f + 1.99908197e-1f;
+  p = p * f - 2.50001043e-1f;
+  p = p * f + 3.33334506e-1f;
+  return p * f - 0.5f;
+}
 
 // x = m 2^e with m in [3/4, 3/2). The exponent of 0 and infinity is infinite, and m is 1; of a negative x m is NaN.
 struct LogLanes {
@@ -48,14 +96,7 @@ struct LogLanes {
     const __m512 m = _mm512_maskz_getmant_ps(0xffff, __m512(x), _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
     e = Values<float>(_mm512_maskz_getexp_ps(0xffff, __m512(x))) - Values<float>(_mm512_maskz_getexp_ps(0xffff, m));
     f = Values<float>(m) - 1.0f;
-    Values<float> p = f * -4.51120213e-2f + 1.04688771e-1f;
-    p = p * f - 1.31638736e-1f;
-    p = p * f + 1.44783214e-1f;
-    p = p * f - 1.66469991e-1f;
-    p = p * f + 1.99908197e-1f;
-    p = p * f - 2.50001043e-1f;
-    p = p * f + 3.33334506e-1f;
-    ratio = p * f - 0.5f;
+    ratio = log_ratio(f);
   }
 };
 
@@ -76,6 +117,20 @@ inline Values<float> log10_lanes(Values<float> x) {
   const Values<float> tail = parts.f * parts.f * parts.ratio;
   const Values<float> low = parts.f * -1.01030501e-8f + (tail * 4.34294492e-1f + parts.e * 4.60503906e-6f);
   return parts.e * 3.01025391e-1f + (parts.f * 4.34294492e-1f + low);
+}
+
+// 1 + x is rounded to u; what that lost goes to the mantissa of u.
+inline Values<float> log1p_lanes(Values<float> x) {
+  const Values<float> u = x + 1.0f;
+  const Values<float> lost = x - (u - 1.0f);  // NaN of infinity
+  const __m512 m = _mm512_maskz_getmant_ps(0xffff, __m512(u), _MM_MANT_NORM_p75_1p5, _MM_MANT_SIGN_nan);
+  const __m512 down = _mm512_sub_ps(_mm512_maskz_getexp_ps(0xffff, m), _mm512_maskz_getexp_ps(0xffff, __m512(u)));
+  const __mmask16 inexact = _mm512_cmp_ps_mask(__m512(lost), _mm512_setzero_ps(), _CMP_NEQ_OQ);
+  const Values<float> f =
+      (Values<float>(m) - 1.0f) + Values<float>(_mm512_maskz_scalef_ps(inexact, __m512(lost), down));
+  const Values<float> e = -Values<float>(down);
+  const Values<float> result = e * 0.693145752f + (f + (f * f * log_ratio(f) + e * 1.42860677e-6f));
+  return with_sign_of(x, result);
 }
 
 inline Values<float> exp2_lanes(Values<float> given) {
@@ -118,7 +173,7 @@ inline Values<float> odd_lanes(Values<float> x, const Table<n, degree>& table, f
 #pragma GCC unroll 5
   for (int power = degree - 1; power > 0; --power) p = p * d + coefficient(power);
   p = p * d + (a < 0.5f * step ? a : coefficient(0));
-  return Values<float>(Numbers<float>(p) | (Numbers<float>(x) & Numbers<float>(broadcast<float>(-0.0f))));
+  return with_sign_of(x, p);
 }
 
 // clang-format off
@@ -147,15 +202,14 @@ inline Values<float> tanh_lanes(Values<float> x) { return odd_lanes<32, 6>(x, kT
 
 // As math.h's Quadrant, but with pi/2 in three parts: n times the first is exact beside x, and so is the difference.
 struct QuadrantLanes {
-  Values<float> sine, cosine;
+  Values<float> r;
   Numbers<float> number;  // in its low bits
   explicit QuadrantLanes(Values<float> x) {
     const Values<float> shifted = x * 0.636619772f + kRoundToInteger;
     const Values<float> n = shifted - kRoundToInteger;
-    const Values<float> r = ((x - n * 1.57079637f) + n * 4.37113883e-8f) + n * 1.71512451e-15f;
+    const Values<float> rest = ((x - n * 1.57079637f) + n * 4.37113883e-8f) + n * 1.71512451e-15f;
     number = Numbers<float>(shifted);
-    sine = x == 0.0f ? x : sin_small(r);  // keeps the sign of 0
-    cosine = cos_small(r);
+    r = x == 0.0f ? x : rest;  // keeps the sign of 0
   }
 };
 inline Values<float> negated_where(Numbers<float> number, Values<float> x) {  // bit 1 of the number tells
@@ -163,11 +217,44 @@ inline Values<float> negated_where(Numbers<float> number, Values<float> x) {  //
 }
 inline Values<float> sin_lanes(Values<float> x) {
   const QuadrantLanes q(x);
-  return negated_where(q.number, (q.number & 1) != 0 ? q.cosine : q.sine);
+  return negated_where(q.number, (q.number & 1) != 0 ? cos_small(q.r) : sin_small(q.r));
 }
 inline Values<float> cos_lanes(Values<float> x) {
   const QuadrantLanes q(x);
-  return negated_where(q.number + 1, (q.number & 1) != 0 ? q.sine : q.cosine);
+  return negated_where(q.number + 1, (q.number & 1) != 0 ? sin_small(q.r) : cos_small(q.r));
+}
+inline Values<float> tan_lanes(Values<float> x) {
+  const QuadrantLanes q(x);
+  const Values<float> value = tan_small(q.r);
+  return (q.number & 1) != 0 ? -reciprocal_lanes(value) : value;
+}
+
+// As math.h's ArcSineParts.
+struct ArcSineLanes {
+  Numbers<float> far;
+  Values<float> r, tail;
+  explicit ArcSineLanes(Values<float> a) : far(a > 0.5f) {
+    const Values<float> z = far ? 0.5f - 0.5f * a : a * a;
+    r = far ? sqrt_lanes(z) : a;
+    tail = asin_excess(z) * r;
+  }
+};
+inline Values<float> asin_lanes(Values<float> x) {
+  const ArcSineLanes s(abs_lanes(x));
+  const Values<float> far = (kThreeHalves - 2.0f * s.r) + (kHalfPiAbove - 2.0f * s.tail);
+  return with_sign_of(x, s.far ? far : s.r + s.tail);
+}
+inline Values<float> acos_lanes(Values<float> x) {
+  const ArcSineLanes s(abs_lanes(x));
+  const Values<float> r = with_sign_of(x, s.r), tail = with_sign_of(x, s.tail);
+  const Values<float> near = (kThreeHalves - r) + (kHalfPiAbove - tail), far = 2.0f * (r + tail);
+  return s.far ? (x < 0.0f ? (2.0f * kThreeHalves + far) + 2.0f * kHalfPiAbove : far) : near;
+}
+inline Values<float> atan_lanes(Values<float> x) {
+  const Values<float> a = minimum_lanes(broadcast<float>(1e30f), abs_lanes(x));
+  const Numbers<float> far = a > 1.0f;
+  const Values<float> value = atan_small(far ? -reciprocal_lanes(a) : a);
+  return with_sign_of(x, far ? (value + kHalfPiRest) + kHalfPi : value);
 }
 #endif
 

@@ -8,10 +8,14 @@
 //                as the whole polynomial
 //   tanh, erf    both are expm1 of something, near 0 polynomials
 //   sin, cos     n = rint(x 2/pi), x - n pi/2 in double, polynomials on [-pi/4, pi/4]
+//   tan          the same; in odd quadrants -1 / tan
+//   asin, acos   a polynomial up to 1/2; above asin(x) = pi/2 - 2 asin(sqrt((1 - x) / 2))
+//   atan         a polynomial up to 1; above atan(x) = pi/2 - atan(1 / x)
+//   sinh, cosh   h -+ 1 / (4 h) with h = e^|x| / 2; sinh up to 1 a polynomial
 //
-// Errors against float64, over the whole range: at most 1.1 units in the last place for exp, log, exp2; 1.6 for sin
-// and cos; 2 for the others but sinh and cosh, 2.5, and tan, 3.7 (tests/test_math.py). With AVX-512 whole registers
-// have formulas of their own, within the same bounds: lanes_math.h.
+// Errors against float64, over the whole range: at most 1.1 units in the last place for exp, log, exp2; 1.3 for asin
+// and acos; 1.5 for log1p, atan and 1 / sqrt; 1.6 for sin and cos; 2 for the others but tan, 2.8 (tests/test_math.py).
+// With AVX-512 whole registers have formulas of their own, within the same bounds: lanes_math.h.
 #pragma once
 
 #include <cmath>
@@ -27,6 +31,7 @@ constexpr float kTrigonometricLimit = 1048576.0f;
 #ifdef __CUDACC__
 FASTNN_HD inline float exp_(float x) { return expf(x); }
 FASTNN_HD inline float log_(float x) { return logf(x); }
+FASTNN_HD inline float log_normal(float x) { return logf(x); }
 FASTNN_HD inline float log1p_(float x) { return log1pf(x); }
 FASTNN_HD inline float expm1_(float x) { return expm1f(x); }
 FASTNN_HD inline float tanh_(float x) { return tanhf(x); }
@@ -36,6 +41,10 @@ FASTNN_HD inline float cos_(float x) { return cosf(x); }
 FASTNN_HD inline float tan_(float x) { return tanf(x); }
 FASTNN_HD inline float sinh_(float x) { return sinhf(x); }
 FASTNN_HD inline float cosh_(float x) { return coshf(x); }
+FASTNN_HD inline float asin_(float x) { return asinf(x); }
+FASTNN_HD inline float acos_(float x) { return acosf(x); }
+FASTNN_HD inline float atan_(float x) { return atanf(x); }
+FASTNN_HD inline float atan2_(float y, float x) { return atan2f(y, x); }
 FASTNN_HD inline float exp2_(float x) { return exp2f(x); }
 FASTNN_HD inline float log2_(float x) { return log2f(x); }
 FASTNN_HD inline float log10_(float x) { return log10f(x); }
@@ -126,12 +135,13 @@ inline float exp2_(float x) {
 // x = 2^e (1 + f), 1 + f in [sqrt(1/2), sqrt(2)): e, f and log(1 + f) = f + tail. Positive finite x.
 struct LogParts {
   float e, f, tail;
-  explicit LogParts(float x) {
-    const bool tiny = x < 1.17549435e-38f;  // subnormals are scaled up first
-    const float scaled = tiny ? x * 8388608.0f : x;
+  explicit LogParts(float x) : LogParts(is_tiny(x) ? x * 8388608.0f : x, is_tiny(x) ? 23.0f : 0.0f) {}
+  static bool is_tiny(float x) { return x < 1.17549435e-38f; }  // subnormals are scaled up first
+  // Of scaled 2^-raised; scaled is normal.
+  LogParts(float scaled, float raised) {
     // Centre the mantissa on 1: subtract sqrt(1/2)'s bits, keep the exponent, put the rest back.
     const uint32_t offset = float_to_bits(scaled) - 0x3f3504f3u;
-    e = float(int32_t(offset) >> 23) - (tiny ? 23.0f : 0.0f);
+    e = float(int32_t(offset) >> 23) - raised;
     f = bits_to_float((offset & 0x007fffffu) + 0x3f3504f3u) - 1.0f;
     float p = 6.74648955e-2f;
     p = p * f - 1.16756156e-1f;
@@ -145,6 +155,7 @@ struct LogParts {
     const float square = f * f;
     tail = p * (square * f) - 0.5f * square;
   }
+  float sum() const { return e * 0.693359375f + (f + (tail - e * 2.12194440e-4f)); }
 };
 
 // The logarithm of what LogParts does not take.
@@ -154,10 +165,9 @@ inline float log_of_special(float x, float result) {
   return x < 0.0f ? NAN : (x != x ? x : result);
 }
 
-inline float log_(float x) {
-  const LogParts parts(x);
-  return log_of_special(x, parts.e * 0.693359375f + (parts.f + (parts.tail - parts.e * 2.12194440e-4f)));
-}
+inline float log_normal(float x) { return LogParts(x, 0.0f).sum(); }  // of a positive normal number
+
+inline float log_(float x) { return log_of_special(x, LogParts(x).sum()); }
 
 inline float log2_(float x) {  // 1.4427 in two parts, the first of few bits
   const LogParts parts(x);
@@ -230,13 +240,13 @@ inline V cos_small(V r) {
 
 // Sine and cosine of the rest of x modulo pi/2, and the number of the quadrant.
 struct Quadrant {
-  float sine, cosine;
+  float r, sine, cosine;
   int32_t number;
   explicit Quadrant(float x) {
     const double wide = double(x), shift = 6755399441055744.0;  // 1.5 * 2^52 rounds to an integer
     const double n = (wide * 0.63661977236758134308 + shift) - shift;
     // pi/2 in a part of 33 bits, whose products with n are exact, and the rest.
-    const float r = float((wide - n * 1.57079632673412561417) - n * 6.07710050650619224932e-11);
+    r = float((wide - n * 1.57079632673412561417) - n * 6.07710050650619224932e-11);
     number = int32_t(n);
     sine = x == 0.0f ? x : sin_small(r);  // keeps the sign of 0
     cosine = cos_small(r);
@@ -256,23 +266,112 @@ inline float cos_(float x) {
   return (q.number + 1) & 2 ? -value : value;
 }
 
-inline float tan_(float x) {
-  const Quadrant q(x);
-  return q.number & 1 ? -q.cosine / q.sine : q.sine / q.cosine;
+// |r| <= 0.83: n in float may be the neighbour's.
+template <class V>
+inline V tan_small(V r) {
+  const V z = r * r;
+  V p = z * 5.09362621e-3f - 1.41306082e-3f;
+  p = p * z + 1.20596597e-2f;
+  p = p * z + 2.07951497e-2f;
+  p = p * z + 5.41570894e-2f;
+  p = p * z + 1.33317813e-1f;
+  p = p * z + 3.33333760e-1f;
+  return p * (z * r) + r;
 }
 
-// From u = e^a - 1 with a = |x|; e^a overflows where half of it does not.
+inline float tan_(float x) {
+  const Quadrant q(x);
+  const float value = tan_small(q.r);
+  return q.number & 1 ? -1.0f / value : value;
+}
+
+// pi/2 in two parts; of the second two the first is of few bits: 3/2 - 2r is exact where the result is below 1.
+constexpr float kHalfPi = 1.57079637f, kHalfPiRest = -4.37113883e-8f;
+constexpr float kThreeHalves = 1.5f, kHalfPiAbove = 7.07963258e-2f;
+
+// (asin(r) - r) / r of z = r^2, |r| <= 1/2.
+template <class V>
+inline V asin_excess(V z) {
+  V p = z * 4.21583056e-2f + 2.41847783e-2f;
+  p = p * z + 4.54691499e-2f;
+  p = p * z + 7.49530941e-2f;
+  p = p * z + 1.66667521e-1f;
+  return p * z;
+}
+
+// Of a = |x|: r = a up to 1/2, above sqrt((1 - a) / 2); asin(r) = r + tail.
+struct ArcSineParts {
+  bool far;
+  float r, tail;
+  explicit ArcSineParts(float a) : far(a > 0.5f) {
+    const float z = far ? 0.5f - 0.5f * a : a * a;
+    r = far ? sqrtf(z) : a;
+    tail = asin_excess(z) * r;
+  }
+};
+
+inline float asin_(float x) {
+  const ArcSineParts s(fabsf(x));
+  const float far = (kThreeHalves - 2.0f * s.r) + (kHalfPiAbove - 2.0f * s.tail);
+  return copysignf(s.far ? far : s.r + s.tail, x);
+}
+
+inline float acos_(float x) {
+  const ArcSineParts s(fabsf(x));
+  const float r = copysignf(s.r, x), tail = copysignf(s.tail, x);
+  const float near = (kThreeHalves - r) + (kHalfPiAbove - tail);
+  const float far = 2.0f * (r + tail);
+  return s.far ? (x < 0.0f ? (2.0f * kThreeHalves + far) + 2.0f * kHalfPiAbove : far) : near;
+}
+
+template <class V>
+inline V atan_small(V r) {  // |r| <= 1
+  const V z = r * r;
+  V p = z * 2.92035984e-3f - 1.63665209e-2f;
+  p = p * z + 4.32094261e-2f;
+  p = p * z - 7.55199343e-2f;
+  p = p * z + 1.06658928e-1f;
+  p = p * z - 1.42110243e-1f;
+  p = p * z + 1.99937686e-1f;
+  p = p * z - 3.33331525e-1f;
+  return p * (z * r) + r;
+}
+
+// atan(y / x) of magnitudes, in [0, pi/2].
+inline float atan_of_ratio(float y, float x) {
+  const bool far = y > x;
+  const float value = atan_small((far ? -x : y) / (far ? y : x));
+  return far ? (value + kHalfPiRest) + kHalfPi : value;
+}
+inline float atan_(float x) { return copysignf(atan_of_ratio(fabsf(x), 1.0f), x); }
+
+inline float atan2_(float y, float x) {
+  const float a = fabsf(y), b = fabsf(x);
+  // 0 / 0 counts as 0, infinity / infinity as 1.
+  const float equal = a == 0.0f ? 0.0f : 0.5f * kHalfPi;
+  const float value = a == b ? equal : atan_of_ratio(a, b);
+  const float beyond = (2.0f * kHalfPi - value) + 2.0f * kHalfPiRest;
+  return copysignf(float_to_bits(x) >> 31 ? beyond : value, y);
+}
+
+// e^a / 2 for 0 <= a, which overflows where cosh does.
+inline float half_exp(float a) {
+  const ExpParts parts(clamp_(a, 0.0f, 90.0f));
+  const PowerOfTwo scale(parts.n - 1);
+  return (1.0f + expm1_small(parts.r)) * scale.a * scale.b;
+}
+
 inline float sinh_(float x) {
-  const float a = fabsf(x);
-  const float u = expm1_(a), half = exp_(0.5f * a);
-  const float small = 0.5f * (u + u / (u + 1.0f));
-  return copysignf(a > 88.0f ? (0.5f * half) * half : small, x);
+  const float a = fabsf(x), h = half_exp(a), z = a * a;
+  float p = z * 2.78221319e-6f + 1.98428956e-4f;
+  p = p * z + 8.33331048e-3f;
+  p = p * z + 1.66666672e-1f;
+  return copysignf(a < 1.0f ? p * (z * a) + a : h - 0.25f / h, x);
 }
 
 inline float cosh_(float x) {
-  const float a = fabsf(x);
-  const float e = exp_(a), half = exp_(0.5f * a);
-  return a > 88.0f ? (0.5f * half) * half : 0.5f * e + 0.5f / e;
+  const float h = half_exp(fabsf(x));
+  return h + 0.25f / h;
 }
 #endif
 
@@ -287,6 +386,10 @@ FASTNN_HD inline double sigmoid_(double x) { return 1.0 / (1.0 + ::exp(-x)); }
 FASTNN_HD inline double sin_(double x) { return ::sin(x); }
 FASTNN_HD inline double cos_(double x) { return ::cos(x); }
 FASTNN_HD inline double tan_(double x) { return ::tan(x); }
+FASTNN_HD inline double asin_(double x) { return ::asin(x); }
+FASTNN_HD inline double acos_(double x) { return ::acos(x); }
+FASTNN_HD inline double atan_(double x) { return ::atan(x); }
+FASTNN_HD inline double atan2_(double y, double x) { return ::atan2(y, x); }
 FASTNN_HD inline double sinh_(double x) { return ::sinh(x); }
 FASTNN_HD inline double cosh_(double x) { return ::cosh(x); }
 FASTNN_HD inline double exp2_(double x) { return ::exp2(x); }
@@ -297,9 +400,6 @@ FASTNN_HD inline double log10_(double x) { return ::log10(x); }
 #define FASTNN_LIBM(name)                                          \
   FASTNN_HD inline float name##_(float x) { return ::name##f(x); } \
   FASTNN_HD inline double name##_(double x) { return ::name(x); }
-FASTNN_LIBM(asin)
-FASTNN_LIBM(acos)
-FASTNN_LIBM(atan)
 FASTNN_LIBM(sqrt)
 FASTNN_LIBM(floor)
 FASTNN_LIBM(ceil)
@@ -312,8 +412,6 @@ FASTNN_HD inline float pow_(float a, float b) { return ::powf(a, b); }
 FASTNN_HD inline double pow_(double a, double b) { return ::pow(a, b); }
 FASTNN_HD inline float fmod_(float a, float b) { return ::fmodf(a, b); }
 FASTNN_HD inline double fmod_(double a, double b) { return ::fmod(a, b); }
-FASTNN_HD inline float atan2_(float a, float b) { return ::atan2f(a, b); }
-FASTNN_HD inline double atan2_(double a, double b) { return ::atan2(a, b); }
 
 }  // namespace
 }  // namespace fastnn

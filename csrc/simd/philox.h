@@ -58,7 +58,7 @@ FASTNN_HD inline double uniform_double(uint64_t word) { return double(word >> 11
 // Two independent standard normal numbers from two uniform ones: Box-Muller. A word is a quadrant and an
 // angle in it around 0, which sine and cosine take without a reduction.
 FASTNN_HD inline void normal_pair(uint32_t word0, uint32_t word1, float* z) {
-  const float radius = sqrt_(-2.0f * log_((float(word0) + 0.5f) * 0x1p-32f));
+  const float radius = sqrt_(-2.0f * log_normal((float(word0) + 0.5f) * 0x1p-32f));
   const float r = float(int32_t(word1 << 2)) * (1.57079633f * 0x1p-32f);
   const float sine = sin_small(r), cosine = cos_small(r);
   const float sign = word1 & 0x80000000u ? -radius : radius;

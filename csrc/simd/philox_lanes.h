@@ -1,7 +1,7 @@
 // Philox's blocks on whole registers, the bits of philox.h: for the fills, which are bound by these rounds.
 //
 // A word of 8 blocks (with AVX-512) is the low half of 64-bit lanes. A product takes the low halves alone, so that its
-// own low half is the next word as it stands, whatever lies above: a round is two products, two shifts and the sums.
+// own low half is the next word as it stands, whatever lies above: a round is two products, two moves and the sums.
 #pragma once
 
 #include "simd/philox.h"
@@ -22,36 +22,63 @@ inline WideWords multiply_low(WideWords a, WideWords b) {
 #endif
 }
 
-// As many blocks as there are lanes.
-inline void philox_register(uint64_t seed, uint64_t offset, uint64_t first_block, uint32_t* words) {
+// The high halves moved down. A shuffle has a port of its own, a shift shares that of the products.
+inline WideWords high_halves(WideWords a) {
+#if defined(__AVX512F__)
+  return WideWords(_mm512_maskz_shuffle_epi32(0xffff, __m512i(a), _MM_PERM_DDBB));
+#else
+  return WideWords(_mm256_shuffle_epi32(__m256i(a), 0xf5));
+#endif
+}
+
+// The words of as many blocks as there are lanes, from their halves of a block: `low`, then `high`.
+inline void store_blocks(WideWords low, WideWords high, uint32_t* words) {
   constexpr int lanes = kVectorBytes / 8;
-  const WideWords zero{};
-  WideWords c0;
-  for (int i = 0; i < lanes; ++i) c0[i] = first_block + uint64_t(i);
-  WideWords c1 = c0 >> 32, c2 = zero + offset, c3 = zero + (offset >> 32);
-#pragma GCC unroll 10
-  for (uint32_t round = 0; round < 10; ++round) {
-    const WideWords product0 = multiply_low(c0, zero + 0xD2511F53u), product1 = multiply_low(c2, zero + 0xCD9E8D57u);
-    c0 = (product1 >> 32) ^ c1 ^ uint64_t(uint32_t(seed) + round * 0x9E3779B9u);
-    c2 = (product0 >> 32) ^ c3 ^ uint64_t(uint32_t(seed >> 32) + round * 0xBB67AE85u);
-    c1 = product1;
-    c3 = product0;
-  }
-  const WideWords low = (c0 & 0xffffffffu) | (c1 << 32), high = (c2 & 0xffffffffu) | (c3 << 32);
-  typedef int64_t Chosen __attribute__((vector_size(kVectorBytes)));
-  Chosen chosen;  // of a block `low`, then `high`
-  for (int i = 0; i < lanes; ++i) chosen[i] = i / 2 + i % 2 * lanes;
 #ifdef __clang__
   for (int i = 0; i < 2 * lanes; ++i) {
     const uint64_t pair = i % 2 ? high[i / 2] : low[i / 2];
     memcpy(words + 2 * i, &pair, sizeof pair);
   }
 #else
+  typedef int64_t Chosen __attribute__((vector_size(kVectorBytes)));
+  Chosen chosen;
+  for (int i = 0; i < lanes; ++i) chosen[i] = i / 2 + i % 2 * lanes;
   const WideWords first = __builtin_shuffle(low, high, chosen);
   const WideWords second = __builtin_shuffle(low, high, chosen + lanes / 2);
   memcpy(words, &first, sizeof first);
   memcpy(words + 2 * lanes, &second, sizeof second);
 #endif
+}
+
+// As many blocks as two registers have lanes: the rounds are a chain of products, and two hide each other's latency.
+constexpr int kChains = 2;
+
+inline void philox_registers(uint64_t seed, uint64_t offset, uint64_t first_block, uint32_t* words) {
+  constexpr int lanes = kVectorBytes / 8;
+  const WideWords zero{};
+  WideWords c0[kChains], c1[kChains], c2[kChains], c3[kChains];
+  for (int k = 0; k < kChains; ++k) {
+    for (int i = 0; i < lanes; ++i) c0[k][i] = first_block + uint64_t(k * lanes + i);
+    c1[k] = c0[k] >> 32;
+    c2[k] = zero + offset;
+    c3[k] = zero + (offset >> 32);
+  }
+#pragma GCC unroll 10
+  for (uint32_t round = 0; round < 10; ++round) {
+    const uint64_t key0 = uint32_t(seed) + round * 0x9E3779B9u, key1 = uint32_t(seed >> 32) + round * 0xBB67AE85u;
+#pragma GCC unroll 2
+    for (int k = 0; k < kChains; ++k) {
+      const WideWords product0 = multiply_low(c0[k], zero + 0xD2511F53u);
+      const WideWords product1 = multiply_low(c2[k], zero + 0xCD9E8D57u);
+      c0[k] = high_halves(product1) ^ c1[k] ^ key0;
+      c2[k] = high_halves(product0) ^ c3[k] ^ key1;
+      c1[k] = product1;
+      c3[k] = product0;
+    }
+  }
+#pragma GCC unroll 2
+  for (int k = 0; k < kChains; ++k)
+    store_blocks((c0[k] & 0xffffffffu) | (c1[k] << 32), (c2[k] & 0xffffffffu) | (c3[k] << 32), words + 4 * lanes * k);
 }
 #endif
 
@@ -59,8 +86,8 @@ inline void philox_register(uint64_t seed, uint64_t offset, uint64_t first_block
 inline void philox_lanes(uint64_t seed, uint64_t offset, uint64_t first_block, int64_t count, uint32_t* words) {
   int64_t i = 0;
 #if defined(__AVX2__)
-  constexpr int64_t lanes = kVectorBytes / 8;
-  for (; i + lanes <= count; i += lanes) philox_register(seed, offset, first_block + uint64_t(i), words + 4 * i);
+  constexpr int64_t step = kChains * kVectorBytes / 8;
+  for (; i + step <= count; i += step) philox_registers(seed, offset, first_block + uint64_t(i), words + 4 * i);
 #endif
   philox_blocks(seed, offset, first_block + uint64_t(i), count - i, words + 4 * i);
 }

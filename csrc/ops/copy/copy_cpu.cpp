@@ -2,9 +2,9 @@
 //
 //   dst[i] = src[i]      bytes: 2 x numel x item size; no arithmetic
 //
-// Rows that are contiguous on both sides are memcpy. Where the two sides run along different axes (a
-// transpose), the two axes are walked in 64 x 64 tiles, so that a cache line is used whole on both; 32 and 64-bit
-// elements go through squares of registers, stored past the caches when the result is large.
+// Rows that are contiguous on both sides are memcpy, or streamed when the result is large. Where the two sides run
+// along different axes (a transpose), the two axes are walked in 64 x 64 tiles, so that a cache line is used whole on
+// both; 32 and 64-bit elements go through squares of registers, stored past the caches when the result is large.
 #include "ops/copy/copy.h"
 
 #include <cstring>
@@ -19,9 +19,9 @@ constexpr int64_t kTile = 64;
 constexpr int64_t kGrainBytes = 128 * 1024;
 
 template <class T>
-void copy_row(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t n) {
+void copy_row(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int64_t n, bool streamed) {
   if (dst_stride == 1 && src_stride == 1) {
-    memcpy(dst, src, size_t(n) * sizeof(T));
+    streamed ? stream_copy(dst, src, n * int64_t(sizeof(T))) : void(memcpy(dst, src, size_t(n) * sizeof(T)));
   } else if (dst_stride == 1 && src_stride == 0) {
     const T value = *src;
     for (int64_t i = 0; i < n; ++i) dst[i] = value;
@@ -32,9 +32,9 @@ void copy_row(T* dst, int64_t dst_stride, const T* src, int64_t src_stride, int6
 
 template <class T>
 void copy_tile(T* dst, const int64_t* dst_strides, const T* src, const int64_t* src_strides, int64_t rows,
-               int64_t columns) {
+               int64_t columns, bool streamed) {
   for (int64_t row = 0; row < rows; ++row)
-    copy_row(dst + row * dst_strides[0], dst_strides[1], src + row * src_strides[0], src_strides[1], columns);
+    copy_row(dst + row * dst_strides[0], dst_strides[1], src + row * src_strides[0], src_strides[1], columns, streamed);
 }
 
 // Registers are of floating types.
@@ -74,8 +74,9 @@ void transpose_tile(T* dst, const int64_t* dst_strides, const T* src, const int6
       transpose_square(reinterpret_cast<V*>(dst + row * dst_strides[0] + column), dst_strides[0],
                        reinterpret_cast<const V*>(src + row + column * src_strides[1]), src_strides[1], streamed);
   copy_tile(dst + whole_columns, dst_strides, src + whole_columns * src_strides[1], src_strides, whole_rows,
-            columns - whole_columns);
-  copy_tile(dst + whole_rows * dst_strides[0], dst_strides, src + whole_rows, src_strides, rows - whole_rows, columns);
+            columns - whole_columns, false);
+  copy_tile(dst + whole_rows * dst_strides[0], dst_strides, src + whole_rows, src_strides, rows - whole_rows, columns,
+            false);
 }
 
 // Is every row of the result whole lines, and the result too large for the caches?
@@ -87,6 +88,12 @@ bool is_streamed(const CopyArgs& args) {
   return whole_lines && args.numel * int64_t(sizeof(T)) >= kStreamedBytes;
 }
 
+// Is the innermost axis of src so far from contiguous that tiles pay?
+bool is_tiled(const CopyArgs& args) {
+  const int last = args.ndim - 1;
+  return args.src_strides[last] != 1 && args.src_strides[last] != 0 && args.shape[last] > 4;
+}
+
 // Copies the innermost two axes, rows [begin, end).
 template <class T>
 void copy_plane(const CopyArgs& args, T* dst, const T* src, int64_t begin, int64_t end, bool streamed) {
@@ -94,7 +101,7 @@ void copy_plane(const CopyArgs& args, T* dst, const T* src, int64_t begin, int64
   const int64_t columns = args.shape[axis + 1];
   const int64_t* dst_strides = args.dst_strides + axis;
   const int64_t* src_strides = args.src_strides + axis;
-  const bool tiled = src_strides[1] != 1 && src_strides[1] != 0 && columns > 4;
+  const bool tiled = is_tiled(args);
   const bool transposed = tiled && src_strides[0] == 1 && dst_strides[1] == 1;
   const int64_t row_step = tiled ? kTile : end - begin;
   const int64_t column_step = tiled ? kTile : columns;
@@ -109,22 +116,23 @@ void copy_plane(const CopyArgs& args, T* dst, const T* src, int64_t begin, int64
           transpose_tile(to, dst_strides, from, src_strides, rows, width, streamed);
           continue;
         }
-      copy_tile(to, dst_strides, from, src_strides, rows, width);
+      copy_tile(to, dst_strides, from, src_strides, rows, width, streamed);
     }
   }
 }
 
-// Work is numbered by (outer axes, blocks of rows of the plane).
+// Work is numbered by (outer axes, blocks of rows of the plane): of a tile's rows, or fewer when they are long.
 template <class T>
 void copy_typed(const CopyArgs& args) {
   T* const dst = static_cast<T*>(args.dst);
   const T* const src = static_cast<const T*>(args.src);
   const int plane = args.ndim - 2;
   const int64_t rows = args.shape[plane], columns = args.shape[plane + 1];
-  const int64_t blocks = (rows + kTile - 1) / kTile;
+  const int64_t row_bytes = columns * int64_t(sizeof(T));
+  const int64_t block = is_tiled(args) ? kTile : max(1, min(kTile, kGrainBytes / row_bytes));
+  const int64_t blocks = ceil_div(rows, block);
   const int64_t planes = args.numel / (rows * columns);
-  const int64_t block_bytes = kTile * columns * int64_t(sizeof(T));
-  const int64_t grain = kGrainBytes / block_bytes > 1 ? kGrainBytes / block_bytes : 1;
+  const int64_t grain = max(1, kGrainBytes / (block * row_bytes));
   const bool streamed = is_streamed<T>(args);
   parallel_for(planes * blocks, grain, [&](int64_t begin, int64_t end) {
     for (int64_t work = begin; work < end; ++work) {
@@ -135,8 +143,8 @@ void copy_typed(const CopyArgs& args) {
         dst_offset += index * args.dst_strides[axis];
         src_offset += index * args.src_strides[axis];
       }
-      const int64_t row = work % blocks * kTile;
-      copy_plane(args, dst + dst_offset, src + src_offset, row, row + kTile < rows ? row + kTile : rows, streamed);
+      const int64_t row = work % blocks * block;
+      copy_plane(args, dst + dst_offset, src + src_offset, row, min(row + block, rows), streamed);
     }
     if (streamed) finish_streaming();
   });

@@ -4,12 +4,14 @@
 //
 // The range is flattened. Operands that are contiguous in the compute type are read and written in
 // place; others are gathered row by row into 512-element buffers (simd/convert.h), so that every
-// formula is one plain loop over contiguous values, which the compiler vectorises.
+// formula is one plain loop over contiguous values, which the compiler vectorises. A result too large
+// for the caches goes through such a buffer too, and is streamed from there.
 #include "ops/elementwise/elementwise.h"
 
 #include "simd/convert.h"
 #include "simd/element.h"
 #include "simd/lanes_math.h"
+#include "simd/stream.h"
 
 namespace fastnn {
 namespace {
@@ -62,25 +64,51 @@ template <class F>
 constexpr bool has_lanes<F, decltype(void(sizeof(Lanes<F>)))> = true;
 
 #ifdef __AVX512F__
-#define FASTNN_LANES(Functor, expression)                                  \
-  template <>                                                              \
-  struct Lanes<Functor> {                                                  \
-    static Values<float> forward(Values<float> x) { return (expression); } \
+#define FASTNN_LANES(Functor, expression)                                                                       \
+  template <>                                                                                                   \
+  struct Lanes<Functor> {                                                                                       \
+    static Values<float> forward(Values<float> x, Params<float> p) { return static_cast<void>(p), expression; } \
   };
+FASTNN_LANES(Rsqrt, rsqrt_lanes(x))
 FASTNN_LANES(Exp, exp_lanes(x))
 FASTNN_LANES(Exp2, exp2_lanes(x))
 FASTNN_LANES(Log, log_lanes(x))
 FASTNN_LANES(Log2, log2_lanes(x))
 FASTNN_LANES(Log10, log10_lanes(x))
+FASTNN_LANES(Log1p, log1p_lanes(x))
 FASTNN_LANES(Sin, sin_lanes(x))
 FASTNN_LANES(Cos, cos_lanes(x))
+FASTNN_LANES(Tan, tan_lanes(x))
+FASTNN_LANES(Asin, asin_lanes(x))
+FASTNN_LANES(Acos, acos_lanes(x))
+FASTNN_LANES(Atan, atan_lanes(x))
 FASTNN_LANES(Tanh, tanh_lanes(x))
 FASTNN_LANES(Sigmoid, sigmoid_lanes(x))
 FASTNN_LANES(Erf, erf_lanes(x))
 FASTNN_LANES(Silu, x* sigmoid_lanes(x))
 FASTNN_LANES(Gelu, x * 0.5f * (1.0f + erf_lanes(x * 0.707106781f)))
 FASTNN_LANES(GeluTanh, x * 0.5f * (1.0f + tanh_lanes(x * 0.797884561f * (1.0f + x * x * 0.044715f))))
+FASTNN_LANES(LogSigmoid, minimum_lanes(Values<float>{}, x) - log1p_lanes(exp_lanes(-abs_lanes(x))))
+FASTNN_LANES(Softplus, x* p.a > p.b ? x : log1p_lanes(exp_lanes(x * p.a)) / p.a)
 #undef FASTNN_LANES
+#endif
+
+// The same of grad: LanesGrad<F>::grad.
+template <class F>
+struct LanesGrad;
+template <class F, class = void>
+constexpr bool has_lanes_grad = false;
+template <class F>
+constexpr bool has_lanes_grad<F, decltype(void(sizeof(LanesGrad<F>)))> = true;
+
+#ifdef __AVX512F__
+template <>
+struct LanesGrad<Gelu> {
+  static Values<float> grad(Values<float> s, Values<float> dy) {
+    const Values<float> cdf = 0.5f * (1.0f + erf_lanes(s * 0.707106781f));
+    return dy * (cdf + s * 0.398942280f * exp_lanes(-0.5f * s * s));
+  }
+};
 #endif
 
 template <class F, class T>
@@ -89,12 +117,12 @@ void unary_loop(const void* const* in, void* out, int64_t n, const double* param
   T* y = static_cast<T*>(out);
   for_each_precision<F>(x, n, [&](int64_t begin, int64_t length, auto precision) {
     using C = decltype(precision);
+    const Params<C> p = params_of<C>(params);
     if constexpr (std::is_same<C, float>::value && has_lanes<F>) {
       for_each_register<float>(length, [&](int64_t i, int64_t count) FASTNN_INLINED {
-        store_values<float>(y + begin + i, Lanes<F>::forward(load_values<float>(x + begin + i, count)), count);
+        store_values<float>(y + begin + i, Lanes<F>::forward(load_values<float>(x + begin + i, count), p), count);
       });
     } else {
-      const Params<C> p = params_of<C>(params);
 #pragma GCC ivdep
       for (int64_t i = begin; i < begin + length; ++i) y[i] = T(F::forward(C(x[i]), p));
     }
@@ -108,6 +136,14 @@ void unary_backward_loop(const void* const* in, void* out, int64_t n, const doub
   T* dx = static_cast<T*>(out);
   for_each_precision<F>(s, n, [&](int64_t begin, int64_t length, auto precision) {
     using C = decltype(precision);
+    if constexpr (std::is_same<C, float>::value && has_lanes_grad<F>) {
+      for_each_register<float>(length, [&](int64_t i, int64_t count) FASTNN_INLINED {
+        const Values<float> saved = load_values<float>(s + begin + i, count);
+        store_values<float>(dx + begin + i, LanesGrad<F>::grad(saved, load_values<float>(dy + begin + i, count)),
+                            count);
+      });
+      return;
+    }
     const Params<C> p = params_of<C>(params);
 #pragma GCC ivdep
     for (int64_t i = begin; i < begin + length; ++i) dx[i] = T(F::grad(C(s[i]), C(dy[i]), p));
@@ -266,10 +302,18 @@ void fill_number(const StridedOperand& operand, T* row) {
   for (int64_t i = 0; i < kRowChunk; ++i) row[i] = value;
 }
 
+// Stored past the caches? Not in place: those lines are read anyway.
 template <class T>
-void run_range(const ElementwiseArgs& args, Loop loop, int64_t begin, int64_t end) {
-  bool flat[3], all_flat = is_flat(args, args.out);
-  const bool out_flat = all_flat;
+bool is_streamed(const ElementwiseArgs& args) {
+  bool in_place = false;
+  for (int k = 0; k < args.n_inputs; ++k) in_place |= args.in[k].data == args.out.data;
+  return !in_place && is_flat(args, args.out) && args.numel * int64_t(sizeof(T)) > kStreamedBytes;
+}
+
+template <class T>
+void run_range(const ElementwiseArgs& args, Loop loop, bool streamed, int64_t begin, int64_t end) {
+  const bool out_flat = is_flat(args, args.out);
+  bool flat[3], all_flat = out_flat && !streamed;
   for (int k = 0; k < args.n_inputs; ++k) all_flat &= flat[k] = is_flat(args, args.in[k]);
   const void* in[3];
   T* out = static_cast<T*>(args.out.data);
@@ -286,9 +330,13 @@ void run_range(const ElementwiseArgs& args, Loop loop, int64_t begin, int64_t en
       in[k] = flat[k] ? static_cast<const void*>(static_cast<const T*>(args.in[k].data) + at) : rows[k];
       if (!flat[k] && args.in[k].data) gather(args, args.in[k], at, n, rows[k]);
     }
-    loop(in, out_flat ? out + at : rows[3], n, args.params);
-    if (!out_flat) scatter(args, at, n, rows[3]);
+    loop(in, out_flat && !streamed ? out + at : rows[3], n, args.params);
+    if (streamed)
+      stream_copy(out + at, rows[3], n * int64_t(sizeof(T)));
+    else if (!out_flat)
+      scatter(args, at, n, rows[3]);
   }
+  if (streamed) finish_streaming();
 }
 
 // ------------------------------------------------------------------------------------ launchers
@@ -297,7 +345,8 @@ constexpr int64_t kGrain = 32768;  // elements of a chunk: about 20 microseconds
 
 template <class T>
 void run_typed(const ElementwiseArgs& args, Loop loop) {
-  parallel_for(args.numel, kGrain, [&](int64_t begin, int64_t end) { run_range<T>(args, loop, begin, end); });
+  const bool streamed = is_streamed<T>(args);
+  parallel_for(args.numel, kGrain, [&](int64_t begin, int64_t end) { run_range<T>(args, loop, streamed, begin, end); });
 }
 
 #define FASTNN_LAUNCHER(launcher, find, Op)                                               \

@@ -18,7 +18,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kGrain = 16384;
-constexpr int64_t kColumns = 64;  // of one piece of a row that is written
+constexpr int64_t kColumns = 128;  // of one piece of a row that is written
 
 // --------------------------------------------------------------------------- the index values, checked
 

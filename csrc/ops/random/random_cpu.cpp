@@ -10,6 +10,7 @@
 
 #include "simd/convert.h"
 #include "simd/philox_lanes.h"
+#include "simd/stream.h"
 
 namespace fastnn {
 namespace {
@@ -94,27 +95,44 @@ void bernoulli_row(const RandomArgs& args, int64_t first, int64_t n, Row& row, f
   for (int64_t i = 0; i < n; ++i) y[i] = double(row.words[i]) * 0x1p-32 < p[i] ? 1.0f : 0.0f;
 }
 
+// Values of one row to their place, past the caches where the whole is too large for them.
 template <class T>
-void fill(const RandomArgs& args, void (*draw)(const RandomArgs&, int64_t, int64_t, Row&, T*)) {
+void put_row(void* y, DType dtype, int64_t first, int64_t n, const T* values, bool streamed) {
+  char* to = static_cast<char*>(y) + first * int64_t(item_size(dtype));
+  if (streamed)
+    stream_copy(to, values, n * int64_t(sizeof(T)));
+  else
+    FASTNN_LEVEL::store_row(to, dtype, 1, values, n);
+}
+
+template <class T>
+bool is_streamed(DType dtype, int64_t n) {
+  return dtype == dtype_of<T>() && n * int64_t(sizeof(T)) > kStreamedBytes;
+}
+
+template <class T>
+void draw_rows(const RandomArgs& args, void (*draw)(const RandomArgs&, int64_t, int64_t, Row&, T*)) {
+  const bool streamed = is_streamed<T>(args.dtype, args.n);
   parallel_for(args.n, kGrain, [&](int64_t begin, int64_t end) {
     Row row;
     T* values = reinterpret_cast<T*>(row.values);
     for (int64_t at = begin; at < end; at += kRowChunk) {
       const int64_t n = end - at < kRowChunk ? end - at : kRowChunk;
       draw(args, at, n, row, values);
-      FASTNN_LEVEL::store_row(static_cast<char*>(args.y) + at * int64_t(item_size(args.dtype)), args.dtype, 1, values,
-                              n);
+      put_row(args.y, args.dtype, at, n, values, streamed);
     }
+    if (streamed) finish_streaming();
   });
 }
 
 void fill_any(const RandomArgs& args) {
   const bool wide = args.dtype == DType::Float64;
   switch (args.distribution) {
-    case Distribution::Uniform: return wide ? fill<double>(args, uniform_row) : fill<float>(args, uniform_row);
-    case Distribution::Normal: return wide ? fill<double>(args, normal_row) : fill<float>(args, normal_row);
-    case Distribution::Integer: return fill<int64_t>(args, integer_row);
-    case Distribution::Bernoulli: return fill<float>(args, bernoulli_row);
+    case Distribution::Uniform:
+      return wide ? draw_rows<double>(args, uniform_row) : draw_rows<float>(args, uniform_row);
+    case Distribution::Normal: return wide ? draw_rows<double>(args, normal_row) : draw_rows<float>(args, normal_row);
+    case Distribution::Integer: return draw_rows<int64_t>(args, integer_row);
+    case Distribution::Bernoulli: return draw_rows<float>(args, bernoulli_row);
   }
 }
 
@@ -130,7 +148,8 @@ void drop_row(const DropoutArgs& args, const uint32_t* words, const T* x, T* y, 
 
 template <class T>
 void dropout_typed(const DropoutArgs& args) {
-  const bool direct = args.dtype == dtype_of<T>();
+  const bool streamed = is_streamed<T>(args.dtype, args.n) && args.x != args.y;
+  const bool direct = args.dtype == dtype_of<T>() && !streamed;
   const int64_t bytes = int64_t(item_size(args.dtype));
   parallel_for(args.n, kGrain, [&](int64_t begin, int64_t end) {
     alignas(64) uint32_t words[kRowChunk];
@@ -138,16 +157,17 @@ void dropout_typed(const DropoutArgs& args) {
     for (int64_t at = begin; at < end; at += kRowChunk) {
       const int64_t n = end - at < kRowChunk ? end - at : kRowChunk;
       const char* x = static_cast<const char*>(args.x) + at * bytes;
-      char* y = static_cast<char*>(args.y) + at * bytes;
       draw_words(args.stream, at, n, words);
       if (direct) {
-        drop_row(args, words, reinterpret_cast<const T*>(x), reinterpret_cast<T*>(y), n);
-      } else {
-        FASTNN_LEVEL::load_row(values, x, args.dtype, 1, n);
-        drop_row(args, words, values, values, n);
-        FASTNN_LEVEL::store_row(y, args.dtype, 1, values, n);
+        drop_row(args, words, reinterpret_cast<const T*>(x), static_cast<T*>(args.y) + at, n);
+        continue;
       }
+      const T* from = reinterpret_cast<const T*>(x);
+      if (!streamed) FASTNN_LEVEL::load_row(values, x, args.dtype, 1, n), from = values;
+      drop_row(args, words, from, values, n);
+      put_row(args.y, args.dtype, at, n, values, streamed);
     }
+    if (streamed) finish_streaming();
   });
 }
 

@@ -9,9 +9,8 @@
 // results wait in `partials` and are joined in order by a second pass.
 #include "ops/reduce/walk_cpu.h"
 #include "simd/convert.h"
-#include "simd/integer.h"
+#include "simd/lanes.h"
 #include "simd/math.h"
-#include "simd/vec.h"
 
 namespace fastnn {
 namespace {
@@ -182,27 +181,32 @@ void store(const ReduceArgs& args, int64_t kept, Wide<T> joined) {
 
 // ------------------------------------------------------------------------------------------- by rows
 
+// Joins lanes, halves first.
+template <class Join, class T, int apart = kLanes<T> / 2>
+T join_lanes(Values<T> values) {
+  const Values<T> joined = Join::join(values, pick<T>(values, values, lane_numbers<T>() ^ Number<T>(apart)));
+  if constexpr (apart > 1)
+    return join_lanes<Join, T, apart / 2>(joined);
+  else
+    return joined[0];
+}
+
 // Joins a run: four vectors, then their lanes, then what does not fill a vector.
 template <class F, class T>
 T join_run(const T* x, int64_t n, T center) {
-  using V = typename Vec<T>::Raw;
+  using V = Values<T>;
   using Join = typename F::Join;
-  constexpr int64_t kLanes = Vec<T>::size;
+  constexpr int64_t lanes = kLanes<T>;
   T result = Join::template identity<T>();
   int64_t i = 0;
-  if (n >= 4 * kLanes) {
-    const V centers = Vec<T>::broadcast(center).raw;
+  if (n >= 4 * lanes) {
+    const V centers = broadcast<T>(center);
     V joined[4];
-    for (V& lane : joined) lane = Vec<T>::broadcast(result).raw;
-    for (; i + 4 * kLanes <= n; i += 4 * kLanes)
+    for (V& each : joined) each = broadcast<T>(result);
+    for (; i + 4 * lanes <= n; i += 4 * lanes)
       for (int k = 0; k < 4; ++k)
-        joined[k] = Join::join(joined[k], F::Map::map(Vec<T>::load(x + i + k * kLanes).raw, centers));
-    const V all = Join::join(Join::join(joined[0], joined[1]), Join::join(joined[2], joined[3]));
-    T lanes[kLanes];
-    Vec<T>(all).store(lanes);
-    for (int64_t width = kLanes / 2; width > 0; width /= 2)
-      for (int64_t lane = 0; lane < width; ++lane) lanes[lane] = Join::join(lanes[lane], lanes[lane + width]);
-    result = lanes[0];
+        joined[k] = Join::join(joined[k], F::Map::map(Vec<T>::load(x + i + k * lanes).raw, centers));
+    result = join_lanes<Join, T>(Join::join(Join::join(joined[0], joined[1]), Join::join(joined[2], joined[3])));
   }
   for (; i < n; ++i) result = Join::join(result, F::Map::map(x[i], center));
   return result;
@@ -304,8 +308,9 @@ void reduce_columns(const ReduceArgs& args, int64_t n_chunks) {
   parallel_for(units, kGrain / (unit + 64) + 1, [&](int64_t first, int64_t past) {
     ColumnBlock<F, T> block;
     for (int64_t work = first; work < past; ++work) {
-      const int64_t chunk = work % n_chunks, column = work / n_chunks % blocks * kColumns;
-      const int64_t outer = work / n_chunks / blocks, n = min(kColumns, width - column);
+      // Neighbouring blocks follow each other: what the prefetcher read beyond a row's end is used.
+      const int64_t column = work % blocks * kColumns, chunk = work / blocks % n_chunks;
+      const int64_t outer = work / blocks / n_chunks, n = min(kColumns, width - column);
       const int64_t x_offset = offset_of(outer, last, args.kept_shape, args.kept_x_strides);
       const int64_t y_stride = args.kept_y_strides[last], x_stride = args.kept_x_strides[last];
       const int64_t y_offset = offset_of(outer, last, args.kept_shape, args.kept_y_strides) + column * y_stride;
@@ -324,15 +329,20 @@ void reduce_columns(const ReduceArgs& args, int64_t n_chunks) {
 
 // ---------------------------------------------------------------------------------------- launchers
 
+// A block of kept positions joins chunk after chunk.
 template <class F, class T>
 void join_partials(const ReduceArgs& args, int64_t n_chunks) {
   const Wide<T>* partials = static_cast<const Wide<T>*>(args.partials);
-  parallel_for(args.n_kept, kGrain / n_chunks + 1, [&](int64_t first, int64_t past) {
-    for (int64_t kept = first; kept < past; ++kept) {
-      Wide<T> joined = partials[kept];
-      for (int64_t chunk = 1; chunk < n_chunks; ++chunk)
-        joined = F::Join::join(joined, partials[chunk * args.n_kept + kept]);
-      store<F, T>(args, kept, joined);
+  parallel_for(ceil_div(args.n_kept, kColumns), kGrain / (n_chunks * kColumns) + 1, [&](int64_t first, int64_t past) {
+    alignas(64) Wide<T> joined[kColumns];
+    for (int64_t begin = first * kColumns; begin < min(past * kColumns, args.n_kept); begin += kColumns) {
+      const int64_t n = min(kColumns, args.n_kept - begin);
+      for (int64_t i = 0; i < n; ++i) joined[i] = partials[begin + i];
+      for (int64_t chunk = 1; chunk < n_chunks; ++chunk) {
+        const Wide<T>* of_chunk = partials + chunk * args.n_kept + begin;
+        for (int64_t i = 0; i < n; ++i) joined[i] = F::Join::join(joined[i], of_chunk[i]);
+      }
+      for (int64_t i = 0; i < n; ++i) store<F, T>(args, begin + i, joined[i]);
     }
   });
 }
