@@ -292,14 +292,22 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
           slice(inner, axis, std::max<int64_t>(0, -before[axis]), shape[axis] - std::max<int64_t>(0, -after[axis]), 1);
     shape[axis] = grown;
   }
-  Tensor y = full(shape, Scalar(value), x.dtype(), x.device());
-  auto window = [before, after, shape](Tensor whole) {
-    for (int axis = 0; axis < shape.size(); ++axis)
-      whole = slice(whole, axis, std::max<int64_t>(0, before[axis]),
-                    std::max<int64_t>(0, shape[axis] - std::max<int64_t>(0, after[axis])), 1);
+  // Along one axis: the window begins and ends here.
+  auto first = [before](int axis) { return std::max<int64_t>(0, before[axis]); };
+  auto past = [after, shape](int axis) {
+    return std::max<int64_t>(0, shape[axis] - std::max<int64_t>(0, after[axis]));
+  };
+  auto window = [first, past, n = shape.size()](Tensor whole) {
+    for (int axis = 0; axis < n; ++axis) whole = slice(whole, axis, first(axis), past(axis), 1);
     return whole;
   };
-  copy_into(window(y), inner);
+  Tensor y = empty(shape, x.dtype(), x.device()), rest = y;
+  for (int axis = 0; axis < shape.size(); ++axis) {
+    fill_into(slice(rest, axis, 0, first(axis), 1), Scalar(value));
+    fill_into(slice(rest, axis, past(axis), shape[axis], 1), Scalar(value));
+    rest = slice(rest, axis, first(axis), past(axis), 1);
+  }
+  copy_into(rest, inner);
   return record("pad", y, {inner}, [window](Backward& b) { b.set(0, window(b.grad())); }, Differentiable::Yes);
 }
 

@@ -5,7 +5,7 @@
 // The range is flattened. Operands that are contiguous in the compute type are read and written in
 // place; others are gathered row by row into 512-element buffers (simd/convert.h), so that every
 // formula is one plain loop over contiguous values, which the compiler vectorises. A result too large
-// for the caches goes through such a buffer too, and is streamed from there.
+// for the caches is streamed: from registers by formulas written on them, else from such a buffer.
 #include "ops/elementwise/elementwise.h"
 
 #include "simd/convert.h"
@@ -16,8 +16,11 @@
 namespace fastnn {
 namespace {
 
-// Contiguous loops: in[k] holds the k-th operand's n values.
-using Loop = void (*)(const void* const* in, void* out, int64_t n, const double* params);
+// Contiguous loops: in[k] holds the k-th operand's n values. `streams` tells that results go past the caches.
+struct Loop {
+  void (*run)(const void* const* in, void* out, int64_t n, const double* params) = nullptr;
+  bool streams = false;
+};
 
 template <class T>
 Params<T> params_of(const double* p) {
@@ -111,43 +114,83 @@ struct LanesGrad<Gelu> {
 };
 #endif
 
-template <class F, class T>
+// Registers of x through F. Whether all of them are within its limit is found on the way.
+template <class F, bool streamed>
+inline bool lanes_within_limit(const float* x, float* y, int64_t n, Params<float> p) {
+  Numbers<float> largest{};
+  write_row<streamed>(y, n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+    const Values<float> values = load_values<float>(x + i, count);
+    if constexpr (kFloatLimit<F> != INFINITY) {
+      const Numbers<float> size = Numbers<float>(values) & 0x7fffffff;
+      largest = size > largest ? size : largest;
+    }
+    return Lanes<F>::forward(values, p);
+  });
+  if (kFloatLimit<F> == INFINITY) return true;
+  Numbers<float> beyond = largest > broadcast_number<float>(float_to_bits(kFloatLimit<F>));
+  int32_t any = 0;
+  for (int i = 0; i < kLanes<float>; ++i) any |= beyond[i];
+  return any == 0;
+}
+
+template <class F, class T, bool streamed>
 void unary_loop(const void* const* in, void* out, int64_t n, const double* params) {
   const T* x = static_cast<const T*>(in[0]);
   T* y = static_cast<T*>(out);
-  for_each_precision<F>(x, n, [&](int64_t begin, int64_t length, auto precision) {
+  const auto run = [&](int64_t begin, int64_t length, auto precision) {
     using C = decltype(precision);
     const Params<C> p = params_of<C>(params);
     if constexpr (std::is_same<C, float>::value && has_lanes<F>) {
-      for_each_register<float>(length, [&](int64_t i, int64_t count) FASTNN_INLINED {
-        store_values<float>(y + begin + i, Lanes<F>::forward(load_values<float>(x + begin + i, count), p), count);
-      });
+      return lanes_within_limit<F, streamed>(x + begin, y + begin, length, p);
     } else {
 #pragma GCC ivdep
       for (int64_t i = begin; i < begin + length; ++i) y[i] = T(F::forward(C(x[i]), p));
+      return true;
     }
-  });
+  };
+  if constexpr (std::is_same<T, float>::value && has_lanes<F> && kFloatLimit<F> != INFINITY) {
+    if (x != y) {
+      for (int64_t begin = 0; begin < n; begin += kRowChunk) {
+        const int64_t length = min(n - begin, kRowChunk);
+        if (!run(begin, length, float())) run(begin, length, double());
+      }
+      return;
+    }
+  }
+  for_each_precision<F>(x, n, run);
 }
 
-template <class F, class T>
+template <class F, class T, bool streamed>
 void unary_backward_loop(const void* const* in, void* out, int64_t n, const double* params) {
   const T* s = static_cast<const T*>(in[0]);
   const T* dy = static_cast<const T*>(in[1]);
   T* dx = static_cast<T*>(out);
+  if constexpr (std::is_same<T, float>::value && has_lanes_grad<F>) {
+    write_row<streamed>(dx, n, [&](int64_t i, int64_t count) FASTNN_INLINED {
+      return LanesGrad<F>::grad(load_values<float>(s + i, count), load_values<float>(dy + i, count));
+    });
+    return;
+  }
   for_each_precision<F>(s, n, [&](int64_t begin, int64_t length, auto precision) {
     using C = decltype(precision);
-    if constexpr (std::is_same<C, float>::value && has_lanes_grad<F>) {
-      for_each_register<float>(length, [&](int64_t i, int64_t count) FASTNN_INLINED {
-        const Values<float> saved = load_values<float>(s + begin + i, count);
-        store_values<float>(dx + begin + i, LanesGrad<F>::grad(saved, load_values<float>(dy + begin + i, count)),
-                            count);
-      });
-      return;
-    }
     const Params<C> p = params_of<C>(params);
 #pragma GCC ivdep
     for (int64_t i = begin; i < begin + length; ++i) dx[i] = T(F::grad(C(s[i]), C(dy[i]), p));
   });
+}
+
+// The loop for results that are `streamed`, or not.
+template <class F, class T>
+Loop make_unary(bool streamed) {
+  if constexpr (std::is_same<T, float>::value && has_lanes<F>)
+    if (streamed) return {unary_loop<F, T, true>, true};
+  return {unary_loop<F, T, false>, false};
+}
+template <class F, class T>
+Loop make_unary_backward(bool streamed) {
+  if constexpr (std::is_same<T, float>::value && has_lanes_grad<F>)
+    if (streamed) return {unary_backward_loop<F, T, true>, true};
+  return {unary_backward_loop<F, T, false>, false};
 }
 
 template <class F, class T>
@@ -172,9 +215,9 @@ void where_loop(const void* const* in, void* out, int64_t n, const double*) {
 // ------------------------------------------------------------------------- from op to its loop
 
 template <class T>
-Loop find_unary(UnaryOp op) {
+Loop find_unary(UnaryOp op, bool streamed) {
 #define FASTNN_CASE(name, Functor) \
-  case UnaryOp::name: return unary_loop<Functor, T>;
+  case UnaryOp::name: return make_unary<Functor, T>(streamed);
   switch (op) {
     FASTNN_UNARY_BOTH(FASTNN_CASE)
     FASTNN_CASE(logical_not, LogicalNot)
@@ -193,31 +236,31 @@ Loop find_unary(UnaryOp op) {
       default: break;
     }
   } else {
-    if (op == UnaryOp::bitwise_not) return unary_loop<BitwiseNot, T>;
+    if (op == UnaryOp::bitwise_not) return make_unary<BitwiseNot, T>(streamed);
   }
 #undef FASTNN_CASE
-  return nullptr;
+  return {};
 }
 
 template <class T>
-Loop find_unary_backward(UnaryOp op) {
+Loop find_unary_backward(UnaryOp op, bool streamed) {
 #define FASTNN_CASE(name, Functor) \
-  case UnaryOp::name: return unary_backward_loop<Functor, T>;
+  case UnaryOp::name: return make_unary_backward<Functor, T>(streamed);
   switch (op) {
     FASTNN_UNARY_BOTH(FASTNN_CASE)
     FASTNN_UNARY_FLOAT(FASTNN_CASE)
     FASTNN_UNARY_ROUND(FASTNN_CASE)
     FASTNN_UNARY_PARAMS(FASTNN_CASE)
     FASTNN_CASE(clamp, Clamp)
-    default: return nullptr;
+    default: return {};
   }
 #undef FASTNN_CASE
 }
 
 template <class T>
-Loop find_binary(BinaryOp op) {
+Loop find_binary(BinaryOp op, bool) {
 #define FASTNN_CASE(name, Functor) \
-  case BinaryOp::name: return binary_loop<Functor, T>;
+  case BinaryOp::name: return {binary_loop<Functor, T>};
   switch (op) {
     FASTNN_BINARY_BOTH(FASTNN_CASE)
     FASTNN_BINARY_COMPARE(FASTNN_CASE)
@@ -236,12 +279,12 @@ Loop find_binary(BinaryOp op) {
     }
   }
 #undef FASTNN_CASE
-  return nullptr;
+  return {};
 }
 
 template <class T>
-Loop find_where(int32_t) {
-  return where_loop<T>;
+Loop find_where(int32_t, bool) {
+  return {where_loop<T>};
 }
 
 // ------------------------------------------------------------------------------ the strided walk
@@ -312,59 +355,60 @@ bool is_streamed(const ElementwiseArgs& args) {
 
 template <class T>
 void run_range(const ElementwiseArgs& args, Loop loop, bool streamed, int64_t begin, int64_t end) {
-  const bool out_flat = is_flat(args, args.out);
-  bool flat[3], all_flat = out_flat && !streamed;
+  const bool out_flat = is_flat(args, args.out), buffered = streamed ? !loop.streams : !out_flat;
+  bool flat[3], all_flat = true;
   for (int k = 0; k < args.n_inputs; ++k) all_flat &= flat[k] = is_flat(args, args.in[k]);
   const void* in[3];
   T* out = static_cast<T*>(args.out.data);
-  if (all_flat) {
+  if (all_flat && !buffered) {
     for (int k = 0; k < args.n_inputs; ++k) in[k] = static_cast<const T*>(args.in[k].data) + begin;
-    return loop(in, out + begin, end - begin, args.params);
+    return loop.run(in, out + begin, end - begin, args.params);
   }
   alignas(64) T rows[4][kRowChunk];
   for (int k = 0; k < args.n_inputs; ++k)
     if (!args.in[k].data) fill_number(args.in[k], rows[k]);
   for (int64_t at = begin; at < end; at += kRowChunk) {
-    const int64_t n = end - at < kRowChunk ? end - at : kRowChunk;
+    const int64_t n = min(end - at, kRowChunk);
     for (int k = 0; k < args.n_inputs; ++k) {
       in[k] = flat[k] ? static_cast<const void*>(static_cast<const T*>(args.in[k].data) + at) : rows[k];
       if (!flat[k] && args.in[k].data) gather(args, args.in[k], at, n, rows[k]);
     }
-    loop(in, out_flat && !streamed ? out + at : rows[3], n, args.params);
-    if (streamed)
+    loop.run(in, buffered ? rows[3] : out + at, n, args.params);
+    if (buffered && streamed)
       stream_copy(out + at, rows[3], n * int64_t(sizeof(T)));
-    else if (!out_flat)
+    else if (buffered)
       scatter(args, at, n, rows[3]);
   }
-  if (streamed) finish_streaming();
 }
 
 // ------------------------------------------------------------------------------------ launchers
 
 constexpr int64_t kGrain = 32768;  // elements of a chunk: about 20 microseconds of streaming
 
-template <class T>
-void run_typed(const ElementwiseArgs& args, Loop loop) {
+template <class T, class Op>
+void run_typed(const ElementwiseArgs& args, Loop (*find)(Op op, bool streamed)) {
   const bool streamed = is_streamed<T>(args);
-  parallel_for(args.numel, kGrain, [&](int64_t begin, int64_t end) { run_range<T>(args, loop, streamed, begin, end); });
+  const Loop loop = find(static_cast<Op>(args.op), streamed);
+  parallel_for(args.numel, kGrain, [&](int64_t begin, int64_t end) {
+    run_range<T>(args, loop, streamed, begin, end);
+    if (streamed) finish_streaming();
+  });
 }
 
-#define FASTNN_LAUNCHER(launcher, find, Op)                                               \
-  void launcher(const ElementwiseArgs& args) {                                            \
-    const Op op = static_cast<Op>(args.op);                                               \
-    if (args.compute == DType::Float32) return run_typed<float>(args, find<float>(op));   \
-    if (args.compute == DType::Float64) return run_typed<double>(args, find<double>(op)); \
-    run_typed<int64_t>(args, find<int64_t>(op));                                          \
+#define FASTNN_LAUNCHER(launcher, find)                                               \
+  void launcher(const ElementwiseArgs& args) {                                        \
+    if (args.compute == DType::Float32) return run_typed<float>(args, find<float>);   \
+    if (args.compute == DType::Float64) return run_typed<double>(args, find<double>); \
+    run_typed<int64_t>(args, find<int64_t>);                                          \
   }
-FASTNN_LAUNCHER(unary, find_unary, UnaryOp)
-FASTNN_LAUNCHER(binary, find_binary, BinaryOp)
-FASTNN_LAUNCHER(where, find_where, int32_t)
+FASTNN_LAUNCHER(unary, find_unary)
+FASTNN_LAUNCHER(binary, find_binary)
+FASTNN_LAUNCHER(where, find_where)
 #undef FASTNN_LAUNCHER
 
 void unary_backward(const ElementwiseArgs& args) {
-  const auto op = static_cast<UnaryOp>(args.op);
-  if (args.compute == DType::Float64) return run_typed<double>(args, find_unary_backward<double>(op));
-  run_typed<float>(args, find_unary_backward<float>(op));
+  if (args.compute == DType::Float64) return run_typed<double>(args, find_unary_backward<double>);
+  run_typed<float>(args, find_unary_backward<float>);
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ constexpr int64_t kRun = 2048;     // elements joined in the compute type
 constexpr int64_t kGroup = 64;     // rows joined in the compute type
 constexpr int64_t kGrain = 32768;  // elements of one parallel piece
 constexpr int64_t kColumns = kRowChunk;
+constexpr int64_t kPrefetchBytes = 4096;  // ahead: the hardware's prefetcher stops at the end of a page
 
 template <class T>
 struct WideOf {
@@ -204,8 +205,10 @@ T join_run(const T* x, int64_t n, T center) {
     V joined[4];
     for (V& each : joined) each = broadcast<T>(result);
     for (; i + 4 * lanes <= n; i += 4 * lanes)
-      for (int k = 0; k < 4; ++k)
+      for (int k = 0; k < 4; ++k) {
+        __builtin_prefetch(reinterpret_cast<const char*>(x + i + k * lanes) + kPrefetchBytes);
         joined[k] = Join::join(joined[k], F::Map::map(Vec<T>::load(x + i + k * lanes).raw, centers));
+      }
     result = join_lanes<Join, T>(Join::join(Join::join(joined[0], joined[1]), Join::join(joined[2], joined[3])));
   }
   for (; i < n; ++i) result = Join::join(result, F::Map::map(x[i], center));
