@@ -57,19 +57,19 @@ inline Values<float> with_sign_of(Values<float> x, Values<float> size) {
 inline Values<float> minimum_lanes(Values<float> low, Values<float> x) {  // keeps NaN of x
   return Values<float>(_mm512_maskz_min_ps(0xffff, __m512(low), __m512(x)));
 }
-// One Newton step from 14 bits, each; x is neither 0 nor infinite nor near them.
+// These take one Newton step from an estimate of 14 bits. Here x is not near 0, nor near the largest number.
 inline Values<float> reciprocal_lanes(Values<float> x) {
   const Values<float> y = Values<float>(_mm512_maskz_rcp14_ps(0xffff, __m512(x)));
   return y + y * (1.0f - x * y);
 }
-// Here x may be 0, infinite, subnormal.
+// 1 / sqrt(x) of any x.
 inline Values<float> rsqrt_lanes(Values<float> x) {
   const Values<float> y = Values<float>(_mm512_maskz_rsqrt14_ps(0xffff, __m512(x)));
   const Values<float> rest = 1.0f - (x * y) * y;  // NaN where y is exact
   const __mmask16 rough = _mm512_cmp_ps_mask(__m512(rest), __m512(rest), _CMP_ORD_Q);
   return Values<float>(_mm512_mask3_fmadd_ps(__m512(y * 0.5f), __m512(rest), __m512(y), rough));
 }
-// Of 0 <= x below 2^126, and NaN below 0.
+// Of 0 and of normal x; NaN of x below 0.
 inline Values<float> sqrt_lanes(Values<float> x) {
   const __mmask16 some = _mm512_cmp_ps_mask(__m512(x), _mm512_setzero_ps(), _CMP_NEQ_UQ);
   const Values<float> y = Values<float>(_mm512_maskz_rsqrt14_ps(some, __m512(x)));
