@@ -56,6 +56,16 @@ def conv_padding(padding: Size | str, count: int, stride: tuple[int, ...]) -> tu
     return (0,) * count, padding == "same"
 
 
+ConvOptions = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, bool]
+
+
+def conv_options(n_axes: int, stride: Size, padding: Size | str, dilation: Size, groups: int) -> ConvOptions:
+    """What ``_C.conv1d`` and its like take after the bias: stride, padding, dilation, groups, is padding "same"?"""
+    steps = sizes(stride, n_axes, "stride")
+    pads, same = conv_padding(padding, n_axes, steps)
+    return steps, pads, sizes(dilation, n_axes, "dilation"), groups, same
+
+
 def shown(values: tuple[int | None, ...]) -> str:
     """As the user most likely wrote it: one int when all are the same."""
     return str(values[0] if len(set(values)) == 1 else values)
