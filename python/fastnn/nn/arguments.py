@@ -1,4 +1,4 @@
-"""The one place where a layer's int-or-tuple arguments become the tuples that ``_C`` takes."""
+"""The one place where a layer's arguments are checked: int-or-tuple ones become the tuples that ``_C`` takes."""
 
 from collections.abc import Iterable
 from operator import index
@@ -8,6 +8,20 @@ from fastnn._C import Tensor
 
 Size = SupportsIndex | Iterable[SupportsIndex]
 OptionalSize = SupportsIndex | None | Iterable[SupportsIndex | None]
+
+
+def positive(name: str, value: int) -> int:
+    """The value; ValueError below 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def probability(name: str, value: float) -> float:
+    """The value; ValueError outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+    return float(value)
 
 
 def sizes(value: Size, count: int, name: str) -> tuple[int, ...]:

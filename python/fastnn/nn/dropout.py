@@ -3,6 +3,7 @@
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.nn import functional as F
+from fastnn.nn.arguments import probability
 from fastnn.nn.module import Module
 
 
@@ -11,9 +12,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: p is a probability, got {p}")
-        self.p = p
+        self.p = probability(f"{type(self).__name__}: p", p)
 
     def forward(self, input: Tensor) -> Tensor:
         return _C.dropout(input, self.p, self.training)
