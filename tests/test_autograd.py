@@ -1,4 +1,4 @@
-"""The tape: accumulation, modes, hooks, custom functions, checkpoints, in-place changes, and its errors."""
+"""The tape: accumulation, modes, hooks, changes in place, and its errors."""
 
 import gc
 
