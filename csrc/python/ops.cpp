@@ -1,4 +1,5 @@
-// The operations of tensors, a line each: the Python name, the C++ function, the arguments. No logic.
+// The operations of tensors, a line each: the Python name, the C++ function, the arguments. No logic but
+// what the forms of a Python call ask for.
 // Those that only networks call are in nn_ops.cpp.
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
