@@ -1,6 +1,5 @@
 // The operations of tensors, a line each: the Python name, the C++ function, the arguments. No logic but
-// what the forms of a Python call ask for.
-// Those that only networks call are in nn_ops.cpp.
+// what the forms of a Python call ask for. Those that only networks call are in nn_ops.cpp.
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
 #include "ops/elementwise/elementwise.h"
