@@ -1,4 +1,4 @@
-"""Dropout: active in training, the identity after ``eval()``."""
+"""Dropout: active in training, the identity after ``eval()``. ValueError for a p outside [0, 1]."""
 
 from fastnn import _C
 from fastnn._C import Tensor
@@ -8,7 +8,7 @@ from fastnn.nn.module import Module
 
 
 class Dropout(Module):
-    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014."""
+    """(...) -> (...): zeroes elements with probability p, scales the others by 1 / (1 - p). Srivastava et al. 2014."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()

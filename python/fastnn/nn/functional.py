@@ -167,7 +167,10 @@ def log_softmax(input: Tensor, dim: int) -> Tensor:
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014."""
+    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014.
+
+    Without ``training`` the input itself. ValueError for a p outside [0, 1].
+    """
     return _C.dropout(input, p, training)
 
 
@@ -191,7 +194,10 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    """Rows of ``weight`` (V, D) at integer ids (...) -> (..., D). The row ``padding_idx`` gets no gradient."""
+    """Rows of ``weight`` (V, D) at integer ids (...) -> (..., D). The row ``padding_idx`` gets no gradient.
+
+    IndexError for an id outside the table.
+    """
     return _C.embedding(input, weight, -1 if padding_idx is None else checked_padding_idx(padding_idx, weight.shape[0]))
 
 
@@ -203,12 +209,15 @@ def checked_padding_idx(padding_idx: int, n_rows: int) -> int:
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """Integer ids (...) -> int64 (..., num_classes); -1 takes the largest id plus one."""
+    """Integer ids (...) -> int64 (..., num_classes); -1 takes the largest id plus one. IndexError for ids beyond it."""
     return _C.one_hot(tensor, num_classes)
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first."""
+    """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first.
+
+    ``mode``: "constant" (of ``value``, 0 when left out; negative amounts cut), "reflect", "replicate" or "circular".
+    """
     return _C.pad(input, tuple(pad), mode, 0.0 if value is None else value)
 
 
@@ -318,6 +327,10 @@ def cross_entropy(
 ) -> Tensor:
     """-log softmax(input)[target]: logits (N, C, ...) with class ids (N, ...), or with probabilities (N, C, ...).
 
+    ``weight`` (C,) scales the loss of each class; with ids "mean" divides by the sum of the weights used. Ids equal to
+    ``ignore_index`` do not count. ``label_smoothing`` e in [0, 1] moves the target by e towards the uniform
+    distribution (Szegedy et al. 2016). IndexError for an id that is no class.
+
     In debug mode (``fastnn.set_debug`` or ``python -X dev``) it warns when the rows are probabilities already.
     """
     if is_debug():
@@ -348,7 +361,7 @@ def linear_cross_entropy(
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
 ) -> Tensor:
-    """-input[target]: log-probabilities (N, C, ...) with class ids (N, ...)."""
+    """-input[target]: log-probabilities (N, C, ...) with class ids (N, ...); options as in ``cross_entropy``."""
     return _C.nll_loss(input, target, weight, ignore_index, reduction)
 
 
@@ -358,24 +371,27 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """|input - target|."""
+    """|input - target|, of equal shapes."""
     return _C.l1_loss(input, target, reduction)
 
 
 def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
-    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2). Huber 1964."""
+    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), d = input - target of equal shapes. Huber 1964."""
     return _C.huber_loss(input, target, reduction, delta)
 
 
 def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2. Girshick 2015."""
+    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, d = input - target of equal shapes. Girshick 2015."""
     return _C.smooth_l1_loss(input, target, reduction, beta)
 
 
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """-(y log p + (1 - y) log(1 - p)) of probabilities; each logarithm is cut off at -100."""
+    """-(y log p + (1 - y) log(1 - p)), of equal shapes; each logarithm is cut off at -100.
+
+    ``weight`` broadcasts to the shape. ValueError for an input outside [0, 1].
+    """
     return _C.binary_cross_entropy(input, target, weight, reduction)
 
 
@@ -386,10 +402,13 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """The same of logits, without overflow; ``pos_weight`` scales the positive term."""
+    """``binary_cross_entropy(sigmoid(input), target)`` without overflow; ``pos_weight`` scales the positive term."""
     return _C.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
 
 
 def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """target (log target - input): input holds log-probabilities, target probabilities (or their logarithms)."""
+    """target (log target - input): input holds log-probabilities, target probabilities.
+
+    Of equal shapes. With ``log_target`` the target holds logarithms, too. "batchmean" divides the sum by the batch.
+    """
     return _C.kl_div(input, target, reduction, log_target)
