@@ -85,7 +85,7 @@ def min_pool1d(
     dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The smallest value of each window: -max_pool1d(-x), gradient included."""
+    """The smallest value of each window of (N, C, L): -max_pool1d(-x), gradient included."""
     window = _window(1, kernel_size, stride, padding)
     return _C.min_pool1d(input, *window, sizes(dilation, 1, "dilation"), ceil_mode)
 
@@ -98,7 +98,7 @@ def min_pool2d(
     dilation: Size = 1,
     ceil_mode: bool = False,
 ) -> Tensor:
-    """The smallest value of each window: -max_pool2d(-x), gradient included."""
+    """The smallest value of each window of (N, C, H, W): -max_pool2d(-x), gradient included."""
     window = _window(2, kernel_size, stride, padding)
     return _C.min_pool2d(input, *window, sizes(dilation, 2, "dilation"), ceil_mode)
 
@@ -111,7 +111,7 @@ def avg_pool1d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    """The mean of each window; padding counts as zeros unless ``count_include_pad`` is off."""
+    """The mean of each window of (N, C, L); padding counts as zeros unless ``count_include_pad`` is off."""
     return _C.avg_pool1d(input, *_window(1, kernel_size, stride, padding), ceil_mode, count_include_pad)
 
 
@@ -124,7 +124,7 @@ def avg_pool2d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The mean of each window, or its sum over ``divisor_override``."""
+    """The mean of each window of (N, C, H, W), or its sum over ``divisor_override``; see ``avg_pool1d``."""
     window = _window(2, kernel_size, stride, padding)
     return _C.avg_pool2d(input, *window, ceil_mode, count_include_pad, divisor_override)
 
@@ -138,30 +138,30 @@ def avg_pool3d(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """The mean of each window, or its sum over ``divisor_override``."""
+    """The mean of each window of (N, C, D, H, W), or its sum over ``divisor_override``; see ``avg_pool1d``."""
     window = _window(3, kernel_size, stride, padding)
     return _C.avg_pool3d(input, *window, ceil_mode, count_include_pad, divisor_override)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
-    """The mean over windows chosen so that the output has length ``output_size``."""
+    """(N, C, L) -> (N, C, output_size): means over windows [floor(i L / out), ceil((i + 1) L / out))."""
     return _C.adaptive_avg_pool1d(input, output_sizes(output_size, input, 1))
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
-    """The mean over windows chosen so that the output is ``output_size``, None keeping an axis as it is."""
+    """(N, C, H, W) -> (N, C, *output_size), an axis as in ``adaptive_avg_pool1d``; None keeps one as it is."""
     return _C.adaptive_avg_pool2d(input, output_sizes(output_size, input, 2))
 
 
 def adaptive_avg_pool3d(input: Tensor, output_size: OptionalSize) -> Tensor:
-    """The mean over windows chosen so that the output is ``output_size``, None keeping an axis as it is."""
+    """(N, C, D, H, W) -> (N, C, *output_size), an axis as in ``adaptive_avg_pool1d``; None keeps one as it is."""
     return _C.adaptive_avg_pool3d(input, output_sizes(output_size, input, 3))
 
 
 def adaptive_max_pool1d(
     input: Tensor, output_size: Size, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum over windows chosen so that the output has length ``output_size``; also its position if asked."""
+    """(N, C, L) -> (N, C, output_size): maxima over the windows of ``adaptive_avg_pool1d``; if asked also where."""
     pool = _C.adaptive_max_pool1d_with_indices if return_indices else _C.adaptive_max_pool1d
     return pool(input, output_sizes(output_size, input, 1))
 
@@ -169,7 +169,7 @@ def adaptive_max_pool1d(
 def adaptive_max_pool2d(
     input: Tensor, output_size: OptionalSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
+    """(N, C, H, W) -> (N, C, *output_size): maxima over the windows of ``adaptive_avg_pool2d``; if asked also where."""
     pool = _C.adaptive_max_pool2d_with_indices if return_indices else _C.adaptive_max_pool2d
     return pool(input, output_sizes(output_size, input, 2))
 
@@ -177,7 +177,7 @@ def adaptive_max_pool2d(
 def adaptive_max_pool3d(
     input: Tensor, output_size: OptionalSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
+    """(N, C, D, H, W) -> (N, C, *output_size): maxima over the windows of ``adaptive_avg_pool3d``; if asked also where."""
     pool = _C.adaptive_max_pool3d_with_indices if return_indices else _C.adaptive_max_pool3d
     return pool(input, output_sizes(output_size, input, 3))
 
