@@ -59,25 +59,22 @@ def output_sizes(value: OptionalSize, input: Tensor, count: int) -> tuple[int, .
     return tuple(n if v is None else v for v, n in zip(values, input.shape[-count:], strict=True))
 
 
-def conv_padding(padding: Size | str, count: int, stride: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
-    """(the padding, is it "same"?). With "same" the kernel's own size decides, so stride must be 1."""
-    if not isinstance(padding, str):
-        return sizes(padding, count, "padding"), False
-    if padding not in ("same", "valid"):
-        raise ValueError(f"padding must be 'same', 'valid' or {count} ints, got {padding!r}")
-    if padding == "same" and any(s != 1 for s in stride):
-        raise ValueError(f"padding='same' is not defined for stride {stride}; use explicit padding")
-    return (0,) * count, padding == "same"
-
-
 ConvOptions = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, bool]
 
 
 def conv_options(n_axes: int, stride: Size, padding: Size | str, dilation: Size, groups: int) -> ConvOptions:
-    """What ``_C.conv1d`` and its like take after the bias: stride, padding, dilation, groups, is padding "same"?"""
-    steps = sizes(stride, n_axes, "stride")
-    pads, same = conv_padding(padding, n_axes, steps)
-    return steps, pads, sizes(dilation, n_axes, "dilation"), groups, same
+    """What ``_C.conv1d`` and its like take after the bias: stride, padding, dilation, groups, is padding "same"?
+
+    With "same" the kernel's own size decides how much, so stride must be 1.
+    """
+    steps, rates = sizes(stride, n_axes, "stride"), sizes(dilation, n_axes, "dilation")
+    if not isinstance(padding, str):
+        return steps, sizes(padding, n_axes, "padding"), rates, groups, False
+    if padding not in ("same", "valid"):
+        raise ValueError(f"padding must be 'same', 'valid' or {n_axes} ints, got {padding!r}")
+    if padding == "same" and any(step != 1 for step in steps):
+        raise ValueError(f"padding='same' is not defined for stride {steps}; use explicit padding")
+    return steps, (0,) * n_axes, rates, groups, padding == "same"
 
 
 def shown(values: tuple[int | None, ...]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.nn import init
-from fastnn.nn.arguments import Size, conv_options, conv_padding, sizes
+from fastnn.nn.arguments import Size, conv_options, sizes
 from fastnn.nn.module import Module, Parameter
 
 
@@ -153,10 +153,8 @@ class _Conv(Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = sizes(kernel_size, self.n_axes, "kernel_size")
-        self.stride = sizes(stride, self.n_axes, "stride")
-        self.dilation = sizes(dilation, self.n_axes, "dilation")
-        self.groups = groups
-        self.padding, self.same_padding = conv_padding(padding, self.n_axes, self.stride)
+        options = conv_options(self.n_axes, stride, padding, dilation, groups)
+        self.stride, self.padding, self.dilation, self.groups, self.same_padding = options
         self.weight = Parameter(_C.empty((*self._weight_axes(), *self.kernel_size), device=device, dtype=dtype))
         self.bias = Parameter(_C.empty((out_channels,), device=device, dtype=dtype)) if bias else None
         self.reset_parameters()

@@ -161,7 +161,10 @@ def adaptive_avg_pool3d(input: Tensor, output_size: OptionalSize) -> Tensor:
 def adaptive_max_pool1d(
     input: Tensor, output_size: Size, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """(N, C, L) -> (N, C, output_size): maxima over the windows of ``adaptive_avg_pool1d``; if asked also where."""
+    """(N, C, L) -> (N, C, output_size): maxima over the windows of ``adaptive_avg_pool1d``.
+
+    With ``return_indices`` also their positions in the input.
+    """
     pool = _C.adaptive_max_pool1d_with_indices if return_indices else _C.adaptive_max_pool1d
     return pool(input, output_sizes(output_size, input, 1))
 
@@ -169,7 +172,10 @@ def adaptive_max_pool1d(
 def adaptive_max_pool2d(
     input: Tensor, output_size: OptionalSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """(N, C, H, W) -> (N, C, *output_size): maxima over the windows of ``adaptive_avg_pool2d``; if asked also where."""
+    """(N, C, H, W) -> (N, C, *output_size): maxima over the windows of ``adaptive_avg_pool2d``.
+
+    With ``return_indices`` also their positions in the input.
+    """
     pool = _C.adaptive_max_pool2d_with_indices if return_indices else _C.adaptive_max_pool2d
     return pool(input, output_sizes(output_size, input, 2))
 
@@ -177,7 +183,10 @@ def adaptive_max_pool2d(
 def adaptive_max_pool3d(
     input: Tensor, output_size: OptionalSize, return_indices: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """(N, C, D, H, W) -> (N, C, *output_size): maxima over the windows of ``adaptive_avg_pool3d``; if asked also where."""
+    """(N, C, D, H, W) -> (N, C, *output_size): maxima over the windows of ``adaptive_avg_pool3d``.
+
+    With ``return_indices`` also their positions in the input.
+    """
     pool = _C.adaptive_max_pool3d_with_indices if return_indices else _C.adaptive_max_pool3d
     return pool(input, output_sizes(output_size, input, 3))
 
