@@ -29,7 +29,8 @@ def conv1d(
 
     L' = floor((L + 2 padding - dilation (K - 1) - 1) / stride) + 1; with ``padding="same"``, for stride 1, L' = L.
     """
-    return _C.conv1d(input, weight, bias, *conv_options(1, stride, padding, dilation, groups))
+    steps, pads, rates, groups, same = conv_options(1, stride, padding, dilation, groups)
+    return _C.conv1d(input, weight, bias, steps, pads, rates, groups, same)
 
 
 def conv2d(
@@ -45,7 +46,8 @@ def conv2d(
 
     H' = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1; with ``padding="same"``, for stride 1, H' = H.
     """
-    return _C.conv2d(input, weight, bias, *conv_options(2, stride, padding, dilation, groups))
+    steps, pads, rates, groups, same = conv_options(2, stride, padding, dilation, groups)
+    return _C.conv2d(input, weight, bias, steps, pads, rates, groups, same)
 
 
 def conv3d(
@@ -61,18 +63,17 @@ def conv3d(
 
     Sizes as in ``conv2d``.
     """
-    return _C.conv3d(input, weight, bias, *conv_options(3, stride, padding, dilation, groups))
+    steps, pads, rates, groups, same = conv_options(3, stride, padding, dilation, groups)
+    return _C.conv3d(input, weight, bias, steps, pads, rates, groups, same)
 
 
 def _transpose_options(
-    n_axes: int, stride: Size, padding: Size, output_padding: Size, groups: int, dilation: Size
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, tuple[int, ...]]:
-    """What ``_C.conv_transpose1d`` and its like take after the bias."""
+    n_axes: int, stride: Size, padding: Size, output_padding: Size, dilation: Size
+) -> tuple[tuple[int, ...], ...]:
     return (
         sizes(stride, n_axes, "stride"),
         sizes(padding, n_axes, "padding"),
         sizes(output_padding, n_axes, "output_padding"),
-        groups,
         sizes(dilation, n_axes, "dilation"),
     )
 
@@ -91,8 +92,8 @@ def conv_transpose1d(
 
     L' as H' in ``conv_transpose2d``.
     """
-    options = _transpose_options(1, stride, padding, output_padding, groups, dilation)
-    return _C.conv_transpose1d(input, weight, bias, *options)
+    steps, pads, extra, rates = _transpose_options(1, stride, padding, output_padding, dilation)
+    return _C.conv_transpose1d(input, weight, bias, steps, pads, extra, groups, rates)
 
 
 def conv_transpose2d(
@@ -112,8 +113,8 @@ def conv_transpose2d(
     H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1; ``output_padding`` must be smaller than
     the stride or the dilation, else ValueError.
     """
-    options = _transpose_options(2, stride, padding, output_padding, groups, dilation)
-    return _C.conv_transpose2d(input, weight, bias, *options)
+    steps, pads, extra, rates = _transpose_options(2, stride, padding, output_padding, dilation)
+    return _C.conv_transpose2d(input, weight, bias, steps, pads, extra, groups, rates)
 
 
 # ---- layers -----------------------------------------------------------------------------------------
