@@ -123,7 +123,45 @@ const Tensor& tensor_of(const Operand& x) {
   return x.is_tensor() ? *x.tensor : undefined;
 }
 
-// The gradients of z = f(a, b) in differentiable operations; `value` reads a saved operand.
+// a^b by a: b a^(b-1), and 0 where b is 0.
+Tensor pow_base_gradient(const Tensor& dz, const Operand& a, const Operand& b) {
+  if (!b.is_tensor()) {
+    const double n = b.scalar.to_double();
+    return n == 0 ? mul(dz, 0.0) : mul(dz, mul(pow(a, n - 1), n));
+  }
+  return mul(dz, where(eq(b, 0.0), 0.0, mul(pow(a, sub(b, 1.0)), b)));
+}
+
+// a^b by b: a^b log a, and 0 where a is 0 and b >= 0.
+Tensor pow_exponent_gradient(const Tensor& dz, const Operand& a, const Operand& b) {
+  if (!a.is_tensor()) {
+    const double base = a.scalar.to_double();
+    const Tensor flat = ge(b, base == 0 ? 0.0 : INFINITY);
+    return mul(dz, where(flat, 0.0, mul(pow(a, b), std::log(base))));
+  }
+  const Tensor flat = logical_and(eq(a, 0.0), ge(b, 0.0));
+  return mul(dz, where(flat, 0.0, mul(pow(a, b), log(*a.tensor))));
+}
+
+Tensor sum_of_squares(const Operand& a, const Operand& b) {
+  if (a.is_tensor() && b.is_tensor()) return add(mul(a, a), mul(b, b));
+  const Operand& x = a.is_tensor() ? a : b;
+  const double number = (a.is_tensor() ? b : a).scalar.to_double();
+  return add(mul(x, x), number * number);
+}
+
+// The larger or smaller of a and b, by a. A tie shares the gradient, as in PyTorch.
+Tensor extreme_gradient(BinaryOp op, const Tensor& dz, const Tensor& half, const Operand& a, const Operand& b) {
+  return where(eq(a, b), half, where(op == BinaryOp::maximum ? gt(a, b) : lt(a, b), dz, 0.0));
+}
+
+// The whole number that remainder and fmod subtract b times. It comes from exact remainders: a rounded
+// a / b may already be the next one.
+Tensor quotient(BinaryOp op, const Operand& a, const Operand& b) {
+  return op == BinaryOp::fmod ? round(div(sub(a, fmod(a, b)), b)) : floor_divide(a, b);
+}
+
+// The gradients of z = f(a, b) in differentiable operations.
 void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& sb, Backward& g) {
   const Tensor dz = g.grad();
   // A number of the CPU goes to where the gradient is.
@@ -134,72 +172,31 @@ void binary_gradients(BinaryOp op, const SavedOperand& sa, const SavedOperand& s
   const Tensor ta = value_of(sa), tb = value_of(sb);
   const Operand a = sa.is_tensor ? Operand(ta) : Operand(sa.number);
   const Operand b = sb.is_tensor ? Operand(tb) : Operand(sb.number);
-  auto set = [&](uint32_t input, const SavedOperand& x, auto&& gradient) {
-    if (g.needs(input)) g.set(input, fit(gradient(), x));
+  const auto set = [&](auto&& gradient_of_a, auto&& gradient_of_b) {
+    if (g.needs(0)) g.set(0, fit(gradient_of_a(), sa));
+    if (g.needs(1)) g.set(1, fit(gradient_of_b(), sb));
   };
   switch (op) {
-    case BinaryOp::add:
-      set(0, sa, [&] { return dz; });
-      set(1, sb, [&] { return dz; });
-      break;
-    case BinaryOp::sub:
-      set(0, sa, [&] { return dz; });
-      set(1, sb, [&] { return neg(dz); });
-      break;
-    case BinaryOp::mul:
-      set(0, sa, [&] { return mul(dz, b); });
-      set(1, sb, [&] { return mul(dz, a); });
-      break;
-    case BinaryOp::div:
-      set(0, sa, [&] { return div(dz, b); });
-      set(1, sb, [&] { return neg(mul(dz, div(div(a, b), b))); });
-      break;
-    case BinaryOp::pow:  // b a^(b-1), 0 where b is 0; a^b log a, 0 where a is 0 and b >= 0
-      set(0, sa, [&] {
-        if (const double n = sb.number.to_double(); !sb.is_tensor)
-          return n == 0 ? mul(dz, 0.0) : mul(dz, mul(pow(a, n - 1), n));
-        const Tensor slope = mul(pow(a, sub(tb, 1.0)), b);
-        return mul(dz, where(eq(b, 0.0), 0.0, slope));
-      });
-      set(1, sb, [&] {
-        const Tensor log_a = sa.is_tensor ? log(ta) : Tensor();
-        const Operand la = sa.is_tensor ? Operand(log_a) : Operand(std::log(sa.number.to_double()));
-        const Tensor flat =
-            sa.is_tensor ? logical_and(eq(a, 0.0), ge(b, 0.0)) : ge(b, sa.number.to_double() == 0 ? 0.0 : INFINITY);
-        return mul(dz, where(flat, 0.0, mul(pow(a, b), la)));
-      });
-      break;
+    case BinaryOp::add: return set([&] { return dz; }, [&] { return dz; });
+    case BinaryOp::sub: return set([&] { return dz; }, [&] { return neg(dz); });
+    case BinaryOp::mul: return set([&] { return mul(dz, b); }, [&] { return mul(dz, a); });
+    case BinaryOp::div: return set([&] { return div(dz, b); }, [&] { return neg(mul(dz, div(div(a, b), b))); });
+    case BinaryOp::pow:
+      return set([&] { return pow_base_gradient(dz, a, b); }, [&] { return pow_exponent_gradient(dz, a, b); });
     case BinaryOp::atan2: {
-      const double number = (sa.is_tensor ? sb : sa).number.to_double();
-      const Tensor norm = sa.is_tensor && sb.is_tensor ? add(mul(a, a), mul(b, b))
-                                                       : add(sa.is_tensor ? mul(a, a) : mul(b, b), number * number);
-      set(0, sa, [&] { return mul(dz, div(b, norm)); });
-      set(1, sb, [&] { return neg(mul(dz, div(a, norm))); });
-      break;
+      const Tensor norm = sum_of_squares(a, b);
+      return set([&] { return mul(dz, div(b, norm)); }, [&] { return neg(mul(dz, div(a, norm))); });
     }
     case BinaryOp::maximum:
-    case BinaryOp::minimum: {  // a tie shares the gradient, as in PyTorch
-      const bool is_max = op == BinaryOp::maximum;
+    case BinaryOp::minimum: {
       const Tensor half = mul(dz, 0.5);
-      auto pick = [&](const Operand& x, const Operand& y) {
-        return where(eq(x, y), half, where(is_max ? gt(x, y) : lt(x, y), dz, 0.0));
-      };
-      set(0, sa, [&] { return pick(a, b); });
-      set(1, sb, [&] { return pick(b, a); });
-      break;
+      return set([&] { return extreme_gradient(op, dz, half, a, b); },
+                 [&] { return extreme_gradient(op, dz, half, b, a); });
     }
     case BinaryOp::remainder:
-    case BinaryOp::fmod:
-      set(0, sa, [&] { return dz; });
-      // The quotient comes from exact remainders: a rounded a / b may already be the next integer.
-      set(1, sb, [&] {
-        const Tensor quotient = op == BinaryOp::fmod ? round(div(sub(a, fmod(a, b)), b)) : floor_divide(a, b);
-        return neg(mul(dz, quotient));
-      });
-      break;
+    case BinaryOp::fmod: return set([&] { return dz; }, [&] { return neg(mul(dz, quotient(op, a, b))); });
     default:  // floor_divide: flat
-      set(0, sa, [&] { return mul(dz, 0.0); });
-      set(1, sb, [&] { return mul(dz, 0.0); });
+      return set([&] { return mul(dz, 0.0); }, [&] { return mul(dz, 0.0); });
   }
 }
 
