@@ -32,6 +32,15 @@ py::object named_pair(const std::pair<Tensor, Tensor>& pair) {
 
 const Scalar* pointer(const std::optional<Scalar>& value) { return value ? &*value : nullptr; }
 
+template <Tensor (*F)(const Operand&, const Operand&)>
+Tensor binary(const OperandArg& a, const OperandArg& b) {
+  return F(a, b);
+}
+template <Tensor (*F)(const Tensor&, const Operand&)>
+Tensor inplace(const Tensor& a, const OperandArg& b) {
+  return F(a, b);
+}
+
 // F(a, alpha b): add(x, y, alpha=2).
 template <Tensor (*F)(const Operand&, const Operand&)>
 Tensor with_alpha(const OperandArg& a, const OperandArg& b, Scalar alpha) {
@@ -94,45 +103,30 @@ void bind_elementwise(Binder& b) {
       },
       arg("input"), arg("min") = py::none(), arg("max") = py::none());
 
-#define FASTNN_BIND(name) \
-  b.both(#name, [](const OperandArg& x, const OperandArg& y) { return fastnn::name(x, y); }, arg("input"), arg("other"))
-#define FASTNN_BIND_INPLACE(name)                                                                          \
-  b.both(                                                                                                  \
-      #name "_", [](const Tensor& x, const OperandArg& y) { return fastnn::name##_(x, y); }, arg("input"), \
-      arg("other"))
-  FASTNN_BIND(mul);
-  FASTNN_BIND(maximum);
-  FASTNN_BIND(minimum);
-  FASTNN_BIND(floor_divide);
-  FASTNN_BIND(remainder);
-  FASTNN_BIND(fmod);
-  FASTNN_BIND(atan2);
-  FASTNN_BIND(eq);
-  FASTNN_BIND(ne);
-  FASTNN_BIND(lt);
-  FASTNN_BIND(le);
-  FASTNN_BIND(gt);
-  FASTNN_BIND(ge);
-  FASTNN_BIND(logical_and);
-  FASTNN_BIND(logical_or);
-  FASTNN_BIND(logical_xor);
-  FASTNN_BIND(bitwise_and);
-  FASTNN_BIND(bitwise_or);
-  FASTNN_BIND(bitwise_xor);
-  FASTNN_BIND_INPLACE(mul);
-  FASTNN_BIND_INPLACE(floor_divide);
-  FASTNN_BIND_INPLACE(remainder);
-  FASTNN_BIND_INPLACE(fmod);
-  FASTNN_BIND_INPLACE(div);
-  FASTNN_BIND_INPLACE(pow);
+  const auto bind = [&b](const char* name, auto f) { b.both(name, f, arg("input"), arg("other")); };
+#define FASTNN_BIND(name, Functor) bind(#name, binary<fastnn::name>);
+  FASTNN_BINARY_COMPARE(FASTNN_BIND)
+  FASTNN_BINARY_BITS(FASTNN_BIND)
 #undef FASTNN_BIND
-#undef FASTNN_BIND_INPLACE
+  bind("mul", binary<mul>);
+  bind("maximum", binary<maximum>);
+  bind("minimum", binary<minimum>);
+  bind("floor_divide", binary<floor_divide>);
+  bind("remainder", binary<remainder>);
+  bind("fmod", binary<fmod>);
+  bind("atan2", binary<atan2>);
+  bind("mul_", inplace<mul_>);
+  bind("div_", inplace<div_>);
+  bind("floor_divide_", inplace<floor_divide_>);
+  bind("remainder_", inplace<remainder_>);
+  bind("fmod_", inplace<fmod_>);
+  bind("pow_", inplace<pow_>);
   b.both("add", with_alpha<add>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("sub", with_alpha<sub>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("add_", with_alpha_<add_>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("sub_", with_alpha_<sub_>, arg("input"), arg("other"), arg("alpha") = 1);
   b.both("div", divide, arg("input"), arg("other"), arg("rounding_mode") = py::none());
-  b.both("pow", [](const OperandArg& x, const OperandArg& y) { return pow(x, y); }, arg("input"), arg("exponent"));
+  b.both("pow", binary<pow>, arg("input"), arg("exponent"));
   b.function(
       "where", [](const Tensor& condition, const OperandArg& x, const OperandArg& y) { return where(condition, x, y); },
       arg("condition"), arg("input"), arg("other"));
