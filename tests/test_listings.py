@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import reference
 
 import fastnn
 import fastnn.nn.functional as F
+import reference
 from fastnn import models, nn, optim
 
 # ---- the network of 93,322 parameters, with weights as Keras lays them out ---------------------------------
