@@ -10,6 +10,7 @@ Ends with status 1 if the GPT, trained in full, does not beat the 4-gram model.
 import argparse
 import bz2
 import math
+import re
 import sys
 import time
 from collections import defaultdict
@@ -30,7 +31,7 @@ ORDER = 4  # bytes of context of the n-gram model
 
 def split_text():
     """Bytes to train on and held-out bytes: uint8 arrays, no paragraph twice."""
-    paragraphs = dict.fromkeys(p for topic in topics.values() for p in topic.split("\n\n"))
+    paragraphs = dict.fromkeys(p for topic in topics.values() for p in re.split("\n\n+", topic.strip("\n")))
     data = np.frombuffer("\n\n".join(paragraphs).encode(), np.uint8)
     return np.split(data, [len(data) * 9 // 10])
 
@@ -112,7 +113,7 @@ class Block(nn.Module):
 class Gpt(nn.Module):
     """Bytes (N, T) -> logits (N, T, 256), T <= WINDOW. Radford et al. 2019, the head tied to the embedding."""
 
-    def __init__(self, layers=4, width=256, heads=4):
+    def __init__(self, layers=4, width=192, heads=6):
         super().__init__()
         self.embedding, self.positions = nn.Embedding(SYMBOLS, width), nn.Embedding(WINDOW, width)
         self.blocks = nn.ModuleList([Block(width, heads) for _ in range(layers)])
@@ -130,7 +131,7 @@ class Gpt(nn.Module):
 MODELS = {  # how to make it, steps of training, largest learning rate
     "gru": (lambda: Recurrent(nn.GRU), 1200, 4e-3),
     "lstm": (lambda: Recurrent(nn.LSTM), 1200, 4e-3),
-    "gpt": (Gpt, 2400, 2e-3),
+    "gpt": (Gpt, 3000, 3e-3),
 }
 
 
