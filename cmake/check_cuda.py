@@ -86,9 +86,9 @@ def promises(text: str) -> list[tuple[str, str]]:
     return re.findall(r"^\s*// SASS (\w+): (.+)$", text, re.MULTILINE)
 
 
-def complaints_of(text: str, kernels: list[Kernel], sass: bool) -> list[str]:
-    """What the file promises against what its kernels are."""
-    complaints = []
+def complaints_of(text: str, said: str, kernels: list[Kernel], sass: bool) -> list[str]:
+    """What the file promises, against what ptxas said and what its kernels are."""
+    complaints = [line.strip() for line in said.splitlines() if re.search(r"\bC75\d\d\b", line)]
     local = re.findall(r"^\s*// LOCAL (\w+): ", text, re.MULTILINE)
     promised = promises(text)
     if re.search(r'#include "gemm/(mma|wgmma)_cuda.h"', text) and not promised:
@@ -123,8 +123,7 @@ def check(source: Path, build: Path, cuobjdump: str | None) -> Report:
     text = source.read_text()
     if cuobjdump and promises(text):
         read_instructions(objects[0], cuobjdump, kernels)
-    complaints = [line.strip() for line in said.splitlines() if re.search(r"\bC75\d\d\b", line)]
-    return Report(source, kernels, complaints + complaints_of(text, kernels, cuobjdump is not None))
+    return Report(source, kernels, complaints_of(text, said, kernels, cuobjdump is not None))
 
 
 def newest_build() -> Path | None:

@@ -49,8 +49,10 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 message(STATUS "CUDA: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")
 
-# nvcc takes about 1 GB a file: no more than two at once, however many cores there are.
-set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=2)
+# nvcc takes about 1 GB a file: no more at once than half of the memory holds, however many cores there are.
+cmake_host_system_information(RESULT megabytes QUERY TOTAL_PHYSICAL_MEMORY)
+math(EXPR nvcc_at_once "${megabytes} / 2048 + 1")
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=${nvcc_at_once})
 
 # One group of kernels: the sources and the architectures that they are compiled for. What ptxas says of registers and
 # spills is kept beside each object, where cmake/check_cuda.py reads it.

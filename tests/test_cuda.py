@@ -308,7 +308,13 @@ static_assert(lies_well<2, 128, true>() && lies_well<2, 128, false>() && lies_we
 static_assert(lies_well<2, 64, false>() && lies_well<4, 128, true>() && lies_well<4, 128, false>());
 static_assert(lies_well<4, 64, true>() && lies_well<4, 64, false>());
 
-static_assert(!wide_tiles_win(100, 200, 132) && wide_tiles_win(512, 1024, 132) && !wide_tiles_win(133, 264, 132));
+// The largest tile where there are many, the smallest for few rows and for few tiles.
+constexpr bool takes(int64_t m, int64_t n, int64_t k, int rows, int columns) {
+  const WgmmaTile tile = wgmma_tile(m, n, 1, k, 64, 132);
+  return tile.rows == rows && tile.columns == columns;
+}
+static_assert(takes(4096, 4096, 4096, 128, 256) && takes(8192, 8192, 8192, 128, 256));
+static_assert(takes(2048, 768, 768, 128, 128) && takes(64, 4096, 4096, 64, 128) && takes(512, 512, 512, 64, 128));
 """
 
 

@@ -76,7 +76,9 @@ class StridedWalk {
   template <class Index, int N>
   FASTNN_HD constexpr Offsets<N> offsets_of(Index position, const int64_t* const (&strides)[N]) const {
     Index of[N] = {};
+#ifdef __CUDA_ARCH__
 #pragma unroll 1
+#endif
     for (int axis = ndim_ - 1; axis > 0; --axis) {
       const Index rest = by_[axis].quotient_of(position);
       const Index index = position - rest * Index(by_[axis].divisor());
