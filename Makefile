@@ -98,9 +98,15 @@ cuda-emulated: $(VENV)
 	  $(VENV)/bin/python -m pytest -q -n $$(nproc) $(EMULATED_TESTS)
 
 # The CUDA kernels as nvcc makes them, without a GPU: no spills, no serialised wgmma, tensor cores where they must be.
+CUDA_CHECK = build/cuda-check
+
 cuda-check: $(VENV)
-	$(PIP) install --quiet 'nvidia-cuda-cuobjdump>=13' 'nvidia-cuda-nvdisasm>=13'
-	$(VENV)/bin/python cmake/check_cuda.py
+	$(PIP) install --quiet 'cmake>=3.24' 'pybind11>=3.0' 'nvidia-cuda-cuobjdump>=13' 'nvidia-cuda-nvdisasm>=13'
+	$(VENV)/bin/cmake -S . -B $(CUDA_CHECK) -DFASTNN_CUDA=ON -DFASTNN_CPU_LEVELS=baseline \
+	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
+	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
+	$(VENV)/bin/cmake --build $(CUDA_CHECK) --target cuda_base cuda_sm90 --parallel $$(nproc)
+	$(VENV)/bin/python cmake/check_cuda.py $(CUDA_CHECK)
 
 clean:
 	rm -rf build dist $(VENV) .venv-*
