@@ -143,18 +143,12 @@ void fill_tables(const PassPlan& plan, const TileSource& source, int phase, cons
       }
 }
 
-// Packed lines of one part run on into the next pixels, which zeros are to cancel: they have to be finite.
-template <int P>
-bool sums_are_exact(const PartRange& source, const PartRange& weights) {
-  return P == 1 ? source.largest_exponent() < 128 : parts_are_exact(source, weights);
-}
-
 // The filters are packed at pass.filters, in range `packed`, or `unpacked`.
 template <int P>
 bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
                const FilterSource* unpacked) {
   const int64_t tasks = grid.tasks(), steps = pass.taps[0].steps, panels = unpacked ? pass.panels() : 0;
-  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes;
+  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : prepared_bytes<P>(pass.source);
   PartRange* ranges =
       static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks + panels) * sizeof(PartRange)));
   PartRange* panel_ranges = ranges + tasks;
@@ -181,7 +175,7 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
   PartRange source, weights = packed;
   for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
   for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
-  return sums_are_exact<P>(source, weights);
+  return P == 1 || parts_are_exact(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
@@ -269,11 +263,11 @@ void packing(const ConvPacking& request) {
   const PassPlan plan = forward_plan(args);
   *request.bytes = 0;
   if (!suits_tiles(args, plan)) return;
-  const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
+  const TileSource whole = whole_source(args, plan, 0);
+  const int64_t steps = whole.steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
-  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) +
-                  args.channels_last;
+  *request.form = (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + whole.lines;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {
