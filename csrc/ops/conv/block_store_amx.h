@@ -201,43 +201,36 @@ class BlockStore {
   // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
     if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
-    sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
+    sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = due_ = 0;
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
+    pieces_ = pass_.source.pixels ? ceil_div(positions_, kPiecePixels)
+              : rounded()         ? ceil_div(filters_, 16)
+                                  : transposes() + ceil_div(filters_, kPieceFilters);
     if (pass_.source.pixels) return;
     adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
   }
-  int64_t pieces() const {
-    if (sums_ == nullptr) return 0;
-    if (pass_.source.pixels) return kBlock;
-    return rounded() ? rounded_pieces() * ceil_div(filters_, 16) : transposes() + ceil_div(filters_, kPieceFilters);
+  // What is due with one of `steps` steps of the next block.
+  void run_beside(int64_t steps) {
+    for (due_ += pieces_; due_ >= steps && piece_ < pieces_; due_ -= steps) run_piece();
   }
-  // What is due with a step of the next block.
-  void run_beside(int64_t step, int64_t steps) {
-    constexpr int64_t kSpreadSteps = 12;  // pay for storing pixel by pixel
-    run_to(pass_.source.pixels && steps < kSpreadSteps ? pieces() : pieces() * (step + 1) / steps);
-  }
-  // Pieces up to `end`.
-  void run_to(int64_t end) {
-    if (pass_.source.pixels) return store_pixels(end);
-    for (; piece_ < end; ++piece_) {
-      if constexpr (kSize == 2) {
-        if (rounded()) {
-          store_rounded(piece_);
-          continue;
-        }
-      }
-      if (piece_ < transposes()) {
-        transpose_tile(reinterpret_cast<char*>(sums_ + piece_ * 256));
-      } else {
-        store_filters((piece_ - transposes()) * kPieceFilters);
-      }
-    }
+  void finish() {
+    while (piece_ < pieces_) run_piece();
   }
 
  private:
   static constexpr int64_t kSize = sizeof(T);
-  static constexpr int64_t kPieceFilters = 4;
+  static constexpr int64_t kPieceFilters = kSize == 2 ? 16 : 4, kPiecePixels = 8;
+
+  void run_piece() {
+    const int64_t piece = piece_++;
+    if (pass_.source.pixels) return store_pixels(piece * kPiecePixels);
+    if constexpr (kSize == 2) {
+      if (rounded()) return store_rounded(piece * 16);
+    }
+    if (piece < transposes()) return transpose_tile(reinterpret_cast<char*>(sums_ + piece * 256));
+    store_filters((piece - transposes()) * kPieceFilters);
+  }
 
   // Whether a tile's positions are adjacent in the output, as all tiles' are.
   bool whole_run() const {
@@ -245,7 +238,6 @@ class BlockStore {
   }
   // Whether sums are rounded before they are transposed: half as much to do.
   bool rounded() const { return kSize == 2 && !in_place_ && transposed(); }
-  int64_t rounded_pieces() const { return 2 * pass_.column_phases + 2; }  // of 16 filters
   int64_t transposes() const { return transposed() ? 4 * pass_.column_phases : 0; }
   bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
   int64_t pixel_offset(const OutputPosition& at) const {
@@ -311,65 +303,69 @@ class BlockStore {
     }
   }
 
-  // A piece of 16 filters of positions x filters: two for each column phase transpose 16 positions each, two store 8
-  // filters each.
-  void store_rounded(int64_t piece) {
-    const int64_t f = piece / rounded_pieces() * 16, part = piece % rounded_pieces();
-    const int64_t transposes = rounded_pieces() - 2;
-    part < transposes ? transpose_rounded(f, part / 2, part % 2) : store_eight(f, part - transposes);
-  }
-
-  // Positions 8 half ... and 16 + 8 half ... .
-  void transpose_rounded(int64_t f, int64_t phase, int64_t half) {
-    const float* lanes = sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * half;
-    const __m512 bias = _mm512_load_ps(bias_ + f);
-    const auto sum = [&](int64_t position) {
-      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position * 16), bias);
-      return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
-    };
-    __m512i words[8];
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < 8; ++i) words[i] = __m512i(_mm512_cvtne2ps_pbh(sum(32 + i), sum(i)));
-    transpose_eights(words, words_[phase][half]);
-  }
-
-  // Eight filters: of each, words_ have a quarter of 8 positions from 0, 8, 16 and 24 on.
-  void store_eight(int64_t f, int64_t half) {
-    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), order = half == 0 ? low : high;
-    const auto row = [&](int64_t phase, int64_t e) {
-      return _mm512_permutex2var_epi64(words_[phase][0][e], order, words_[phase][1][e]);
-    };
-    const int64_t first = f + 8 * half, n = min(8, filters_ - first), channel_bytes = pass_.out.c_row * kSize;
-    char* channel = pass_.out.c + (o_ + first) * channel_bytes;
-    const bool whole = whole_run(), woven = pass_.column_phases == 2;
-    for (int64_t e = 0; e < n; ++e, channel += channel_bytes) {
-      if (adjacent_) fetch_next(channel);
-      const __m512i words = row(0, e);
-      for (int i = 0; i < runs_.count; ++i) {
-        const LaneRun& run = runs_.runs[i];
-        char* target = channel + run.offset * kSize;
-        if (whole) {
-          _mm512_storeu_si512(target, words);
-        } else if (adjacent_) {
-          store_adjacent_words(target, run, words);
+  // 16 filters of positions x filters from f on.
+  void store_rounded(int64_t f) {
+    const bool woven = pass_.column_phases == 2;
+    __m512i words[2][16];
+    round_filters(sums_ + f / 16 * 256, f, words[0]);
+    if (woven) round_filters(sums_ + kSumsPerBlock + f / 16 * 256, f, words[1]);
+    const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
+    char* channel = pass_.out.c + (o_ + f) * channel_bytes;
+    if (whole_run()) {
+      channel += runs_.runs[0].offset * kSize;
+      for (int64_t e = 0; e < n; ++e) _mm512_storeu_si512(channel + e * channel_bytes, words[0][e]);
+      return;
+    }
+    for (int i = 0; i < runs_.count; ++i) {
+      const LaneRun& run = runs_.runs[i];
+      char* target = channel + run.offset * kSize;
+      for (int64_t e = 0; e < n; ++e, target += channel_bytes) {
+        if (adjacent_) {
+          store_adjacent_words(target, run, words[0][e]);
         } else if (woven) {
-          store_woven_words(target, run.mask, words, row(1, e));
+          store_woven_words(target, run.mask, words[0][e], words[1][e]);
         } else {
-          store_words(target, pass_.columns.step, run.mask, words);
+          store_words(target, pass_.columns.step, run.mask, words[0][e]);
         }
       }
     }
   }
 
-  void store_pixels(int64_t end) {
+  // The 32 positions of 16 filters. Of positions 8 half ... and 16 + 8 half ... a transpose makes, in quarters, what
+  // filters e and e + 8 have of them.
+  inline __attribute__((always_inline)) void round_filters(const float* lanes, int64_t f, __m512i* words) const {
+    const __m512 bias = _mm512_load_ps(bias_ + f), least = _mm512_set1_ps(relu_ ? 0 : -__builtin_inff());
+    // The second operand where one is NaN.
+    const auto sum = [&](const float* p) { return _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(p), bias)); };
+    __m512i eights[2][8];
+#pragma GCC unroll 2
+    for (int64_t half = 0; half < 2; ++half) {
+      __m512i rows[8];
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < 8; ++i) {
+        const float* position = lanes + (8 * half + i) * 16;
+        rows[i] = __m512i(_mm512_cvtne2ps_pbh(sum(position + 512), sum(position)));
+      }
+      transpose_eights(rows, eights[half]);
+    }
+    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
+                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+#pragma GCC unroll 8
+    for (int64_t e = 0; e < 8; ++e) {
+      words[e] = _mm512_permutex2var_epi64(eights[0][e], low, eights[1][e]);
+      words[e + 8] = _mm512_permutex2var_epi64(eights[0][e], high, eights[1][e]);
+    }
+  }
+
+  // kPiecePixels of them from `begin` on, where at_ is.
+  void store_pixels(int64_t begin) {
     const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
     const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
     const __m512 low_bias = _mm512_load_ps(bias_), high_bias = _mm512_load_ps(bias_ + 16);
     const bool relu = relu_, general = !relu && pass_.out.activation != Activation::None;
     const char* residual = pass_.out.residual;
     OutputPosition at = at_;
-    for (int64_t r = piece_; r < min(end, positions_); at.advance(1), ++r) {
+    for (int64_t r = begin; r < min(begin + kPiecePixels, positions_); at.advance(1), ++r) {
       if (!at.valid()) continue;
       const int64_t offset = pixel_offset(at);
       const float* lanes = block_row(sums_, r);
@@ -392,7 +388,6 @@ class BlockStore {
       }
     }
     at_ = at;
-    piece_ = max(piece_, end);
   }
 
   __attribute__((noinline)) void activate_pixel(__m512& x, __m512& y) const {
@@ -406,10 +401,10 @@ class BlockStore {
   const TileTask& task_;
   alignas(64) float bias_[kBlock] = {};
   float* sums_ = nullptr;
-  int64_t o_ = -1, filters_ = 0, positions_ = 0, piece_ = 0;
+  int64_t o_ = -1, filters_ = 0, positions_ = 0;
+  int64_t piece_ = 0, pieces_ = 0, due_ = 0;  // due_: of the pieces, in steps
   OutputPosition at_;
   TileRuns runs_;
-  __m512i words_[2][2][8];  // of each column phase: 16 filters, transposed
   const bool relu_, in_place_, adjacent_;
 };
 

@@ -25,15 +25,17 @@ constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time:
 
 // ------------------------------------------------------------------------------------- product
 
-// Beside a block's products: the block before is stored, and the next panel may be fetched.
+// Beside a block's products: the block before is stored, and lines of the next panel are fetched into the second-level
+// cache.
 template <class T>
 struct StoreAhead {
   BlockStore<T>* store;
-  TileAhead next;
+  const char* lines;
+  int64_t lines_per_step;
 
   void operator()(int64_t step, int64_t steps) const {
-    next(step, steps);
-    store->run_beside(step, steps);
+    for (int64_t line = 0; line < lines_per_step; ++line) prefetch_near(lines + (step * lines_per_step + line) * 64);
+    store->run_beside(steps);
   }
 };
 
@@ -66,17 +68,17 @@ void multiply(const TilePass& pass, const TileTask& task) {
         const PassTaps& taps = pass.taps[f];
         const int64_t panel_bytes = taps.steps * P * kBlockBytes;
         // Of three parts products take so long that fetching beside them costs more than it saves.
-        const int64_t lines = P == 1 && panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
-        const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
+        const int64_t per_step = ceil_div(kBlockBytes / 64, tiles.tiles), fetched = tile * taps.steps * per_step * 64;
+        const bool fetches = P == 1 && panel + 1 < task.panel_end && fetched < panel_bytes;
         const char* filters = taps.filters + panel * panel_bytes;
-        const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
+        const StoreAhead<T> ahead{&store, filters + panel_bytes + fetched, fetches ? per_step : 0};
         multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
       }
-      store.run_to(store.pieces());
+      store.finish();
       store.begin(span, panel * kBlock, sums[block]);
     }
   _tile_release();
-  store.run_to(store.pieces());
+  store.finish();
 }
 
 // The same where no other task reads the filters: some steps of a panel are packed, and meet all tiles in the cache.
@@ -103,7 +105,7 @@ void multiply_unpacked(const TilePass& pass, const TileTask& task, const FilterS
     ranges[panel] = range.finish();
     for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
       store.begin(TileSpan(tiles, tile), panel * kBlock, sums + tile * kSumsPerBlock);
-      store.run_to(store.pieces());
+      store.finish();
     }
   }
   _tile_release();

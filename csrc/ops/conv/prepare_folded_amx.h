@@ -34,6 +34,46 @@ void copy_values(const T* values, int64_t count, char* target, int64_t part, Ran
   }
 }
 
+constexpr int64_t kFewChannels = 6;
+
+// Where the values of 32 pixels come from, of few channels: which words of a pair of channels' registers, for each
+// register of pixels.
+struct PixelOrder {
+  static constexpr int64_t kPairs = kFewChannels / 2;
+  alignas(64) uint16_t words[kFewChannels][kPairs][kBlock] = {};
+  __mmask32 lanes[kFewChannels][kPairs] = {};
+
+  explicit PixelOrder(int64_t channels) {
+    for (int64_t value = 0; value < channels * kBlock && channels <= kFewChannels; ++value) {
+      const int64_t row = value / kBlock, lane = value % kBlock, channel = value % channels;
+      words[row][channel / 2][lane] = uint16_t(channel % 2 * kBlock + value / channels);
+      lanes[row][channel / 2] |= __mmask32(1) << lane;
+    }
+  }
+};
+
+// 32 pixels of few channels `plane` elements apart, of which those in `mask` are inside. All are written.
+template <int P, class T>
+void gather_pixels(const PixelOrder& order, const T* values, int64_t plane, int64_t channels, __mmask32 mask,
+                   char* target, int64_t part, RangeLanes& range) {
+  __m512i rows[P][kFewChannels];
+  for (int64_t c = 0; c < channels; ++c) {
+    __m512i parts[P];
+    load_values<P>(values + c * plane, mask, parts, range);
+    for (int p = 0; p < P; ++p) rows[p][c] = parts[p];
+  }
+  for (int p = 0; p < P; ++p)
+    for (int64_t row = 0; row < channels; ++row) {
+      __m512i pixels = _mm512_setzero_si512();
+      for (int64_t c = 0; c < channels; c += 2) {
+        const __m512i words = _mm512_load_si512(order.words[row][c / 2]), odd = rows[p][min(c + 1, channels - 1)];
+        pixels =
+            _mm512_or_si512(pixels, _mm512_maskz_permutex2var_epi16(order.lanes[row][c / 2], rows[p][c], words, odd));
+      }
+      _mm512_storeu_si512(target + p * part + row * kLineBytes, pixels);
+    }
+}
+
 // 32 pixels of `channels` channels `plane` elements apart, of which those in `mask` are inside. A pixel is written in
 // whole eights, the last ones first: what they write beyond the pixel is written again.
 template <int P, class T>
@@ -61,8 +101,8 @@ void transpose_pixels(const T* values, int64_t plane, int64_t channels, __mmask3
 
 // Row `position` of the source from column `column` on, with zeros around it.
 template <int P, class T>
-void store_pixel_row(const TileSource& source, const T* image, int64_t position, int64_t column, char* target,
-                     RangeLanes& range) {
+void store_pixel_row(const TileSource& source, const PixelOrder& order, const T* image, int64_t position,
+                     int64_t column, char* target, RangeLanes& range) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
   const int64_t pixels = source.row_pixels(), pixel = source.channels * 2, part = source.pixels_part_bytes();
   const bool inside = position >= 0 && position < r.source;
@@ -71,9 +111,16 @@ void store_pixel_row(const TileSource& source, const T* image, int64_t position,
   for (int p = 0; p < P; ++p) memset(target + p * part, 0, size_t(first * pixel));
   if (!source.pixels && source.channels > 1) {
     const T* row = image + (source.first_channel * r.source + position) * c.source + column;
-    for (int64_t i = first; i < end; i += kBlock)
-      transpose_pixels<P>(row + i, r.source * c.source, source.channels, first_lanes(end - i), min(kBlock, end - i),
-                          target + i * pixel, part, range);
+    const int64_t plane = r.source * c.source;
+    for (int64_t i = first; i < end; i += kBlock) {
+      const __mmask32 mask = first_lanes(end - i);
+      char* to = target + i * pixel;
+      if (source.channels <= kFewChannels) {
+        gather_pixels<P>(order, row + i, plane, source.channels, mask, to, part, range);
+      } else {
+        transpose_pixels<P>(row + i, plane, source.channels, mask, min(kBlock, end - i), to, part, range);
+      }
+    }
   } else {
     const T* row = source.pixels ? image + (position * c.source + column) * source.all_channels + source.first_channel
                                  : image + (source.first_channel * r.source + position) * c.source + column;
@@ -145,11 +192,12 @@ void store_folded(const TileSource& source, const SourceRange& range, char* memo
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
   const int64_t rows = range.rows + source.rows.reach(), length = source.row_length, groups = source.groups();
   const int64_t row_bytes = source.pixel_row_bytes(), part = source.pixels_part_bytes();
+  const PixelOrder order(source.channels);
   const int64_t first_row = range.row * r.step - r.pad, first_column = range.column * c.step - c.pad;
   for (int64_t image = 0; image < range.images; ++image) {
     const T* data = reinterpret_cast<const T*>(source.data) + (range.image + image) * source.image_elements();
     for (int64_t row = 0; row < source.pixel_rows(rows); ++row)
-      store_pixel_row<P>(source, data, first_row + row, first_column, pixels + row * row_bytes, lanes);
+      store_pixel_row<P>(source, order, data, first_row + row, first_column, pixels + row * row_bytes, lanes);
     for (int64_t group = 0; group < groups; ++group) {
       const LineRuns runs(source, group);
       for (int64_t phase = 0; phase < source.phases(); ++phase) {

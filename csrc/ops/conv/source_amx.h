@@ -105,8 +105,8 @@ struct TileSource {
     phase_bytes = groups() * group_bytes;
     part_bytes = phases() * phase_bytes;
   }
-  // Rows of pixels that the lines of folded taps of an image are made of, of one part: those under all taps, with room
-  // for whole registers.
+  // Rows of pixels that the lines of folded taps of an image are made of, of one part: those under all taps. Behind a
+  // row there is room for a register, behind the last one for 32 pixels.
   int64_t pixel_rows(int64_t line_rows) const {
     const int64_t last = rows.folded ? (max(1, rows.taps) - 1) * rows.plane.dilation : rows.plane.step - 1;
     return (line_rows - 1) * rows.plane.step + last + 1;
@@ -115,7 +115,9 @@ struct TileSource {
     return (row_length - 1) * columns.plane.step + (max(1, columns.taps) - 1) * columns.plane.dilation + 1;
   }
   int64_t pixel_row_bytes() const { return ceil_div(row_pixels() * channels * 2, 64) * 64 + 64; }
-  int64_t pixels_part_bytes() const { return folds() > 1 ? pixel_rows(row_count) * pixel_row_bytes() : 0; }
+  int64_t pixels_part_bytes() const {
+    return folds() > 1 ? pixel_rows(row_count) * pixel_row_bytes() + kBlock * channels * 2 : 0;
+  }
   int64_t folds() const { return rows.folds() * columns.folds(); }
   int64_t k() const { return channels * folds(); }
   int64_t groups() const { return ceil_div(k(), kStepK); }
