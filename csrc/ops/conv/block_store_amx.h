@@ -205,7 +205,7 @@ class BlockStore {
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
     pieces_ = pass_.source.pixels ? ceil_div(positions_, kPiecePixels)
-              : rounded()         ? ceil_div(filters_, 16)
+              : rounded()         ? ceil_div(filters_, 16) * kRoundedPieces
                                   : transposes() + ceil_div(filters_, kPieceFilters);
     if (pass_.source.pixels) return;
     adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
@@ -221,12 +221,13 @@ class BlockStore {
  private:
   static constexpr int64_t kSize = sizeof(T);
   static constexpr int64_t kPieceFilters = kSize == 2 ? 16 : 4, kPiecePixels = 8;
+  static constexpr int64_t kRoundedPieces = 4;  // of 16 filters
 
   void run_piece() {
     const int64_t piece = piece_++;
     if (pass_.source.pixels) return store_pixels(piece * kPiecePixels);
     if constexpr (kSize == 2) {
-      if (rounded()) return store_rounded(piece * 16);
+      if (rounded()) return store_rounded(piece / kRoundedPieces * 16, piece % kRoundedPieces);
     }
     if (piece < transposes()) return transpose_tile(reinterpret_cast<char*>(sums_ + piece * 256));
     store_filters((piece - transposes()) * kPieceFilters);
@@ -265,14 +266,17 @@ class BlockStore {
     if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
   }
 
-  // Where the next block goes: a line of every channel is more streams than the hardware follows.
-  void fetch_next(const char* channel) const {
-    const char* next = channel + (runs_.runs[0].offset + kBlock) * kSize;
-    for (int64_t line = 0; line < kSize / 2; ++line) prefetch_written(next + line * 64);
+  // Where the next block of `count` filters goes: a line of every channel is more streams than the hardware follows.
+  void fetch_next(int64_t f, int64_t count) const {
+    const int64_t channel_bytes = pass_.out.c_row * kSize;
+    const char* next = pass_.out.c + (o_ + f) * channel_bytes + (runs_.runs[0].offset + kBlock) * kSize;
+    for (int64_t e = 0; e < count && runs_.count > 0; ++e, next += channel_bytes)
+      for (int64_t line = 0; line < kSize / 2; ++line) prefetch_written(next + line * 64);
   }
 
   void store_filters(int64_t begin) {
     if (in_place_ && begin == 0) finish_filters();
+    if (adjacent_) fetch_next(begin, min(kPieceFilters, filters_ - begin));
     const bool plain = !in_place_, relu = plain && relu_, whole = whole_run();
     const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
     char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
@@ -293,7 +297,6 @@ class BlockStore {
       if (whole) {
         store_whole<T>(run + (f - begin) * channel_bytes, x, y);
       } else if (adjacent_) {
-        fetch_next(channel);
         for (int i = 0; i < runs_.count; ++i)
           store_adjacent<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i], x, y);
       } else {
@@ -303,57 +306,51 @@ class BlockStore {
     }
   }
 
-  // 16 filters of positions x filters from f on.
-  void store_rounded(int64_t f) {
-    const bool woven = pass_.column_phases == 2;
-    __m512i words[2][16];
-    round_filters(sums_ + f / 16 * 256, f, words[0]);
-    if (woven) round_filters(sums_ + kSumsPerBlock + f / 16 * 256, f, words[1]);
-    const int64_t n = min(16, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
-    char* channel = pass_.out.c + (o_ + f) * channel_bytes;
-    if (whole_run()) {
-      channel += runs_.runs[0].offset * kSize;
-      for (int64_t e = 0; e < n; ++e) _mm512_storeu_si512(channel + e * channel_bytes, words[0][e]);
-      return;
-    }
-    for (int i = 0; i < runs_.count; ++i) {
-      const LaneRun& run = runs_.runs[i];
-      char* target = channel + run.offset * kSize;
-      for (int64_t e = 0; e < n; ++e, target += channel_bytes) {
-        if (adjacent_) {
-          store_adjacent_words(target, run, words[0][e]);
-        } else if (woven) {
-          store_woven_words(target, run.mask, words[0][e], words[1][e]);
-        } else {
-          store_words(target, pass_.columns.step, run.mask, words[0][e]);
-        }
-      }
-    }
+  // 16 filters of positions x filters, from f on: two pieces transpose 16 positions each, two store 8 filters each.
+  void store_rounded(int64_t f, int64_t piece) {
+    if (piece >= 2) return store_eight(f + 8 * (piece - 2), piece == 2 ? kLowEights : kHighEights);
+    if (piece == 0) fetch_next(f, min(16, filters_ - f));
+    for (int phase = 0; phase < pass_.column_phases; ++phase)
+      round_positions(sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * piece, f, words_[phase][piece]);
   }
 
-  // The 32 positions of 16 filters. Of positions 8 half ... and 16 + 8 half ... a transpose makes, in quarters, what
-  // filters e and e + 8 have of them.
-  inline __attribute__((always_inline)) void round_filters(const float* lanes, int64_t f, __m512i* words) const {
+  // Positions 8 half ... and 16 + 8 half ... of 16 filters: in quarters, what filters e and e + 8 have of them.
+  void round_positions(const float* lanes, int64_t f, __m512i* words) const {
     const __m512 bias = _mm512_load_ps(bias_ + f), least = _mm512_set1_ps(relu_ ? 0 : -__builtin_inff());
     // The second operand where one is NaN.
     const auto sum = [&](const float* p) { return _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(p), bias)); };
-    __m512i eights[2][8];
-#pragma GCC unroll 2
-    for (int64_t half = 0; half < 2; ++half) {
-      __m512i rows[8];
+    __m512i rows[8];
 #pragma GCC unroll 8
-      for (int64_t i = 0; i < 8; ++i) {
-        const float* position = lanes + (8 * half + i) * 16;
-        rows[i] = __m512i(_mm512_cvtne2ps_pbh(sum(position + 512), sum(position)));
-      }
-      transpose_eights(rows, eights[half]);
+    for (int64_t i = 0; i < 8; ++i)
+      rows[i] = __m512i(_mm512_cvtne2ps_pbh(sum(lanes + 512 + i * 16), sum(lanes + i * 16)));
+    transpose_eights(rows, words);
+  }
+
+  // The 32 positions of 8 filters.
+  void store_eight(int64_t f, const int64_t (&eights)[8]) const {
+    const __m512i order = _mm512_load_si512(eights);
+    const auto row = [&](int64_t phase, int64_t e) {
+      return _mm512_permutex2var_epi64(words_[phase][0][e], order, words_[phase][1][e]);
+    };
+    const int64_t n = min(8, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
+    char* const channel = pass_.out.c + (o_ + f) * channel_bytes;
+    if (whole_run()) {
+      char* target = channel + runs_.runs[0].offset * kSize;
+      for (int64_t e = 0; e < n; ++e, target += channel_bytes) _mm512_storeu_si512(target, row(0, e));
+      return;
     }
-    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-#pragma GCC unroll 8
-    for (int64_t e = 0; e < 8; ++e) {
-      words[e] = _mm512_permutex2var_epi64(eights[0][e], low, eights[1][e]);
-      words[e + 8] = _mm512_permutex2var_epi64(eights[0][e], high, eights[1][e]);
+    for (int i = 0; i < runs_.count; ++i) {
+      const LaneRun run = runs_.runs[i];
+      char* target = channel + run.offset * kSize;
+      if (adjacent_) {
+        for (int64_t e = 0; e < n; ++e, target += channel_bytes) store_adjacent_words(target, run, row(0, e));
+      } else if (pass_.column_phases == 2) {
+        for (int64_t e = 0; e < n; ++e, target += channel_bytes)
+          store_woven_words(target, run.mask, row(0, e), row(1, e));
+      } else {
+        for (int64_t e = 0; e < n; ++e, target += channel_bytes)
+          store_words(target, pass_.columns.step, run.mask, row(0, e));
+      }
     }
   }
 
@@ -405,7 +402,10 @@ class BlockStore {
   int64_t piece_ = 0, pieces_ = 0, due_ = 0;  // due_: of the pieces, in steps
   OutputPosition at_;
   TileRuns runs_;
+  __m512i words_[2][2][8];  // of each column phase: 16 filters, transposed
   const bool relu_, in_place_, adjacent_;
+  alignas(64) static constexpr int64_t kLowEights[8] = {0, 1, 8, 9, 4, 5, 12, 13};
+  alignas(64) static constexpr int64_t kHighEights[8] = {2, 3, 10, 11, 6, 7, 14, 15};
 };
 
 }  // namespace

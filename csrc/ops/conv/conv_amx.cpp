@@ -59,8 +59,8 @@ void multiply(const TilePass& pass, const TileTask& task) {
   const TaskTiles tiles(pass, task);
   alignas(64) float sums[2][2 * kSumsPerBlock];
   BlockStore<T> store(pass, task);
-  int64_t block = 0;
   _tile_loadconfig(&kTileConfig);
+  int64_t block = 0;
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
     for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
       const TileSpan span(tiles, tile);
