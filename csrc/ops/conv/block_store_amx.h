@@ -276,7 +276,7 @@ class BlockStore {
 
   void store_filters(int64_t begin) {
     if (in_place_ && begin == 0) finish_filters();
-    if (adjacent_) fetch_next(begin, min(kPieceFilters, filters_ - begin));
+    if (adjacent_ && (kSize == 2 || !whole_run())) fetch_next(begin, min(kPieceFilters, filters_ - begin));
     const bool plain = !in_place_, relu = plain && relu_, whole = whole_run();
     const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
     char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
