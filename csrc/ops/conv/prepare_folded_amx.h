@@ -2,10 +2,12 @@
 // of the group side by side, and of these the lines. Their values are adjacent from a row's first tap to its last, so
 // that a line is a few runs of pixels' rows, the same for every position: a masked load for each of them.
 //
-// Pixels of NHWC are copied, and of NCHW transposed: eight channels of 32 pixels at a time, 24 shuffles and 32 stores
-// of 16 bytes. Each value is split into parts once, not once for every tap.
+// Pixels of NHWC are copied. Those of NCHW are transposed, 32 of them at a time: eight channels take 24 shuffles and 32
+// stores of 16 bytes; few channels are gathered from their registers, with a shuffle for each pair of them in each
+// register of pixels. Each value is split into parts once, not once for every tap.
 //
-// Cost: two cycles for each line and run, and 2 to 3 for every eight channels of a pixel.
+// Cost: 2 to 5 cycles for each line and run (more where lines leave the first-level cache), and 3 to 5 for eight
+// channels of a pixel.
 #pragma once
 
 #include "ops/conv/source_amx.h"
