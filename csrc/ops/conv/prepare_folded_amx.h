@@ -168,12 +168,14 @@ void store_run_lines(const LineRuns& runs, const char* pixels, int64_t row_bytes
   const int count = kRuns > 0 ? kRuns : int(runs.count);
   const char* from[kMost];
   __mmask32 masks[kMost];
+#pragma GCC unroll 6
   for (int i = 0; i < count; ++i) {
     from[i] = pixels + runs.runs[i].row * row_bytes + runs.runs[i].offset;
     masks[i] = runs.runs[i].mask;
   }
   for (int64_t line = 0; line < lines; ++line) {
     __m512i values = _mm512_maskz_loadu_epi16(masks[0], from[0] + line * step);
+#pragma GCC unroll 6
     for (int i = 1; i < count; ++i) values = _mm512_mask_loadu_epi16(values, masks[i], from[i] + line * step);
     _mm512_store_si512(target + line * kLineBytes, values);
   }
@@ -181,10 +183,11 @@ void store_run_lines(const LineRuns& runs, const char* pixels, int64_t row_bytes
 
 inline void store_folded_lines(const LineRuns& runs, const char* pixels, int64_t row_bytes, int64_t step, int64_t lines,
                                char* target) {
-  const auto store = runs.count == 1   ? store_run_lines<1>
-                     : runs.count == 2 ? store_run_lines<2>
-                     : runs.count == 3 ? store_run_lines<3>
-                                       : store_run_lines<0>;
+  constexpr int64_t kMostRuns = 6;  // of a line of one channel under 5 x 5 taps five
+  constexpr decltype(&store_run_lines<0>) kStores[kMostRuns + 1] = {
+      store_run_lines<0>, store_run_lines<1>, store_run_lines<2>, store_run_lines<3>,
+      store_run_lines<4>, store_run_lines<5>, store_run_lines<6>};
+  const auto store = kStores[runs.count <= kMostRuns ? runs.count : 0];
   store(runs, pixels, row_bytes, step, lines, target);
 }
 
