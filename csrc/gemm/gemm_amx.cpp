@@ -36,9 +36,7 @@ constexpr int64_t kFarBlocks = 4;                 // of A, wanted where B is rea
 constexpr int64_t kStripPanels = 48;              // of B that pay for packing A
 constexpr int64_t kNarrowPanels = 12;             // where A is a single block: the work has to be shared
 constexpr int64_t kTasks = 8;                     // wanted, at least
-constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
 constexpr int64_t kStretchTasks = 1024;           // then those whose parts were not exact
-constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 constexpr int64_t kPackPanels = 8;                // packed together: rows are read 256 columns at a time
 template <int P>
 constexpr int64_t kChunkSteps = P == 1 ? 8 : 16;
