@@ -3,7 +3,6 @@
 #pragma once
 
 #include "gemm/gemm_amx.h"
-#include "gemm/prefetch.h"
 #include "gemm/product_cpu.h"
 
 namespace fastnn {
@@ -40,9 +39,11 @@ void direct_tiles(const Product<T>& product, const RowsOfB<T>& b, int64_t row, i
   const int64_t depth = even_piece(product.k, kDirectDepth), height = even_piece(row_end - row, kRows);
   int64_t b_rows[kDirectDepth];
   for (int64_t p = 0; p < depth; ++p) b_rows[p] = p * b.row;
-  const auto multiply = [&](int64_t i, int64_t j, int64_t p) {
-    const int rows = int(min(height, row_end - i)), columns = int(min(kColumns, column_end - j));
+  // Tiles side by side from column j on; the column after them.
+  const auto multiply = [&](int64_t i, int64_t j, int64_t end, int64_t p) {
+    const int rows = int(min(height, row_end - i)), columns = int(min(kColumns, end - j));
     const Destination<T> out = product.destination(i, j, p, p + depth);
+    const bool plain = out.plain() && (kMaskedLoads || columns % Vec<T>::size == 0);
     const OuterTile<T> tile{product.a.template at<T>(i, p),
                             product.a.outer,
                             product.a.depth,
@@ -51,23 +52,24 @@ void direct_tiles(const Product<T>& product, const RowsOfB<T>& b, int64_t row, i
                             min(depth, product.k - p),
                             rows,
                             columns,
-                            b.ahead};
-    if (out.plain() && (kMaskedLoads || columns % Vec<T>::size == 0)) {
-      if (product.k <= kShortDepth)
-        for (int r = 0; r < rows; ++r)
-          for (int64_t c = 0; c < columns; c += Vec<T>::size) prefetch_written(out.c + r * out.c_row + c);
-      return run_outer_tile<T, kRows, kColumns>(tile, out.c, out.c_row);
+                            b.ahead,
+                            plain ? max(1, (end - j) / kColumns) : 1,
+                            kColumns * b.column};
+    if (plain) {
+      run_outer_tile<T, kRows, kColumns>(tile, out.c, out.c_row);
+    } else {
+      alignas(64) T block[kRows * kColumns];
+      run_outer_tile<T, kRows, kColumns>(tile, block, kColumns);
+      out.template put<kColumns>(block, rows, columns);
     }
-    alignas(64) T block[kRows * kColumns];
-    run_outer_tile<T, kRows, kColumns>(tile, block, kColumns);
-    out.template put<kColumns>(block, rows, columns);
+    return j + tile.run * kColumns;
   };
   // With a short k the time goes into C: it is written along whole rows, while B waits in the second-level cache.
   const int64_t strip = product.k <= kShortDepth ? kStripColumns / kColumns * kColumns : kColumns;
   for (int64_t p = 0; p < product.k; p += depth)
     for (int64_t first = column; first < column_end; first += strip)
       for (int64_t i = row; i < row_end; i += height)
-        for (int64_t j = first; j < min(first + strip, column_end); j += kColumns) multiply(i, j, p);
+        for (int64_t j = first, end = min(first + strip, column_end); j < end;) j = multiply(i, j, end, p);
 }
 
 // `streamed`: a large B comes from memory in pieces of rows, which the hardware does not prefetch.
