@@ -71,7 +71,8 @@ struct Destination {
 };
 
 // The sums go to rows of `out`, `out_row` elements apart. One pointer serves four rows of A, so that fourteen of them
-// need four pointers and two strides, and all stay in registers. kMasked: `columns` may end inside the last vector.
+// need four pointers and two strides, and all stay in registers. A run of tiles is one of a short k: what it writes is
+// fetched beside its products. kMasked: `columns` may end inside the last vector.
 template <class T, int kRows, int kVectors, bool kMasked, bool kAhead = false>
 __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* out, int64_t out_row) {
   constexpr int kLanes = Vec<T>::size;
@@ -82,6 +83,12 @@ __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* out, int6
     const char* a[(kRows + 3) / 4];
 #pragma GCC unroll 4
     for (int r = 0; r < (kRows + 3) / 4; ++r) a[r] = reinterpret_cast<const char*>(tile.a) + 4 * r * row_bytes;
+    if (tile.run > 1) {
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(out + r * out_row + v * kLanes, 1);
+    }
     Vec<T> sums[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r)
