@@ -76,6 +76,7 @@ struct Destination {
 template <class T, int kRows, int kVectors, bool kMasked, bool kAhead = false>
 __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* out, int64_t out_row) {
   constexpr int kLanes = Vec<T>::size;
+  constexpr bool kShort = kRows == Tile<T>::kShortRows && kVectors == Tile<T>::kShortVectors;
   const int64_t row_bytes = tile.a_row * int64_t(sizeof(T)), step = tile.a_column * int64_t(sizeof(T));
   const int tail = tile.columns - (kVectors - 1) * kLanes;
   const T* first = tile.b;
@@ -83,7 +84,7 @@ __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* out, int6
     const char* a[(kRows + 3) / 4];
 #pragma GCC unroll 4
     for (int r = 0; r < (kRows + 3) / 4; ++r) a[r] = reinterpret_cast<const char*>(tile.a) + 4 * r * row_bytes;
-    if (tile.run > 1) {
+    if (kShort && tile.run > 1) {
 #pragma GCC unroll 16
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
