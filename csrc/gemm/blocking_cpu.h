@@ -42,7 +42,7 @@ constexpr int64_t kTaskWork = int64_t(1) << 20;            // pays for a task
 constexpr int64_t kSerialWork = int64_t(1) << 19;          // less does not pay for a second thread
 constexpr int64_t kTwofoldWork = int64_t(1) << 22;         // less does not pay for packing together
 constexpr int64_t kDirectWork = int64_t(256) * 256 * 256;  // up to here packing does not pay
-constexpr int64_t kStreamWork = int64_t(1) << 16;          // pays for a task that waits for memory
+constexpr int64_t kStreamWork = int64_t(1) << 15;          // pays for a task that waits for memory
 constexpr int64_t kItemWork = int64_t(1) << 26;            // larger products of a batch are parallel in themselves
 constexpr int64_t kTasks = 8;                              // wanted of a blocked product, at least
 
