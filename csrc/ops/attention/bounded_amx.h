@@ -1,21 +1,20 @@
-// Attention forward of bfloat16 whose scores have a known bound: no maxima, exponentials in 16-bit integers, and both
-// beside tile products. attention_amx.cpp says when.
+// Attention forward of bfloat16 whose scores have a known bound: no maxima, and exponentials in 16-bit integers.
 //
-//   |scale q.k| log2 e <= b of a row, by Cauchy and Schwarz: b = |scale| log2 e |q| max |k|
+//   |scale q.k| log2 e <= b of a row, by Cauchy and Schwarz: b = |scale| log2 e |q| max |k|, rounded up
 //   P = 2^(S log2 e - b - 1) is in [2^(-2b - 1), 1/2]: it neither overflows nor, for b <= kLargestBound, underflows
 //   O = P V / (P 1), the sums by a tile of ones: what is divided is what was multiplied
 //
-// A unit is 32 query rows against 128 keys, 16 KiB of scores. While the tiles multiply S = Q K^T of the next unit and
-// O += P V of the one before, the vector units turn S of a unit into P: a few rows after every four tile products,
-// near enough for both to be in flight.
+// Masked keys get a P of 0. Tasks and blocks are those of attention_amx.cpp; S of 32 rows by 128 keys stays in the
+// first-level cache, and is made, turned into P and used before the next 32 rows.
 //
 // The bits of a bfloat16 below its sign are 128 (127 + n) + 128 (2^f - 1) for 2^(n + f), 0 <= f < 1. A fused
-// multiply-add of the score leaves w = 512 (127 + n + f) in 16 bits of a float32, two keys share a lane from there on, and
+// multiply-add of the score leaves w = 512 (127 + n + f) in the lower 16 bits of a float32, two keys share a lane from
+// there on, and
 //
 //   P = (w - 512 (1 + f - 2^f)) / 4 = (w - f (1 - f) (153 + 45 f)) / 4
 //
-// within 0.0050 of 2^(n + f) where rounding it would be within 0.0039; the mean square error is 1.06 times rounding's.
-// 12 instructions for 32 scores, which take 256 cycles of tiles for every 32 of them and head_dim 64.
+// within 0.0050 of 2^(n + f) where rounding it would be within 0.0039; the mean square error is 1.06 times that of
+// rounding. 12 instructions for 32 scores.
 #pragma once
 
 #include "ops/attention/tiles_amx.h"
@@ -118,16 +117,8 @@ inline bool pack_queries(const PackSource& source, int64_t rows, int64_t depth, 
   return small == 0xffff;
 }
 
-// 32 query rows of a block against the block of keys from `key` on, of which they reach n.
-struct Unit {
-  int64_t panel, key, n, slot;  // slot: of two, by turns
-  bool masked;                  // some row does not reach some key of a whole panel
-
-  int64_t key_panels() const { return panels_of(n); }
-};
-
 struct BoundedWorkspace {
-  TilePanels<1> keys, queries, probabilities;
+  TilePanels<1> keys, queries, probabilities;  // of all keys; of a block of rows; of 32 rows of a block of scores
   StepTable<1> table;
   float *scores, *out, *sums, *bounds, *totals;
   float largest_key;
@@ -135,8 +126,8 @@ struct BoundedWorkspace {
   void carve(const AttentionArgs& args, Carver& memory) {
     keys.data = memory.take<char>(TilePanels<1>::bytes(args.kv_len, args.head_dim));
     queries.data = memory.take<char>(TilePanels<1>::bytes(kRows, args.head_dim));
-    probabilities = {memory.take<char>(TilePanels<1>::bytes(2 * kBlock, kKeys)), kKeyPanels};
-    scores = memory.take<float>(2 * kKeyPanels * kSumsPerBlock);
+    probabilities = {memory.take<char>(TilePanels<1>::bytes(kBlock, kKeys)), kKeyPanels};
+    scores = memory.take<float>(kKeyPanels * kSumsPerBlock);
     out = memory.take<float>(kRowPanels * panels_of(args.value_dim) * kSumsPerBlock);
     sums = memory.take<float>(kRowPanels * kSumsPerBlock);
     bounds = memory.take<float>(kRows);
@@ -144,103 +135,97 @@ struct BoundedWorkspace {
   }
 };
 
-// What the vector units do beside tile products: the scores of a unit become probabilities, some rows at a time.
-class Exponentials {
- public:
-  Exponentials(const AttentionArgs& args, const QueryBlock& block, const BoundedWorkspace& work)
-      : args_(args), block_(block), work_(work) {}
+// 32 query rows of a block against n keys.
+struct Unit {
+  int64_t panel, rows, key, n;
 
-  // In about `turns` turns.
-  void begin(const Unit& unit, int64_t turns) {
-    unit_ = unit;
-    rows_ = min(kBlock, block_.rows - unit.panel * kBlock);
-    height_ = rows_ > 16 ? kBlock : 16;
-    done_ = 0, end_ = height_ * unit.key_panels();
-    share_ = ceil_div(end_, max(1, turns));
-  }
-  inline __attribute__((always_inline)) void advance(int64_t count) {
-    const int64_t stop = min(end_, done_ + count);
-    while (done_ < stop) {
-      const int64_t key_panel = done_ / height_, r = done_ % height_, n = min(stop - done_, height_ - r);
-      unit_.masked ? convert<true>(key_panel, r, n) : convert<false>(key_panel, r, n);
-      done_ += n;
-    }
-  }
-  void turn() { advance(share_); }
-  void finish() { advance(end_); }
-
- private:
-  // Rows r .. r + n - 1 of a panel of keys.
-  template <bool kMasked>
-  inline __attribute__((always_inline)) void convert(int64_t key_panel, int64_t r, int64_t n) {
-    const float* scores = work_.scores + (unit_.slot * kKeyPanels + key_panel) * kSumsPerBlock;
-    const float* bounds = work_.bounds + unit_.panel * kBlock;
-    char* tile = work_.probabilities.data + (unit_.slot * kKeyPanels + key_panel) * kBlockBytes;
-    const __m512 scale = _mm512_set1_ps(float(args_.scale) * kLog2e * kWords);
-    const __m512 zero = _mm512_set1_ps(kWordsAt + kWords * 126 + 1);  // 1 more makes up for what is cut off
-    for (; n > 0; --n, ++r) {
-      const float* row = scores + r / 16 * 512 + r % 16 * 16;
-      const __m512 shift = _mm512_fnmadd_ps(_mm512_set1_ps(bounds[r]), _mm512_set1_ps(kWords), zero);
-      __m512i p = exp2_words(_mm512_fmadd_ps(_mm512_load_ps(row), scale, shift),
-                             _mm512_fmadd_ps(_mm512_load_ps(row + 256), scale, shift));
-      if (kMasked) p = _mm512_maskz_mov_epi16(reached(key_panel, r), p);
-      _mm512_store_si512(tile + r * 64, p);
-    }
-  }
-  // Which keys of a panel take part in row r.
-  __mmask32 reached(int64_t key_panel, int64_t r) const {
-    const int64_t row = block_.row + unit_.panel * kBlock + min(r, rows_ - 1), key = unit_.key + key_panel * kBlock;
-    const int64_t end = args_.causal ? min(args_.kv_len, row + 1) : args_.kv_len;
-    const __mmask32 keys = columns_of(end - key);
-    if (!args_.mask) return keys;
-    const int64_t* strides = args_.mask_strides;
-    const __m256i bytes = _mm256_maskz_loadu_epi8(
-        keys, static_cast<const bool*>(args_.mask) + block_.batch * strides[0] + block_.head * strides[1] +
-                  row * strides[2] + key);
-    return _mm256_test_epi8_mask(bytes, bytes);
-  }
-
-  const AttentionArgs& args_;
-  const QueryBlock& block_;
-  const BoundedWorkspace& work_;
-  Unit unit_{};
-  int64_t rows_ = 0, height_ = 0, done_ = 0, end_ = 0, share_ = 0;
+  int64_t key_panels() const { return panels_of(n); }
+  bool tall() const { return rows > 16; }
 };
 
-struct Beside {
-  Exponentials* exponentials;
-  inline __attribute__((always_inline)) void operator()(int64_t, int64_t) const { exponentials->turn(); }
-};
-
-inline bool suits_bounds(const AttentionArgs& args) {
-  const bool masks = !args.mask || (args.mask_dtype == DType::Bool && args.mask_strides[3] == 1);
-  return args.dtype == DType::BFloat16 && args.drop_threshold == 0 && masks;
+// S = Q K^T. Where 32 rows of Q fit into four tiles they stay there, and what is stored waits for no product.
+inline void multiply_keys(const Unit& unit, const BoundedWorkspace& work) {
+  const char* q = work.queries.at(unit.panel, 0);
+  if (work.queries.steps != 2) {
+    for (int64_t j = 0; j < unit.key_panels(); ++j)
+      tile_block<1>(work.table.stream(q), work.table.stream(work.keys.at(unit.key / kBlock + j, 0)), 0,
+                    work.queries.steps, unit.tall(), true, work.scores + j * kSumsPerBlock, true);
+    return;
+  }
+  _tile_loadd(4, q, 64);
+  _tile_loadd(5, q + kTileBytes, 64);
+  _tile_loadd(6, q + 2 * kTileBytes, 64);
+  _tile_loadd(7, q + 3 * kTileBytes, 64);
+  const char* k = work.keys.at(unit.key / kBlock, 0);
+  float *scores = work.scores, *before = nullptr;
+  for (int64_t half = 0; half < 2 * unit.key_panels(); ++half) {
+    _tile_zero(0);
+    _tile_loadd(2, k, 64);
+    _tile_dpbf16ps(0, 4, 2);
+    _tile_loadd(3, k + kBlockBytes, 64);
+    _tile_dpbf16ps(0, 6, 3);
+    if (before) _tile_stored(1, before, 64);
+    _tile_zero(1);
+    _tile_dpbf16ps(1, 5, 2);
+    _tile_dpbf16ps(1, 7, 3);
+    _tile_stored(0, scores, 64);
+    before = scores + 512;
+    k += half % 2 ? 2 * kBlockBytes - kTileBytes : kTileBytes;
+    scores += half % 2 ? kSumsPerBlock - 256 : 256;
+  }
+  _tile_stored(1, before, 64);
 }
 
-// The units of a query block, panel after panel of each block of keys; those without keys are left out.
-class Units {
- public:
-  Units(const AttentionArgs& args, const QueryBlock& block) : args_(args), block_(block) {}
+// Which keys of a panel take part in a row.
+inline __mmask32 reached(const AttentionArgs& args, const QueryBlock& block, int64_t r, int64_t key) {
+  const int64_t row = block.row + r;
+  const __mmask32 keys = columns_of((args.causal ? min(args.kv_len, row + 1) : args.kv_len) - key);
+  if (!args.mask) return keys;
+  const int64_t* strides = args.mask_strides;
+  const bool* mask = static_cast<const bool*>(args.mask) + block.batch * strides[0] + block.head * strides[1] +
+                     row * strides[2] + key;
+  const __m256i bytes = _mm256_maskz_loadu_epi8(keys, mask);
+  return _mm256_test_epi8_mask(bytes, bytes);
+}
 
-  // False after the last one.
-  bool next(Unit& unit) {
-    const int64_t reached = reached_keys(args_, block_), panels = panels_of(block_.rows);
-    for (;; ++panel_) {
-      if (panel_ == panels) panel_ = 0, key_ += kKeys;
-      if (key_ >= reached) return false;
-      const int64_t first = block_.row + panel_ * kBlock, last = block_.row + min(block_.rows, (panel_ + 1) * kBlock);
-      const int64_t n = min(kKeys, (args_.causal ? min(reached, last) : reached) - key_);
-      if (n <= 0) continue;
-      unit = {panel_++, key_, n, turn_++ % 2, args_.mask || n % kBlock != 0 || (args_.causal && key_ + n > first + 1)};
-      return true;
+// S becomes P. kMasked: not all keys of whole panels take part.
+template <bool kMasked>
+void exponentials(const AttentionArgs& args, const QueryBlock& block, const Unit& unit, const BoundedWorkspace& work) {
+  const __m512 scale = _mm512_set1_ps(float(args.scale) * kLog2e * kWords), words = _mm512_set1_ps(kWords);
+  const __m512 zero = _mm512_set1_ps(kWordsAt + kWords * 126 + 1);  // 1 more makes up for what is cut off
+  const int64_t key_panels = unit.key_panels();
+  for (int64_t r = 0; r < unit.rows; ++r) {
+    const int64_t row = unit.panel * kBlock + r;
+    const float* scores = block_row(work.scores, r);
+    char* tile = work.probabilities.data + r * 64;
+    const __m512 shift = _mm512_fnmadd_ps(_mm512_set1_ps(work.bounds[row]), words, zero);
+    for (int64_t j = 0; j < key_panels; ++j, scores += kSumsPerBlock, tile += kBlockBytes) {
+      __m512i p = exp2_words(_mm512_fmadd_ps(_mm512_load_ps(scores), scale, shift),
+                             _mm512_fmadd_ps(_mm512_load_ps(scores + 256), scale, shift));
+      if (kMasked) p = _mm512_maskz_mov_epi16(reached(args, block, row, unit.key + j * kBlock), p);
+      _mm512_store_si512(tile, p);
     }
   }
+}
 
- private:
-  const AttentionArgs& args_;
-  const QueryBlock& block_;
-  int64_t panel_ = 0, key_ = 0, turn_ = 0;
-};
+// O += P V, and the sums of P.
+inline void multiply_values(const AttentionArgs& args, const Unit& unit, const TilePanels<1>& values,
+                            const BoundedWorkspace& work) {
+  const int64_t value_panels = panels_of(args.value_dim), key_panels = unit.key_panels();
+  const TileStream probabilities = work.table.stream(work.probabilities.data);
+  const TileStream ones{reinterpret_cast<const char*>(kOnes.words), kOnesSteps, 64, 0, 0};
+  for (int64_t j = 0; j < value_panels; ++j)
+    tile_block<1>(probabilities, work.table.stream(values.at(j, unit.key / kBlock)), 0, key_panels, unit.tall(),
+                  args.value_dim - j * kBlock > 16, work.out + (unit.panel * value_panels + j) * kSumsPerBlock,
+                  unit.key == 0);
+  tile_block<1>(probabilities, ones, 0, key_panels, unit.tall(), false, work.sums + unit.panel * kSumsPerBlock,
+                unit.key == 0);
+}
+
+inline bool suits_bounds(const AttentionArgs& args) {
+  const bool plain_mask = !args.mask || (args.mask_dtype == DType::Bool && args.mask_strides[3] == 1);
+  return args.dtype == DType::BFloat16 && args.drop_threshold == 0 && plain_mask;
+}
 
 // False where scores may be too large.
 inline bool attend_bounded(const AttentionArgs& args, const QueryBlock& block, const TilePanels<1>& values,
@@ -249,42 +234,22 @@ inline bool attend_bounded(const AttentionArgs& args, const QueryBlock& block, c
   const PackSource source = head_source(args.q, args.dtype, block.at(args.q_strides), args.q_strides.row);
   const float factor = fabsf(float(args.scale)) * kLog2e * kRoundings * work.largest_key;
   if (!pack_queries(source, block.rows, args.head_dim, factor, work.queries, work.bounds)) return false;
-  const int64_t value_panels = panels_of(args.value_dim), dim_steps = work.queries.steps;
-  Exponentials exponentials(args, block, work);
-  const Beside beside{&exponentials};
-  const auto is_tall = [&](const Unit& unit) { return block.rows - unit.panel * kBlock > 16; };
-  const auto multiply_keys = [&](const Unit& unit) {
-    for (int64_t j = 0; j < unit.key_panels(); ++j)
-      tile_block<1>(work.table.stream(work.queries.at(unit.panel, 0)),
-                    work.table.stream(work.keys.at(unit.key / kBlock + j, 0)), 0, dim_steps, is_tall(unit), true,
-                    work.scores + (unit.slot * kKeyPanels + j) * kSumsPerBlock, true, beside);
-  };
-  const auto multiply_values = [&](const Unit& unit) {
-    const TileStream probabilities = work.table.stream(work.probabilities.at(unit.slot, 0));
-    for (int64_t j = 0; j < value_panels; ++j)
-      tile_block<1>(probabilities, work.table.stream(values.at(j, unit.key / kBlock)), 0, unit.key_panels(),
-                    is_tall(unit), args.value_dim - j * kBlock > 16,
-                    work.out + (unit.panel * value_panels + j) * kSumsPerBlock, unit.key == 0, beside);
-    tile_block<1>(probabilities, {reinterpret_cast<const char*>(kOnes.words), kOnesSteps, 64, 0, 0}, 0,
-                  unit.key_panels(), is_tall(unit), false, work.sums + unit.panel * kSumsPerBlock, unit.key == 0,
-                  beside);
-  };
-  Units units(args, block);
-  Unit before, unit, after;
-  bool is_first = true;
-  for (bool more = units.next(unit); more; is_first = false) {
-    if (is_first) multiply_keys(unit);
-    more = units.next(after);
-    exponentials.begin(unit, (more ? after.key_panels() * dim_steps : 0) +
-                                 (is_first ? 0 : before.key_panels() * (value_panels + 1)));
-    if (!is_first) multiply_values(before);
-    if (more) multiply_keys(after);
-    exponentials.finish();
-    before = unit, unit = after;
-  }
-  if (!is_first) multiply_values(before);
+  const int64_t reach = reached_keys(args, block);
+  for (int64_t key = 0; key < reach; key += kKeys)
+    for (int64_t panel = 0; panel < panels_of(block.rows); ++panel) {
+      const int64_t rows = min(kBlock, block.rows - panel * kBlock), row = block.row + panel * kBlock;
+      const Unit unit{panel, rows, key, min(kKeys, (args.causal ? min(reach, row + rows) : reach) - key)};
+      if (unit.n <= 0) continue;
+      multiply_keys(unit, work);
+      if (args.mask || unit.n % kBlock != 0 || (args.causal && key + unit.n > row + 1)) {
+        exponentials<true>(args, block, unit, work);
+      } else {
+        exponentials<false>(args, block, unit, work);
+      }
+      multiply_values(args, unit, values, work);
+    }
   for (int64_t r = 0; r < block.rows; ++r) {
-    work.totals[r] = is_first ? 0 : block_row(work.sums + r / kBlock * kSumsPerBlock, r % kBlock)[0];
+    work.totals[r] = reach > 0 ? block_row(work.sums + r / kBlock * kSumsPerBlock, r % kBlock)[0] : 0;
     work.bounds[r] += 1;
   }
   store_rows<bfloat16>(args, block, work.out, work.totals, work.bounds);
