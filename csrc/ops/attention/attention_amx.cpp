@@ -159,8 +159,7 @@ bool attend_block(const AttentionArgs& args, const QueryBlock& block, const Part
                       key_panels, block.rows - i * kBlock > 16, args.value_dim - j * kBlock > 16,
                       work.out + (i * value_panels + j) * kSumsPerBlock, key == 0);
   }
-  for (int64_t r = 0; r < block.rows; ++r)
-    work.totals[r] = _mm512_reduce_add_ps(_mm512_load_ps(work.totals + 16 * r));
+  for (int64_t r = 0; r < block.rows; ++r) work.totals[r] = _mm512_reduce_add_ps(_mm512_load_ps(work.totals + 16 * r));
   if (args.dtype == DType::Float32) {
     store_rows<float>(args, block, work.out, work.totals, work.highest);
   } else if (args.dtype == DType::BFloat16) {
@@ -183,7 +182,8 @@ bool run_task(const AttentionArgs& args, const Partition& partition, int64_t tas
   bool bounded = false, packed = false, exact = P == 1 || parts_are_exact(values);
   if constexpr (P == 1) {
     bounded = suits_bounds(args);
-    if (bounded) work.bounded.largest_key = pack_keys(key_source, args.kv_len, args.head_dim, work.bounded.keys);
+    const bfloat16* rows = static_cast<const bfloat16*>(args.k) + batch * ks.batch + head * ks.head;
+    if (bounded) work.bounded.largest_key = pack_keys({rows, ks.row, args.kv_len}, args.head_dim, work.bounded.keys);
   }
   PartRange keys;
   partition.for_each_block(args, task, [&](const QueryBlock& block) {

@@ -42,8 +42,8 @@ constexpr int64_t kOnesSteps[kKeyPanels] = {};
 // 2^x for 32 keys, the even ones of which are in `even`; see above for what the lower 16 bits of each lane hold.
 inline __attribute__((always_inline)) __m512i exp2_words(__m512 even, __m512 odd) {
   const auto all = [](int value) { return _mm512_set1_epi16(short(value)); };
-  const __m512i w = _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_castps_si512(even),
-                                            _mm512_slli_epi32(_mm512_castps_si512(odd), 16));
+  const __m512i w =
+      _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_castps_si512(even), _mm512_slli_epi32(_mm512_castps_si512(odd), 16));
   const __m512i f = _mm512_slli_epi16(w, 7), rest = _mm512_xor_si512(f, all(-1));
   const __m512i slope = _mm512_add_epi16(_mm512_mulhi_epu16(f, all(45)), all(153));
   const __m512i excess = _mm512_mulhi_epu16(_mm512_mulhi_epu16(f, rest), slope);
@@ -54,31 +54,35 @@ inline __mmask32 columns_of(int64_t count) {
   return __mmask32(lane_mask(count)) | __mmask32(lane_mask(count - 16)) << 16;
 }
 
-// A row's 32 elements from k on, or zeros where the source has no such row.
-inline __attribute__((always_inline)) __m512i load_row(const PackSource& source, int64_t row, int64_t rows, int64_t k,
-                                                       __mmask32 columns) {
-  const bool inside = row < rows;
-  return _mm512_maskz_loadu_epi16(inside ? columns : 0, source.at(inside ? row : 0, k));
-}
+// Rows of adjacent bfloat16.
+struct WordRows {
+  const bfloat16* data;
+  int64_t row, rows;
+
+  // 32 elements of row r from k on, or zeros where there is no such row.
+  inline __attribute__((always_inline)) __m512i load(int64_t r, int64_t k, __mmask32 columns) const {
+    const bool inside = r < rows;
+    return _mm512_maskz_loadu_epi16(inside ? columns : 0, data + (inside ? r : 0) * row + k);
+  }
+};
 
 inline __attribute__((always_inline)) __m512 add_squares(__m512 sums, __m512i words) {
   return _mm512_dpbf16_ps(sums, __m512bh(words), __m512bh(words));
 }
 
 // K as tiles of B, the even keys of a panel before its odd ones. Returns the largest |k|, or no finite number.
-inline float pack_keys(const PackSource& source, int64_t keys, int64_t depth, TilePanels<1>& panels) {
+inline float pack_keys(const WordRows& source, int64_t depth, TilePanels<1>& panels) {
   panels.steps = ceil_div(depth, kStepK);
   __m512i largest = _mm512_setzero_si512();  // of the squares, as bits: those of NaN are above all others
   char* tile = panels.data;
-  for (int64_t key = 0; key < keys; key += kBlock)
+  for (int64_t key = 0; key < source.rows; key += kBlock)
     for (int64_t half = 0; half < 2; ++half) {
       __m512 squares = _mm512_setzero_ps();
       for (int64_t step = 0; step < panels.steps; ++step) {
         const __mmask32 columns = columns_of(depth - step * kStepK);
         Vec<float> lanes[16];
 #pragma GCC unroll 16
-        for (int64_t i = 0; i < 16; ++i)
-          lanes[i].raw = __m512(load_row(source, key + half + 2 * i, keys, step * kStepK, columns));
+        for (int64_t i = 0; i < 16; ++i) lanes[i].raw = __m512(source.load(key + half + 2 * i, step * kStepK, columns));
         transpose(lanes);
 #pragma GCC unroll 16
         for (int64_t i = 0; i < 16; ++i) {
@@ -93,21 +97,20 @@ inline float pack_keys(const PackSource& source, int64_t keys, int64_t depth, Ti
 }
 
 // Q as tiles of A, and the bound of each row, |q| times a factor, as a whole number. False where one is too large.
-inline bool pack_queries(const PackSource& source, int64_t rows, int64_t depth, float factor, TilePanels<1>& panels,
-                         float* bounds) {
+inline bool pack_queries(const WordRows& source, int64_t depth, float factor, TilePanels<1>& panels, float* bounds) {
   panels.steps = ceil_div(depth, kStepK);
   __mmask16 small = 0xffff;
-  for (int64_t row = 0; row < round_up(rows, kBlock); row += 16) {
+  for (int64_t row = 0; row < round_up(source.rows, kBlock); row += 16) {
     char* tile = panels.data + row / kBlock * panels.steps * kBlockBytes + row % kBlock / 16 * kTileBytes;
-    Vec<float> squares[16];
-    for (int64_t i = 0; i < 16; ++i) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t step = 0; step < panels.steps; ++step) {
-        const __m512i words = load_row(source, row + i, rows, step * kStepK, columns_of(depth - step * kStepK));
-        _mm512_store_si512(tile + step * kBlockBytes + i * 64, words);
-        sum = add_squares(sum, words);
+    Vec<float> squares[16] = {};
+    for (int64_t step = 0; step < panels.steps; ++step, tile += kBlockBytes) {
+      const __mmask32 columns = columns_of(depth - step * kStepK);
+#pragma GCC unroll 16
+      for (int64_t i = 0; i < 16; ++i) {
+        const __m512i words = source.load(row + i, step * kStepK, columns);
+        _mm512_store_si512(tile + i * 64, words);
+        squares[i].raw = add_squares(squares[i].raw, words);
       }
-      squares[i].raw = sum;
     }
     const __m512 bound = _mm512_roundscale_ps(
         _mm512_mul_ps(_mm512_sqrt_ps(row_sums(squares).raw), _mm512_set1_ps(factor)), _MM_FROUND_TO_POS_INF);
@@ -182,8 +185,8 @@ inline __mmask32 reached(const AttentionArgs& args, const QueryBlock& block, int
   const __mmask32 keys = columns_of((args.causal ? min(args.kv_len, row + 1) : args.kv_len) - key);
   if (!args.mask) return keys;
   const int64_t* strides = args.mask_strides;
-  const bool* mask = static_cast<const bool*>(args.mask) + block.batch * strides[0] + block.head * strides[1] +
-                     row * strides[2] + key;
+  const bool* mask =
+      static_cast<const bool*>(args.mask) + block.batch * strides[0] + block.head * strides[1] + row * strides[2] + key;
   const __m256i bytes = _mm256_maskz_loadu_epi8(keys, mask);
   return _mm256_test_epi8_mask(bytes, bytes);
 }
@@ -231,9 +234,9 @@ inline bool suits_bounds(const AttentionArgs& args) {
 inline bool attend_bounded(const AttentionArgs& args, const QueryBlock& block, const TilePanels<1>& values,
                            BoundedWorkspace& work) {
   constexpr float kRoundings = 1.001f;
-  const PackSource source = head_source(args.q, args.dtype, block.at(args.q_strides), args.q_strides.row);
   const float factor = fabsf(float(args.scale)) * kLog2e * kRoundings * work.largest_key;
-  if (!pack_queries(source, block.rows, args.head_dim, factor, work.queries, work.bounds)) return false;
+  const WordRows rows{static_cast<const bfloat16*>(args.q) + block.at(args.q_strides), args.q_strides.row, block.rows};
+  if (!pack_queries(rows, args.head_dim, factor, work.queries, work.bounds)) return false;
   const int64_t reach = reached_keys(args, block);
   for (int64_t key = 0; key < reach; key += kKeys)
     for (int64_t panel = 0; panel < panels_of(block.rows); ++panel) {

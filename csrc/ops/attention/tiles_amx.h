@@ -110,9 +110,9 @@ void store_rows(const AttentionArgs& args, const QueryBlock& block, float* sums,
     const float total = totals[r];
     const __m512 factor = _mm512_set1_ps(total == 0.0f ? 0.0f : 1.0f / total);
     float* row = block_row(sums + r / kBlock * value_panels * kSumsPerBlock, r % kBlock);
-    char* out = element<char>(args.out, args.dtype, at + r * args.out_strides.row);
+    T* out = static_cast<T*>(args.out) + at + r * args.out_strides.row;
     for (int64_t v = 0; 16 * v < args.value_dim; ++v)
-      store_lanes<T>(out + 16 * v * int64_t(sizeof(T)), lane_mask(args.value_dim - 16 * v),
+      store_lanes<T>(reinterpret_cast<char*>(out + 16 * v), lane_mask(args.value_dim - 16 * v),
                      _mm512_mul_ps(_mm512_load_ps(lanes_of(row, v)), factor));
     lse[r] = total == 0.0f ? INFINITY : highest[r] * kLn2 + log_(total);
   }
