@@ -10,7 +10,8 @@
 // set_float32_matmul_precision), float16 as two. For bfloat16 and head_dim 64 the products of 32 x 32 scores take 256
 // cycles, their exponentials about twice that. Sums and parts of a block stay in the first-level cache, or close.
 //
-// Float32 whose parts would not be exact goes to the vector kernel.
+// Float32 whose parts would not be exact goes to the vector kernel. Blocks of bfloat16 whose scores are known to be
+// small, with a boolean mask or none and without dropout, go to bounded_amx.h.
 #include "gemm/store_amx.h"
 #include "ops/attention/bounded_amx.h"
 

@@ -15,6 +15,9 @@
 //
 // within 0.0050 of 2^(n + f) where rounding it would be within 0.0039; the mean square error is 1.06 times that of
 // rounding. 12 instructions for 32 scores.
+//
+// 32 rows by 128 keys of 64 dimensions take 250 ns to multiply by K, 260 for exponentials, 320 by V and 80 to sum up,
+// at 3.4 GHz. Tile products and vector instructions share a port: run side by side they take as long as in turns.
 #pragma once
 
 #include "ops/attention/tiles_amx.h"
