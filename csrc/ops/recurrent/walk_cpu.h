@@ -11,7 +11,8 @@
 //
 // Work is split between threads by rows while all of the packed weights stay in each core's second-level cache and
 // there are rows enough: no thread then waits for another. Else it is split by units, each core keeping its part of
-// the weights, and the threads meet after each phase. A sum's order depends on neither.
+// the weights, and the threads meet after each phase; every other phase takes the units from the last on, whose weights
+// are still in cache where not all fit. A sum's order depends on none of this.
 //
 // A Product has: Sum, kForm, kRows of a tile, kGateSums of it for one gate, padded, Operand {take, set, load, exact},
 // and take, pack, multiply, units, set_units, exact.
@@ -91,6 +92,7 @@ struct Split {
 struct Piece {
   int64_t part;
   Share rows, units;
+  bool backwards = false;  // from the last of its units on
 };
 
 inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work, int64_t bytes, int64_t blocks) {
@@ -116,7 +118,7 @@ void walk(const Split& split, int64_t phases, int64_t work, const WorkOn& work_o
       });
     } else {
       parallel_steps(count, split.parts, [&](int64_t phase, int64_t part) {
-        work_on(first + phase, Piece{part, kAll, {part, split.parts}});
+        work_on(first + phase, Piece{part, kAll, {part, split.parts}, phase % 2 == 1});
       });
     }
   }
@@ -167,8 +169,11 @@ void for_each_tile(int64_t units, int64_t batch, int64_t n_rows, const Piece& pi
   const int64_t count = row_end - row_begin;
   if (count <= 0) return;
   const int64_t height = ceil_div(count, ceil_div(count, Product::kRows));
-  for (int64_t block = piece.units.begin(blocks); block < piece.units.end(blocks); ++block)
+  const int64_t begin = piece.units.begin(blocks), last = piece.units.end(blocks) - 1;
+  for (int64_t i = begin; i <= last; ++i) {
+    const int64_t block = piece.backwards ? begin + last - i : i;
     for (int64_t row = row_begin; row < row_end; row += height) visit(block, row, min(height, row_end - row));
+  }
 }
 
 }  // namespace
