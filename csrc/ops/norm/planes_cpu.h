@@ -1,8 +1,8 @@
 // Batch normalization of (outer, channels, inner), inner > 1: a channel is `outer` planes of `inner` values.
 //
-// A channel that stays in L2 is read from memory once: sums, then the line; short ones take each pass in groups, so
-// that one's sums are known while another's are added up. Others are cut into parts, whose sums are added up in their
-// order, and the lines are drawn plane by plane. Planes shorter than a block are summed several at a time.
+// A channel that stays in L2 is read from memory once: sums, then the line; short ones take each pass forward in
+// groups, so that one's sums are known while another's are added up. Others are cut into parts, whose sums are added up
+// in their order, and the lines are drawn plane by plane. Planes shorter than a block are summed several at a time.
 #pragma once
 
 #include "ops/norm/blocks_cpu.h"
@@ -15,7 +15,7 @@ namespace {
 constexpr int64_t kMaxRuns = 256;          // planes of a block: each may end in a partial register
 constexpr int64_t kCachedBytes = 1 << 20;  // of a channel
 constexpr int64_t kMinCachedChannels = 8;  // fewer are too coarse a unit to share among threads
-constexpr int64_t kGroup = 8;              // short channels that take each pass together
+constexpr int64_t kGroup = 8;              // short channels that take each pass forward together
 constexpr int64_t kChannelWork = 128;      // elements that take as long as the rest of what a channel costs
 constexpr int kAccumulators = 4;           // registers for each sum: additions take 4 cycles
 
@@ -152,13 +152,14 @@ struct PlaneKernel {
 template <class T, class Pass>
 void run_cached_planes(const Pass& pass, const PlaneBlocks& blocks) {
   const ChannelView& view = pass.view();
-  const int64_t elements = view.outer * view.inner, group = elements <= kBlock / kGroup ? kGroup : 1;
+  constexpr int64_t kMostTogether = Pass::kBackward ? 1 : kGroup;  // its two passes lose more than they gain
+  const int64_t elements = view.outer * view.inner, group = elements <= kBlock / kGroup ? kMostTogether : 1;
   parallel_for(view.channels, ceil_div(kPart, elements + kChannelWork), [&](int64_t begin, int64_t end) {
     const PlaneKernel<T, Pass> kernel(pass, blocks);
     for (int64_t first = begin; first < end; first += group) {
       const int64_t n = min(group, end - first);
-      T centres[kGroup];
-      Line<T> lines[kGroup];
+      T centres[kMostTogether];
+      Line<T> lines[kMostTogether];
       for (int64_t k = 0; k < n; ++k) centres[k] = kernel.centre(first + k);
       for (int64_t k = 0; k < n; ++k) {
         const Sums sums = kernel.sums(first + k, 0, blocks.count(), centres[k]);
