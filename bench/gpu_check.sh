@@ -35,8 +35,10 @@ stage() {
   fi
 }
 
+# For this GPU alone: from the PTX in the module the driver would compile every kernel when it is first used.
 build() {
-  stage 240 "build" "$python" -m pip install --no-build-isolation --no-deps -C cmake.define.FASTNN_CUDA=ON . || exit 1
+  stage 240 "build" "$python" -m pip install --no-build-isolation --no-deps -C cmake.define.FASTNN_CUDA=ON \
+    -C cmake.define.CMAKE_CUDA_ARCHITECTURES=native . || exit 1
   "$python" -c "import fastnn; fastnn.show_config()"
 }
 

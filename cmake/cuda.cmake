@@ -49,13 +49,20 @@ set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
 set(CMAKE_CUDA_RUNTIME_LIBRARY Static)
 message(STATUS "CUDA: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${CMAKE_CUDA_ARCHITECTURES})")
 
-# nvcc takes about 1 GB a file: no more than two at once, however many cores there are.
-set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=2)
+# nvcc takes about 1 GB a file: no more at once than half of the memory holds, however many cores there are.
+cmake_host_system_information(RESULT megabytes QUERY TOTAL_PHYSICAL_MEMORY)
+math(EXPR nvcc_at_once "${megabytes} / 2048 + 1")
+set_property(GLOBAL APPEND PROPERTY JOB_POOLS cuda=${nvcc_at_once})
 
-# One group of kernels: the sources and the architectures that they are compiled for.
+# One group of kernels: the sources and the architectures that they are compiled for. What ptxas says of registers and
+# spills is kept beside each object, where cmake/check_cuda.py reads it.
 function(add_cuda_group name architectures)
   add_library(${name} OBJECT ${ARGN})
-  set_target_properties(${name} PROPERTIES CUDA_ARCHITECTURES "${architectures}" JOB_POOL_COMPILE cuda)
+  set_target_properties(
+    ${name}
+    PROPERTIES CUDA_ARCHITECTURES "${architectures}"
+               JOB_POOL_COMPILE cuda
+               RULE_LAUNCH_COMPILE "\"${Python_EXECUTABLE}\" \"${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_output.py\" <OBJECT>.ptxas")
   target_link_libraries(${name} PRIVATE fastnn_flags)
   target_compile_definitions(${name} PRIVATE FASTNN_WITH_CUDA)
   target_compile_options(
@@ -63,6 +70,7 @@ function(add_cuda_group name architectures)
     PRIVATE --expt-relaxed-constexpr # constexpr helpers of headers run on the device too
             -Werror cross-execution-space-call,all-warnings
             -diag-suppress 177 # a kernel's registration is read by the linker only
+            -Xptxas=-v # kept, see above
             -Xcompiler=-Wall,-Wextra)
 endfunction()
 

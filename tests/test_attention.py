@@ -80,6 +80,56 @@ def test_extreme_values(scale):
     assert np.isfinite(y.numpy()[0, 1]).all()
 
 
+@pytest.mark.parametrize("size", [0.0, 1.0, 6.0, 30.0], ids=str)
+def test_sizes_of_scores(size):
+    """bfloat16 whose scores have a small bound needs no maxima: below that bound, beyond it, and a head of each."""
+    q, k, v = arrays((1, 2, 160, 64), (1, 2, 200, 64), (1, 2, 200, 64))
+    q[0, 0] *= size
+    q, k, v = (tensor(x, "bfloat16") for x in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v)
+    expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double())
+    for head in range(2):
+        assert relative(y[0, head].double().numpy(), expected[0, head].numpy()) < ACCURACY["bfloat16"]
+
+
+@pytest.mark.parametrize("score", [-35.0, -34.0, 34.0, 35.0, 80.0])
+def test_scores_at_their_bound(score):
+    """All keys are alike and along the query: their mean, however small or large the exponentials are."""
+    q, k = np.full((1, 1, 32, 64), 1.0, np.float32), np.full((1, 1, 48, 64), score / 8, np.float32)
+    (v,) = arrays((1, 1, 48, 32))
+    q, k, v = (tensor(x, "bfloat16").requires_grad_() for x in (q, k, v))
+    y = F.scaled_dot_product_attention(q, k, v)
+    mean = v.detach().double().numpy().mean(-2, keepdims=True)
+    np.testing.assert_allclose(y.detach().double().numpy(), np.broadcast_to(mean, y.shape), rtol=2.0**-8, atol=1e-3)
+    (grad,) = fastnn.autograd.grad(y.sum(), [v])
+    np.testing.assert_allclose(grad.double().numpy(), 32 / 48, rtol=2.0**-7)
+
+
+def test_not_a_number():
+    """One in a query is the row's alone, one in a key its head's."""
+    q, k, v = (tensor(x, "bfloat16") for x in arrays((1, 2, 48, 32), (1, 2, 40, 32), (1, 2, 40, 32)))
+    q[0, 0, 5, 3] = float("nan")
+    k[0, 1, 7, 2] = float("inf")
+    y = F.scaled_dot_product_attention(q, k, v).float().numpy()
+    assert np.isnan(y[0, 0, 5]).all() and np.isfinite(np.delete(y[0, 0], 5, 0)).all()
+    assert np.isnan(y[0, 1]).any()
+
+
+def test_boolean_masks():
+    """Broadcast along each axis, in bfloat16; a row without keys is 0."""
+    q, k, v = (tensor(x, "bfloat16") for x in arrays((2, 2, 70, 32), (2, 2, 150, 32), (2, 2, 150, 32)))
+    rng = np.random.default_rng(2)
+    for shape in [(70, 150), (2, 1, 1, 150), (2, 2, 70, 150), (2, 1, 70, 1)]:
+        mask = rng.integers(0, 3, shape) > 0
+        mask[..., -1, :] &= shape[-2] == 1
+        mask = fastnn.from_numpy(mask)
+        y = F.scaled_dot_product_attention(q, k, v, mask).double().numpy()
+        expected = F.scaled_dot_product_attention(q.double(), k.double(), v.double(), mask).numpy()
+        assert relative(y, expected) < ACCURACY["bfloat16"]
+        empty = ~np.broadcast_to(mask.numpy(), (2, 2, 70, 150)).any(-1)
+        assert (y[empty] == 0).all()
+
+
 def test_layouts():
     """Views of one packed projection are read where they lie, and the heads join again without a copy."""
     (packed,) = arrays((2, 50, 3, 4, 32))

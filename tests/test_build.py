@@ -1,5 +1,6 @@
 """The build's choices, by configuring only: FASTNN_CUDA with broken compilers, and the symbol check."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -106,3 +107,37 @@ def test_symbol_check_refuses_weak_symbols(tmp_path: Path, source: str, weak: bo
     assert (process.returncode == 1) is weak
     assert (tmp_path / "ok").exists() is not weak
     assert ("weak symbol twice(int)" in process.stderr) is weak
+
+
+PTXAS_WORDS = """
+ptxas info    : Compiling entry function '_ZN12_GLOBAL__N_116product_kernelIfEEvv' for 'sm_80'
+ptxas info    : Function properties for _ZN12_GLOBAL__N_116product_kernelIfEEvv
+    {stack} bytes stack frame, {spills} bytes spill stores, {spills} bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stack", "spills", "more", "text", "complaint"),
+    [
+        (0, 0, "", "", None),
+        (8, 0, "", "", "local memory"),
+        (8, 0, "", "// LOCAL product_kernel: because", None),
+        (8, 4, "", "// LOCAL product_kernel: because", "spilled"),
+        (0, 0, "ptxas info    : (C7510) wgmma.mma_async instructions are serialized", "", "C7510"),
+        (0, 0, "", '#include "gemm/mma_cuda.h"', "no line"),
+        (0, 0, "", "// SASS product_kernel: HMMA", "has no HMMA"),
+        (0, 0, "", "// SASS other_kernel: HMMA", "no kernel other_kernel"),
+    ],
+)
+def test_check_of_cuda_kernels(stack: int, spills: int, more: str, text: str, complaint: str | None) -> None:
+    spec = importlib.util.spec_from_file_location("check_cuda", ROOT / "cmake" / "check_cuda.py")
+    assert spec and spec.loader
+    check_cuda = importlib.util.module_from_spec(spec)
+    sys.modules["check_cuda"] = check_cuda  # where dataclasses look for it
+    spec.loader.exec_module(check_cuda)
+    said = PTXAS_WORDS.format(stack=stack, spills=spills, more=more)
+    complaints = check_cuda.complaints_of(text, said, check_cuda.kernels_of(said), sass=True)
+    assert len(complaints) == (complaint is not None)
+    assert complaint is None or complaint in complaints[0]

@@ -186,6 +186,40 @@ constexpr bool is_wide() {
 }
 static_assert(is_wide());
 
+// The prepared walk is the same one, in 32 bits where it says so: a transposed, a reversed and a broadcast operand.
+constexpr bool walks_alike(int64_t step, bool narrow) {
+  const int64_t shape[4] = {2, 3, 5, 7}, transposed[4] = {step, 2, 6, 30}, reversed[4] = {-105, 35, -7, 1}, none[4] = {};
+  const int64_t* const strides[3] = {transposed, reversed, none};
+  for (int ndim = 0; ndim <= 4; ++ndim) {
+    const StridedWalk walk(ndim, shape, strides);
+    if (walk.narrow() != (narrow || ndim == 0)) return false;
+    int64_t numel = 1;
+    for (int axis = 0; axis < ndim; ++axis) numel *= shape[axis];
+    for (int64_t position = 0; position < numel; ++position) {
+      const Offsets<3> offsets = walk.offsets(position, strides);
+      const Offsets<3> expected = strided_offsets(position, ndim, shape, strides);
+      for (int k = 0; k < 3; ++k)
+        if (offsets.of[k] != expected.of[k]) return false;
+      if (walk.offset(position, transposed) != expected.of[0]) return false;
+    }
+  }
+  return true;
+}
+static_assert(walks_alike(1, true) && walks_alike((int64_t(1) << 31) - 1 - 4 - 24 - 180, true));
+static_assert(walks_alike(int64_t(1) << 31, false) && walks_alike(-(int64_t(1) << 40), false));
+
+// Too many positions, strides that overflow 64 bits together, an operand that does not count, and no positions at all.
+constexpr bool knows_its_width() {
+  const int64_t many[2] = {1 << 16, 1 << 15}, far[2] = {int64_t(1) << 62, int64_t(1) << 62}, none[2] = {};
+  const int64_t empty[2] = {3, 0};
+  const int64_t* const still[1] = {none};
+  const int64_t* const apart[1] = {far};
+  const int64_t* const absent[1] = {nullptr};
+  return !StridedWalk(2, many, still).narrow() && !StridedWalk(2, many, apart).narrow() &&
+         StridedWalk(2, empty, still).narrow() && StridedWalk(1, many, absent).narrow();
+}
+static_assert(knows_its_width());
+
 // At the edges of a divisor's multiples, the last below 2^31, and beyond 32 bits.
 constexpr bool divides(int64_t divisor) {
   const Divisor by(divisor);
@@ -274,7 +308,13 @@ static_assert(lies_well<2, 128, true>() && lies_well<2, 128, false>() && lies_we
 static_assert(lies_well<2, 64, false>() && lies_well<4, 128, true>() && lies_well<4, 128, false>());
 static_assert(lies_well<4, 64, true>() && lies_well<4, 64, false>());
 
-static_assert(!wide_tiles_win(100, 200, 132) && wide_tiles_win(512, 1024, 132) && !wide_tiles_win(133, 264, 132));
+// The largest tile where there are many, the smallest for few rows and for few tiles.
+constexpr bool takes(int64_t m, int64_t n, int64_t k, int rows, int columns) {
+  const WgmmaTile tile = wgmma_tile(m, n, 1, k, 64, 132);
+  return tile.rows == rows && tile.columns == columns;
+}
+static_assert(takes(4096, 4096, 4096, 128, 256) && takes(8192, 8192, 8192, 128, 256));
+static_assert(takes(2048, 768, 768, 128, 128) && takes(64, 4096, 4096, 64, 128) && takes(512, 512, 512, 64, 128));
 """
 
 

@@ -50,6 +50,28 @@ def test_sums(shape: tuple[int, ...], axes: Any, dtype: str) -> None:
     assert (np.asarray(extreme.cpu().to(fastnn.float64)) == np.asarray(here.to(fastnn.float64)).max(axis=axes)).all()
 
 
+# ---- index arithmetic: 32 bits where every offset fits, else 64 ----
+
+
+@gpu
+@pytest.mark.parametrize("step", [1 << 10, 1 << 30])
+def test_far_offsets(step: int) -> None:
+    """Operands whose elements are up to 2^31 elements of a byte apart: elementwise, copy, transpose, reduce, index."""
+    values = np.random.default_rng(0).integers(0, 100, (3, 10, 12)).astype(np.uint8)
+    far = fastnn.empty(3, step, dtype=fastnn.uint8, device="cuda")[:, :170].reshape(3, 10, 17)[:, :, :12]
+    assert far.stride() == (step, 17, 1)
+    far.copy_(fastnn.tensor(values).to("cuda"))
+    np.testing.assert_array_equal(far.cpu().numpy(), values)
+    np.testing.assert_array_equal((far + far).cpu().numpy(), values + values)
+    np.testing.assert_array_equal(far.transpose(1, 2).contiguous().cpu().numpy(), values.swapaxes(1, 2))
+    np.testing.assert_array_equal(far.permute(2, 0, 1).contiguous().cpu().numpy(), values.transpose(2, 0, 1))
+    np.testing.assert_array_equal(far.sum((0, 2)).cpu().numpy(), values.sum((0, 2)))
+    np.testing.assert_array_equal(far.amax((0, 1)).cpu().numpy(), values.max((0, 1)))
+    np.testing.assert_array_equal(far.argmax(0).cpu().numpy(), values.argmax(0))
+    del far
+    fastnn.cuda.empty_cache()
+
+
 @gpu
 @pytest.mark.parametrize(("shape", "axis"), [((50_000,), 0), ((3, 40_000), 1), ((40_000, 3), 0), ((9000, 40), 0)])
 def test_first_of_ties(shape: tuple[int, ...], axis: int) -> None:

@@ -26,20 +26,20 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kSlabSteps = 32;                // 1024 of k
-constexpr int64_t kSlabPanels = 128;              // 4096 columns: 24 MiB of float32 parts
-constexpr int64_t kNearBytes = int64_t(1) << 20;  // of B, packed: stays in the second-level cache too
-constexpr int64_t kRowsBytes = int64_t(5) << 18;  // of A, packed: five eighths of the second-level cache
-constexpr int64_t kBlockPanels = 8;               // of A in a block, at most; with 12 a panel of B has too little room
-constexpr int64_t kLeastPanels = 4;               // of A in a block, or its k is cut
-constexpr int64_t kFarBlocks = 4;                 // of A, wanted where B is read from the third-level cache
-constexpr int64_t kStripPanels = 48;              // of B that pay for packing A
-constexpr int64_t kNarrowPanels = 12;             // where A is a single block: the work has to be shared
-constexpr int64_t kTasks = 8;                     // wanted, at least
-constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
-constexpr int64_t kStretchTasks = 1024;           // then those whose parts were not exact
-constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
-constexpr int64_t kPackPanels = 8;                // packed together: rows are read 256 columns at a time
+constexpr int64_t kSlabSteps = 32;                 // 1024 of k
+constexpr int64_t kSlabPanels = 128;               // 4096 columns: 24 MiB of float32 parts
+constexpr int64_t kNearBytes = int64_t(1) << 20;   // of B, packed: stays in the second-level cache too
+constexpr int64_t kRowsBytes = int64_t(5) << 18;   // of A, packed: five eighths of the second-level cache
+constexpr int64_t kBlockPanels = 8;                // of A in a block, at most; with 12 a panel of B has too little room
+constexpr int64_t kLeastPanels = 4;                // of A in a block, or its k is cut
+constexpr int64_t kFarBlocks = 4;                  // of A, wanted where B is read from the third-level cache
+constexpr int64_t kStripPanels = 48;               // of B that pay for packing A
+constexpr int64_t kNarrowPanels = 12;              // where A is a single block: the work has to be shared
+constexpr int64_t kTasks = 8;                      // wanted, at least
+constexpr int64_t kManyRows = 256;                 // of A: fewer make few blocks, which two threads share badly,
+constexpr int64_t kFewRowsWork = 152 * 152 * 152;  // so that with less work vectors are faster
+constexpr int64_t kStretchTasks = 1024;            // then those whose parts were not exact
+constexpr int64_t kPackPanels = 8;                 // packed together: rows are read 256 columns at a time
 template <int P>
 constexpr int64_t kChunkSteps = P == 1 ? 8 : 16;
 
@@ -293,8 +293,10 @@ namespace amx {
 bool gemm_suits(const GemmArgs& args) {
   if (args.dtype == DType::Float64 || args.k < 16 || args.m < 16 || args.n < 16) return false;
   if (vectors_suit(args)) return false;
-  const int64_t work = args.m * args.n * args.k;
-  return args.dtype == DType::BFloat16 || work >= least_parts_work(args);
+  if (args.dtype == DType::BFloat16) return true;
+  const bool few_rows =
+      args.dtype == DType::Float32 && float32_parts == 3 && args.batch_ndim == 0 && args.m < kManyRows;
+  return args.m * args.n * args.k >= (few_rows ? kFewRowsWork : least_parts_work(args));
 }
 
 }  // namespace amx

@@ -1,20 +1,24 @@
 // Products on Hopper's tensor cores: bfloat16, float16, and float32 as TF32 (which drops the low 13 bits); sums in
 // float32.
 //
-// A block stays on its multiprocessor and takes tile after tile of 128 x N (N = 256 or 128). One warp has the copy
-// engine bring stages of 128 bytes of k into a ring; two warpgroups multiply 64 rows each from there (wgmma, m64nNk16),
-// and give a stage back when the products after it have begun. While they store a tile, the ring fills for the next
-// one. 16-bit operands may lie along k or across it (Major); TF32 wants both along k. Memory is read by tensor maps, so
-// addresses and strides are multiples of 16 bytes; the copy engine writes zeros beyond a matrix.
+// A block stays on its multiprocessor and takes tile after tile: 128 x 256, 128 x 128 or, for products of few rows or
+// few tiles, 64 x 128. One warp has the copy engine bring stages of 128 bytes of k into a ring; a warpgroup for each 64
+// rows multiplies from there (wgmma, m64nNk16), and gives a stage back when the products after it have begun. While
+// they store a tile, the ring fills for the next one. 16-bit operands may lie along k or across it (Major); TF32 wants
+// both along k. Memory is read by tensor maps, so addresses and strides are multiples of 16 bytes; the copy engine
+// writes zeros beyond a matrix.
 //
 //   arithmetic   2 m n k / 990 TF/s (H200, 16-bit), 495 TF/s (TF32)
 //   shared       m64n256k16 reads 10 KB in 128 clocks, m64n128k16 6 KB in 64: 80 and 96 of 128 bytes a clock
 //   memory       a tile of 128 x 256 reads 48 KB for 1024 clocks of products; 8 rows of tiles share B in L2
 //   stores       through 70 KB of shared memory, a warp's 16 rows at a time: some 5 % at k = 4096, not overlapped
 //   registers    128 (64) sums, 232 a thread in the two warpgroups, 40 in the copying one; 384 threads, one block a
-//                multiprocessor: 3 stages of 48 KB, or 4 of 32 KB
+//                multiprocessor: 3 stages of 48 KB, or 4 of 32 KB. Of the small tile's 256 threads and 3 stages of
+//                24 KB there are two blocks, one of which stores while the other multiplies
 //
 // Predicted: 75 % of the peak at 4096 and 8192.
+#include <algorithm>
+
 #include "gemm/epilogue_cuda.h"
 #include "gemm/gemm_cuda.h"
 #include "gemm/wgmma_cuda.h"
@@ -23,9 +27,7 @@
 namespace fastnn {
 namespace {
 
-constexpr int kTileRows = 128, kGroupRows = 64;
-constexpr int kGroups = kTileRows / kGroupRows;  // of warps, that multiply
-constexpr int kThreads = (kGroups + 1) * 128;
+constexpr int kGroupRows = 64;
 constexpr int kStageBytesOfK = 128, kSteps = 4;  // a stage of k in bytes, and products in it
 constexpr int kStoredColumns = 128, kPitch = kStoredColumns + 8;
 constexpr int kStoreBytes = 16 * kPitch * int(sizeof(float));  // of a warp
@@ -76,14 +78,19 @@ struct Operand {
   }
 };
 
-template <int kColumns>
+template <int kTileRows, int kTileColumns>
 struct Shape {
-  static constexpr int kStages = kColumns == 256 ? 3 : 4;
-  static constexpr int kOperandBytes = kTileRows * kStageBytesOfK,
-                       kStageBytes = kOperandBytes + kColumns * kStageBytesOfK;
+  static constexpr int kRows = kTileRows, kColumns = kTileColumns;
+  static constexpr int kGroups = kRows / kGroupRows;  // of warps, that multiply
+  static constexpr int kThreads = (kGroups + 1) * 128;
+  static constexpr int kBlocks = kGroups == 1 ? 2 : 1;                          // of a multiprocessor
+  static constexpr int kCopying = 40, kMultiplying = kGroups == 1 ? 208 : 232;  // registers
+  static constexpr int kStages = kRows * kColumns == 128 * 128 ? 4 : 3;
+  static constexpr int kOperandBytes = kRows * kStageBytesOfK, kStageBytes = kOperandBytes + kColumns * kStageBytesOfK;
   static constexpr int kRingBytes = kStages * kStageBytes;
   static constexpr int kShared = kRingBytes + 4 * kGroups * kStoreBytes + 2 * kStages * int(sizeof(uint64_t));
-  static_assert(kShared <= 227 << 10, "what a block has");
+  static_assert(kBlocks * (kShared + 1024) <= 228 << 10, "what a multiprocessor has, 1 KB of each block its own");
+  static_assert(kBlocks * 128 * (kCopying + kGroups * kMultiplying) <= 65536, "registers of a multiprocessor");
 };
 
 // Goes round the ring: where a stage is, and the parity of its phase.
@@ -128,13 +135,13 @@ __device__ inline void store_strip(float* strip, const float* sums, const GemmAr
   }
 }
 
-template <class T, int kColumns, Major kMajorA, Major kMajorB>
-__global__ void __launch_bounds__(kThreads, 1)
+template <class T, class S, Major kMajorA, Major kMajorB>
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     wgmma_kernel(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b,
                  const __grid_constant__ GemmArgs args, const __grid_constant__ GemmGrid grid) {
-  using S = Shape<kColumns>;
-  using A = Operand<T, kTileRows, kMajorA>;
-  using B = Operand<T, kColumns, kMajorB>;
+  using A = Operand<T, S::kRows, kMajorA>;
+  using B = Operand<T, S::kColumns, kMajorB>;
+  constexpr int kGroups = S::kGroups, kColumns = S::kColumns;
   FASTNN_DYNAMIC_SHARED(shared);
   uint64_t* const full = reinterpret_cast<uint64_t*>(shared + S::kRingBytes + 4 * kGroups * kStoreBytes);
   uint64_t* const empty = full + S::kStages;
@@ -154,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Ring<S::kStages> ring;
   const int group = int(threadIdx.x) / 128;
   if (group == kGroups) {
-    registers_decrease<40>();
+    registers_decrease<S::kCopying>();
     if (threadIdx.x != kGroups * 128) return;
     tma_prefetch(map_a);
     tma_prefetch(map_b);
@@ -167,12 +174,12 @@ __global__ void __launch_bounds__(kThreads, 1)
         mbarrier_wait(empty + ring.slot, ring.parity ^ 1);
         mbarrier_arrive_expect(full + ring.slot, S::kStageBytes);
         const int k = begin + stage * A::kDepth;
-        A::load(to, map_a, full + ring.slot, int(tile.row) * kTileRows, k, item_a);
+        A::load(to, map_a, full + ring.slot, int(tile.row) * S::kRows, k, item_a);
         B::load(to + S::kOperandBytes, map_b, full + ring.slot, int(tile.column) * kColumns, k, item_b);
       }
     }
   } else {
-    registers_increase<232>();
+    registers_increase<S::kMultiplying>();
     float* const strip = reinterpret_cast<float*>(shared + S::kRingBytes + warp_id() * kStoreBytes);
     for (int64_t block = blockIdx.x; block < blocks; block += gridDim.x) {
       const GemmTile tile = grid.at(block);
@@ -197,7 +204,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       wgmma_use(sums);
       if (lane_id() == 0) mbarrier_arrive(empty + before);
       const GemmItem item = device_item<StoredAs<T>>(args, tile.item);
-      const int64_t row = tile.row * kTileRows + warp_id() * 16;
+      const int64_t row = tile.row * S::kRows + warp_id() * 16;
 #pragma unroll 1
       for (int first = 0; first < kColumns; first += kStoredColumns) {
         store_strip<T>(strip, sums, args, item, grid, tile, row, tile.column * kColumns + first);
@@ -211,40 +218,42 @@ __global__ void __launch_bounds__(kThreads, 1)
 
 // ----------------------------------------------------------------------------------------- launchers
 
-template <class T, int kColumns, Major kMajorA, Major kMajorB>
+template <class T, class S, Major kMajorA, Major kMajorB>
 void multiply_layout(const GemmArgs& args, int processors) {
-  using A = Operand<T, kTileRows, kMajorA>;
-  using B = Operand<T, kColumns, kMajorB>;
+  using A = Operand<T, S::kRows, kMajorA>;
+  using B = Operand<T, S::kColumns, kMajorB>;
   const int64_t items = gemm_batch_size(args);
   const CUtensorMap map_a =
       A::map(args.a, args.m, args.k, kMajorA == Major::K ? args.a_row : args.a_column, items, args.a_batch[0]);
   const CUtensorMap map_b =
       B::map(args.b, args.n, args.k, kMajorB == Major::K ? args.b_column : args.b_row, items, args.b_batch[0]);
-  run_tiles(args, {kTileRows, kColumns, A::kDepth, 8 * A::kDepth}, processors, [&](const GemmGrid& grid) {
-    const int64_t blocks = grid.blocks() < processors ? grid.blocks() : processors;
-    launch(wgmma_kernel<T, kColumns, kMajorA, kMajorB>, unsigned(blocks), kThreads, Shape<kColumns>::kShared, map_a,
-           map_b, args, grid);
+  run_tiles(args, {S::kRows, S::kColumns, A::kDepth, 8 * A::kDepth}, processors, [&](const GemmGrid& grid) {
+    const int64_t blocks = std::min<int64_t>(grid.blocks(), S::kBlocks * processors);
+    launch(wgmma_kernel<T, S, kMajorA, kMajorB>, unsigned(blocks), S::kThreads, S::kShared, map_a, map_b, args, grid);
   });
 }
 
-template <class T, int kColumns>
-void multiply_columns(const GemmArgs& args, int processors) {
+template <class T, class S>
+void multiply_tiles(const GemmArgs& args, int processors) {
   if constexpr (sizeof(T) == 4) {
-    multiply_layout<T, kColumns, Major::K, Major::K>(args, processors);
+    multiply_layout<T, S, Major::K, Major::K>(args, processors);
   } else {
     const bool a_along_k = args.a_column == 1, b_along_k = args.b_row == 1;
-    if (a_along_k && b_along_k) return multiply_layout<T, kColumns, Major::K, Major::K>(args, processors);
-    if (a_along_k) return multiply_layout<T, kColumns, Major::K, Major::MN>(args, processors);
-    if (b_along_k) return multiply_layout<T, kColumns, Major::MN, Major::K>(args, processors);
-    multiply_layout<T, kColumns, Major::MN, Major::MN>(args, processors);
+    if (a_along_k && b_along_k) return multiply_layout<T, S, Major::K, Major::K>(args, processors);
+    if (a_along_k) return multiply_layout<T, S, Major::K, Major::MN>(args, processors);
+    if (b_along_k) return multiply_layout<T, S, Major::MN, Major::K>(args, processors);
+    multiply_layout<T, S, Major::MN, Major::MN>(args, processors);
   }
 }
 
 template <class T>
 void multiply(const GemmArgs& args) {
   const int processors = gemm_cuda::gpu().processors;
-  const bool wide = wide_tiles_win(tiles_of(args, kTileRows, 256), tiles_of(args, kTileRows, 128), processors);
-  wide ? multiply_columns<T, 256>(args, processors) : multiply_columns<T, 128>(args, processors);
+  const WgmmaTile tile =
+      wgmma_tile(args.m, args.n, gemm_batch_size(args), args.k, kStageBytesOfK / int(sizeof(T)), processors);
+  if (tile.columns == 256) return multiply_tiles<T, Shape<128, 256>>(args, processors);
+  if (tile.rows == 128) return multiply_tiles<T, Shape<128, 128>>(args, processors);
+  multiply_tiles<T, Shape<64, 128>>(args, processors);
 }
 
 // Can the copy engine read this operand? Its fast stride is 1.

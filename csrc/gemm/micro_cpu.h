@@ -71,49 +71,61 @@ struct Destination {
 };
 
 // The sums go to rows of `out`, `out_row` elements apart. One pointer serves four rows of A, so that fourteen of them
-// need four pointers and two strides, and all stay in registers. kMasked: `columns` may end inside the last vector.
+// need four pointers and two strides, and all stay in registers. A run of tiles is one of a short k: what it writes is
+// fetched beside its products. kMasked: `columns` may end inside the last vector.
 template <class T, int kRows, int kVectors, bool kMasked, bool kAhead = false>
 __attribute__((noinline)) void outer_tile(const OuterTile<T>& tile, T* out, int64_t out_row) {
   constexpr int kLanes = Vec<T>::size;
+  constexpr bool kShort = kRows == Tile<T>::kShortRows && kVectors == Tile<T>::kShortVectors;
   const int64_t row_bytes = tile.a_row * int64_t(sizeof(T)), step = tile.a_column * int64_t(sizeof(T));
-  const char* a[(kRows + 3) / 4];
-#pragma GCC unroll 4
-  for (int i = 0; i < (kRows + 3) / 4; ++i) a[i] = reinterpret_cast<const char*>(tile.a) + 4 * i * row_bytes;
   const int tail = tile.columns - (kVectors - 1) * kLanes;
-  Vec<T> sums[kRows][kVectors];
+  const T* first = tile.b;
+  for (int64_t i = 0; i < tile.run; ++i, first += tile.b_run, out += kVectors * kLanes) {
+    const char* a[(kRows + 3) / 4];
+#pragma GCC unroll 4
+    for (int r = 0; r < (kRows + 3) / 4; ++r) a[r] = reinterpret_cast<const char*>(tile.a) + 4 * r * row_bytes;
+    if (kShort && tile.run > 1) {
 #pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r)
+      for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>::zero();
-  for (int64_t p = 0; p < tile.k; ++p) {
-    const T* b = tile.b + tile.b_offsets[p];
-    if constexpr (kAhead) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + tile.ahead + v * kLanes, 0, 2);
+        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(out + r * out_row + v * kLanes, 1);
     }
-    Vec<T> columns[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v)
-      columns[v] = kMasked && v == kVectors - 1 ? Vec<T>::load(b + v * kLanes, tail) : Vec<T>::load(b + v * kLanes);
+    Vec<T> sums[kRows][kVectors];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const Vec<T> row = Vec<T>::broadcast(*reinterpret_cast<const T*>(a[r / 4] + (r % 4) * row_bytes));
+    for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[r][v] += row * columns[v];
-    }
+      for (int v = 0; v < kVectors; ++v) sums[r][v] = Vec<T>::zero();
+    for (int64_t p = 0; p < tile.k; ++p) {
+      const T* b = first + tile.b_offsets[p];
+      if constexpr (kAhead) {
 #pragma GCC unroll 4
-    for (int i = 0; i < (kRows + 3) / 4; ++i) a[i] += step;
-  }
-#pragma GCC unroll 16
-  for (int r = 0; r < kRows; ++r, out += out_row)
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      if (kMasked && v == kVectors - 1) {
-        sums[r][v].store(out + v * kLanes, tail);
-      } else {
-        sums[r][v].store(out + v * kLanes);
+        for (int v = 0; v < kVectors; ++v) __builtin_prefetch(b + tile.ahead + v * kLanes, 0, 2);
       }
+      Vec<T> columns[kVectors];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        columns[v] = kMasked && v == kVectors - 1 ? Vec<T>::load(b + v * kLanes, tail) : Vec<T>::load(b + v * kLanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < kRows; ++r) {
+        const Vec<T> row = Vec<T>::broadcast(*reinterpret_cast<const T*>(a[r / 4] + (r % 4) * row_bytes));
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sums[r][v] += row * columns[v];
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < (kRows + 3) / 4; ++r) a[r] += step;
     }
+    T* target = out;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r, target += out_row)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        if (kMasked && v == kVectors - 1) {
+          sums[r][v].store(target + v * kLanes, tail);
+        } else {
+          sums[r][v].store(target + v * kLanes);
+        }
+      }
+  }
 }
 
 // Calls the kernel for the tile's height and width, searching from the largest ones down.

@@ -32,11 +32,9 @@ constexpr int64_t kVectorRows = 8;
 // Of a held A: with more, transposing the sums of bfloat16 products costs more than packing B.
 constexpr int64_t kTransposedRows = 256;
 
-constexpr int64_t kTaskProducts = 256;            // of 32 x 32 x 32, 64 cycles each: pay for a task
-constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
-constexpr int64_t kStretchPanels = 128;           // of the streamed operand; then those whose parts were not exact
-constexpr int64_t kTableSteps = 64;               // of a chunk, at most
-constexpr int64_t kStoredPanels = 4;              // of sums that go to C together
+constexpr int64_t kStretchPanels = 128;  // of the streamed operand; then those whose parts were not exact
+constexpr int64_t kTableSteps = 64;      // of a chunk, at most
+constexpr int64_t kStoredPanels = 4;     // of sums that go to C together
 template <int P>
 constexpr int64_t kPackedSteps = P == 1 ? 16 : 12 / P;  // of a chunk that several panels use: 24 to 32 KiB
 

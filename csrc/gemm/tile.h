@@ -43,6 +43,8 @@ struct Tile {
 
 // rows <= kRows, columns <= kColumns; without masked loads `columns` is a multiple of the vector.
 // `ahead`: a tall tile prefetches each row of B this many elements further on, for the tiles to come.
+// `run`: as many tiles side by side, of whole columns, their B `b_run` elements apart: a call costs as much as some
+// five steps of k.
 template <class T>
 struct OuterTile {
   const T* a;
@@ -52,6 +54,7 @@ struct OuterTile {
   int64_t k;
   int rows, columns;
   int64_t ahead = 0;
+  int64_t run = 1, b_run = 0;
 };
 
 // rows <= kDotRows, columns <= kDotColumns; sums beyond them are meaningless. k may come in several

@@ -42,6 +42,8 @@ constexpr int64_t kSerialWork = 450;
 // Up to here the work is two tasks, each packing what both read: that costs less than to fetch from the third-level
 // cache what the other core packed.
 constexpr int64_t kTwofoldWork = 10000;
+constexpr int64_t kTaskProducts = 256;            // pay for a task
+constexpr int64_t kPackGrain = int64_t(1) << 14;  // elements of a packing task
 
 // What such a task packed, for the second one if the same thread comes to it.
 template <class Packed>

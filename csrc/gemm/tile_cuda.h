@@ -45,12 +45,27 @@ FASTNN_HD constexpr GemmSplit split_k_of(int64_t blocks, int64_t k, int64_t unit
   return {int((k + split_k - 1) / split_k), split_k};
 }
 
-// Do tiles of 256 columns take less time than those of 128, which are less efficient by a tenth? In rounds of all
-// multiprocessors.
-FASTNN_HD constexpr bool wide_tiles_win(int64_t wide, int64_t narrow, int64_t processors) {
-  const int64_t wide_rounds = (wide + processors - 1) / processors;
-  const int64_t narrow_rounds = (narrow + processors - 1) / processors;
-  return wide >= processors && wide_rounds * 20 <= narrow_rounds * 11;
+// The tile of a product on Hopper, and how long it takes for one of k, in units of 0.7 clocks (16-bit): half a tile
+// takes a tenth more than half as long, because its operands are read for fewer products.
+struct WgmmaTile {
+  int rows, columns, time;
+};
+constexpr WgmmaTile kWgmmaTiles[] = {{128, 256, 20}, {128, 128, 11}, {64, 128, 6}};
+
+// That of the least time, in rounds of all multiprocessors. Parts of k, of at least 8 stages of `depth`, cost 8 bytes
+// for each of their sums, of which a multiprocessor moves some 30 in a unit of time.
+constexpr WgmmaTile wgmma_tile(int64_t m, int64_t n, int64_t items, int64_t k, int64_t depth, int64_t processors) {
+  WgmmaTile best{};
+  int64_t least = 0;
+  for (const WgmmaTile& tile : kWgmmaTiles) {
+    const int64_t tiles = ((m + tile.rows - 1) / tile.rows) * ((n + tile.columns - 1) / tile.columns) * items;
+    const GemmSplit split = split_k_of(tiles, k, depth, 8 * depth, processors);
+    const int64_t rounds = (tiles * split.splits + processors - 1) / processors;
+    const int64_t sums = split.splits > 1 ? split.splits * items * m * n : 0;
+    const int64_t time = rounds * split.split_k * tile.time + sums / (4 * processors);
+    if (best.rows == 0 || time < least) best = tile, least = time;
+  }
+  return best;
 }
 
 // A tile of an operand in shared memory, for tensor cores: rows of 16-byte chunks that are exchanged among themselves,

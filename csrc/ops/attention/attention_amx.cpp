@@ -10,15 +10,14 @@
 // set_float32_matmul_precision), float16 as two. For bfloat16 and head_dim 64 the products of 32 x 32 scores take 256
 // cycles, their exponentials about twice that. Sums and parts of a block stay in the first-level cache, or close.
 //
-// Float32 whose parts would not be exact goes to the vector kernel.
+// Float32 whose parts would not be exact goes to the vector kernel. Blocks of bfloat16 whose scores are known to be
+// small, with a boolean mask or none and without dropout, go to bounded_amx.h.
 #include "gemm/store_amx.h"
-#include "ops/attention/tiles_amx.h"
+#include "ops/attention/bounded_amx.h"
 
 namespace fastnn {
 namespace {
 
-constexpr int64_t kRowPanels = 4, kKeyPanels = 4;  // of a block of scores
-constexpr int64_t kRows = kRowPanels * kBlock, kKeys = kKeyPanels * kBlock;
 constexpr float kSlack = 8;  // of maxima, as a power of two
 
 template <int P>
@@ -26,6 +25,7 @@ struct Workspace {
   StepTable<P> table;
   TilePanels<P> keys, values, queries, probabilities;
   float *scores, *out, *highest, *totals, *row;
+  BoundedWorkspace bounded;
 
   void carve(const AttentionArgs& args, Carver& memory) {
     table.offsets = memory.take<int64_t>(max(kKeyPanels, ceil_div(args.head_dim, kStepK)));
@@ -38,6 +38,7 @@ struct Workspace {
     highest = memory.take<float>(kRows);
     totals = memory.take<float>(16 * kRows);
     row = memory.take<float>(kKeys);
+    if (suits_bounds(args)) bounded.carve(args, memory);
     if (row) memset(row, 0, size_t(kKeys) * sizeof(float));  // what no key writes is multiplied by 0
   }
   float* score_row(int64_t r) const { return block_row(scores + r / kBlock * kKeyPanels * kSumsPerBlock, r % kBlock); }
@@ -126,22 +127,6 @@ void softmax_panel(const AttentionArgs& args, const QueryBlock& block, int64_t p
   }
 }
 
-template <int P, class T>
-void store_rows(const AttentionArgs& args, const QueryBlock& block, const Workspace<P>& work) {
-  const int64_t value_panels = panels_of(args.value_dim), at = block.at(args.out_strides);
-  float* lse = static_cast<float*>(args.lse) + (block.batch * args.heads + block.head) * args.q_len + block.row;
-  for (int64_t r = 0; r < block.rows; ++r) {
-    const float total = _mm512_reduce_add_ps(_mm512_load_ps(work.totals + 16 * r));
-    const __m512 factor = _mm512_set1_ps(total == 0.0f ? 0.0f : 1.0f / total);
-    float* row = block_row(work.out + r / kBlock * value_panels * kSumsPerBlock, r % kBlock);
-    char* out = element<char>(args.out, args.dtype, at + r * args.out_strides.row);
-    for (int64_t v = 0; 16 * v < args.value_dim; ++v)
-      store_lanes<T>(out + 16 * v * int64_t(sizeof(T)), lane_mask(args.value_dim - 16 * v),
-                     _mm512_mul_ps(_mm512_load_ps(lanes_of(row, v)), factor));
-    lse[r] = total == 0.0f ? INFINITY : work.highest[r] * kLn2 + log_(total);
-  }
-}
-
 template <int P>
 bool attend_block(const AttentionArgs& args, const QueryBlock& block, const PartRange& keys, Workspace<P>& work) {
   const int64_t value_panels = panels_of(args.value_dim), row_panels = panels_of(block.rows);
@@ -175,12 +160,13 @@ bool attend_block(const AttentionArgs& args, const QueryBlock& block, const Part
                       key_panels, block.rows - i * kBlock > 16, args.value_dim - j * kBlock > 16,
                       work.out + (i * value_panels + j) * kSumsPerBlock, key == 0);
   }
+  for (int64_t r = 0; r < block.rows; ++r) work.totals[r] = _mm512_reduce_add_ps(_mm512_load_ps(work.totals + 16 * r));
   if (args.dtype == DType::Float32) {
-    store_rows<P, float>(args, block, work);
+    store_rows<float>(args, block, work.out, work.totals, work.highest);
   } else if (args.dtype == DType::BFloat16) {
-    store_rows<P, bfloat16>(args, block, work);
+    store_rows<bfloat16>(args, block, work.out, work.totals, work.highest);
   } else {
-    store_rows<P, float16>(args, block, work);
+    store_rows<float16>(args, block, work.out, work.totals, work.highest);
   }
   return true;
 }
@@ -190,14 +176,24 @@ template <int P>
 bool run_task(const AttentionArgs& args, const Partition& partition, int64_t task, Workspace<P>& work) {
   const int64_t batch = partition.pair(task) / args.kv_heads, head = partition.pair(task) % args.kv_heads;
   const HeadStrides &ks = args.k_strides, &vs = args.v_strides;
-  const PartRange keys = work.keys.pack(head_source(args.k, args.dtype, batch * ks.batch + head * ks.head, ks.row),
-                                        args.kv_len, args.head_dim, TileForm::Pairs);
+  const PackSource key_source = head_source(args.k, args.dtype, batch * ks.batch + head * ks.head, ks.row);
   const PartRange values =
       work.values.pack(transposed(head_source(args.v, args.dtype, batch * vs.batch + head * vs.head, vs.row)),
                        args.value_dim, args.kv_len, TileForm::Pairs);
-  bool exact = P == 1 || parts_are_exact(values);
-  partition.for_each_block(args, task,
-                           [&](const QueryBlock& block) { exact = exact && attend_block(args, block, keys, work); });
+  bool bounded = false, packed = false, exact = P == 1 || parts_are_exact(values);
+  if constexpr (P == 1) {
+    bounded = suits_bounds(args);
+    const bfloat16* rows = static_cast<const bfloat16*>(args.k) + batch * ks.batch + head * ks.head;
+    if (bounded) work.bounded.largest_key = pack_keys({rows, ks.row, args.kv_len}, args.head_dim, work.bounded.keys);
+  }
+  PartRange keys;
+  partition.for_each_block(args, task, [&](const QueryBlock& block) {
+    if constexpr (P == 1)
+      if (bounded && attend_bounded(args, block, work.values, work.bounded)) return;
+    if (!packed) keys = work.keys.pack(key_source, args.kv_len, args.head_dim, TileForm::Pairs);
+    packed = true;
+    exact = exact && attend_block(args, block, keys, work);
+  });
   return exact;
 }
 
@@ -212,6 +208,7 @@ void forward_parts(const AttentionArgs& args) {
     memory = {static_cast<char*>(thread_scratch(Scratch::Operation, size_t(memory.bytes))), 0};
     work.carve(args, memory);
     work.table.fill(max(kKeyPanels, ceil_div(args.head_dim, kStepK)));
+    if constexpr (P == 1) work.bounded.table = work.table;
     _tile_loadconfig(&kTileConfig);
     for (int64_t task = begin; task < end; ++task) exact[task] = run_task(args, partition, task, work);
     _tile_release();

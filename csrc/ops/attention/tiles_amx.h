@@ -100,6 +100,24 @@ inline void bias_lanes(const AttentionArgs& args, const QueryBlock& block, int64
 // Lanes of a row that runs through blocks: 16 * i and up. `row` comes from block_row of the first block.
 inline float* lanes_of(float* row, int64_t i) { return row + i / 2 * kSumsPerBlock + i % 2 * 256; }
 
+// O = sums / total and lse of a block's rows, whose sums of exponentials are relative to 2^highest.
+template <class T>
+void store_rows(const AttentionArgs& args, const QueryBlock& block, float* sums, const float* totals,
+                const float* highest) {
+  const int64_t value_panels = panels_of(args.value_dim), at = block.at(args.out_strides);
+  float* lse = static_cast<float*>(args.lse) + (block.batch * args.heads + block.head) * args.q_len + block.row;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const float total = totals[r];
+    const __m512 factor = _mm512_set1_ps(total == 0.0f ? 0.0f : 1.0f / total);
+    float* row = block_row(sums + r / kBlock * value_panels * kSumsPerBlock, r % kBlock);
+    T* out = static_cast<T*>(args.out) + at + r * args.out_strides.row;
+    for (int64_t v = 0; 16 * v < args.value_dim; ++v)
+      store_lanes<T>(reinterpret_cast<char*>(out + 16 * v), lane_mask(args.value_dim - 16 * v),
+                     _mm512_mul_ps(_mm512_load_ps(lanes_of(row, v)), factor));
+    lse[r] = total == 0.0f ? INFINITY : highest[r] * kLn2 + log_(total);
+  }
+}
+
 // A step after the other, whole panels.
 template <int P>
 struct StepTable {

@@ -201,43 +201,37 @@ class BlockStore {
   // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
     if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
-    sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = 0;
+    sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = due_ = 0;
     at_ = OutputPosition(pass_, task_, span.begin);
     positions_ = span.end - span.begin;
+    pieces_ = pass_.source.pixels ? ceil_div(positions_, kPiecePixels)
+              : rounded()         ? ceil_div(filters_, 16) * kRoundedPieces
+                                  : transposes() + ceil_div(filters_, kPieceFilters);
     if (pass_.source.pixels) return;
     adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
   }
-  int64_t pieces() const {
-    if (sums_ == nullptr) return 0;
-    if (pass_.source.pixels) return kBlock;
-    return rounded() ? rounded_pieces() * ceil_div(filters_, 16) : transposes() + ceil_div(filters_, kPieceFilters);
+  // What is due with one of `steps` steps of the next block.
+  void run_beside(int64_t steps) {
+    for (due_ += pieces_; due_ >= steps && piece_ < pieces_; due_ -= steps) run_piece();
   }
-  // What is due with a step of the next block.
-  void run_beside(int64_t step, int64_t steps) {
-    constexpr int64_t kSpreadSteps = 12;  // pay for storing pixel by pixel
-    run_to(pass_.source.pixels && steps < kSpreadSteps ? pieces() : pieces() * (step + 1) / steps);
-  }
-  // Pieces up to `end`.
-  void run_to(int64_t end) {
-    if (pass_.source.pixels) return store_pixels(end);
-    for (; piece_ < end; ++piece_) {
-      if constexpr (kSize == 2) {
-        if (rounded()) {
-          store_rounded(piece_);
-          continue;
-        }
-      }
-      if (piece_ < transposes()) {
-        transpose_tile(reinterpret_cast<char*>(sums_ + piece_ * 256));
-      } else {
-        store_filters((piece_ - transposes()) * kPieceFilters);
-      }
-    }
+  void finish() {
+    while (piece_ < pieces_) run_piece();
   }
 
  private:
   static constexpr int64_t kSize = sizeof(T);
-  static constexpr int64_t kPieceFilters = 4;
+  static constexpr int64_t kPieceFilters = kSize == 2 ? 16 : 4, kPiecePixels = 8;
+  static constexpr int64_t kRoundedPieces = 4;  // of 16 filters
+
+  void run_piece() {
+    const int64_t piece = piece_++;
+    if (pass_.source.pixels) return store_pixels(piece * kPiecePixels);
+    if constexpr (kSize == 2) {
+      if (rounded()) return store_rounded(piece / kRoundedPieces * 16, piece % kRoundedPieces);
+    }
+    if (piece < transposes()) return transpose_tile(reinterpret_cast<char*>(sums_ + piece * 256));
+    store_filters((piece - transposes()) * kPieceFilters);
+  }
 
   // Whether a tile's positions are adjacent in the output, as all tiles' are.
   bool whole_run() const {
@@ -245,7 +239,6 @@ class BlockStore {
   }
   // Whether sums are rounded before they are transposed: half as much to do.
   bool rounded() const { return kSize == 2 && !in_place_ && transposed(); }
-  int64_t rounded_pieces() const { return 2 * pass_.column_phases + 2; }  // of 16 filters
   int64_t transposes() const { return transposed() ? 4 * pass_.column_phases : 0; }
   bool transposed() const { return pass_.source.lines && !pass_.source.pixels; }
   int64_t pixel_offset(const OutputPosition& at) const {
@@ -273,14 +266,17 @@ class BlockStore {
     if (pass_.out.activation != Activation::None) activate_row(pass_.out.activation, sums_, kSumsPerBlock);
   }
 
-  // Where the next block goes: a line of every channel is more streams than the hardware follows.
-  void fetch_next(const char* channel) const {
-    const char* next = channel + (runs_.runs[0].offset + kBlock) * kSize;
-    for (int64_t line = 0; line < kSize / 2; ++line) prefetch_written(next + line * 64);
+  // Where the next block of `count` filters goes: a line of every channel is more streams than the hardware follows.
+  void fetch_next(int64_t f, int64_t count) const {
+    const int64_t channel_bytes = pass_.out.c_row * kSize;
+    const char* next = pass_.out.c + (o_ + f) * channel_bytes + (runs_.runs[0].offset + kBlock) * kSize;
+    for (int64_t e = 0; e < count && runs_.count > 0; ++e, next += channel_bytes)
+      for (int64_t line = 0; line < kSize / 2; ++line) prefetch_written(next + line * 64);
   }
 
   void store_filters(int64_t begin) {
     if (in_place_ && begin == 0) finish_filters();
+    if (adjacent_ && (kSize == 2 || !whole_run())) fetch_next(begin, min(kPieceFilters, filters_ - begin));
     const bool plain = !in_place_, relu = plain && relu_, whole = whole_run();
     const int64_t channel_bytes = pass_.out.c_row * kSize, half = lanes_of(0, 1) - lanes_of(0, 0);
     char* channel = pass_.out.c + (o_ + begin) * channel_bytes;
@@ -301,7 +297,6 @@ class BlockStore {
       if (whole) {
         store_whole<T>(run + (f - begin) * channel_bytes, x, y);
       } else if (adjacent_) {
-        fetch_next(channel);
         for (int i = 0; i < runs_.count; ++i)
           store_adjacent<T>(channel + runs_.runs[i].offset * kSize, runs_.runs[i], x, y);
       } else {
@@ -311,65 +306,63 @@ class BlockStore {
     }
   }
 
-  // A piece of 16 filters of positions x filters: two for each column phase transpose 16 positions each, two store 8
-  // filters each.
-  void store_rounded(int64_t piece) {
-    const int64_t f = piece / rounded_pieces() * 16, part = piece % rounded_pieces();
-    const int64_t transposes = rounded_pieces() - 2;
-    part < transposes ? transpose_rounded(f, part / 2, part % 2) : store_eight(f, part - transposes);
+  // 16 filters of positions x filters, from f on: two pieces transpose 16 positions each, two store 8 filters each.
+  void store_rounded(int64_t f, int64_t piece) {
+    if (piece >= 2) return store_eight(f + 8 * (piece - 2), piece == 2 ? kLowEights : kHighEights);
+    if (piece == 0) fetch_next(f, min(16, filters_ - f));
+    for (int phase = 0; phase < pass_.column_phases; ++phase)
+      round_positions(sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * piece, f, words_[phase][piece]);
   }
 
-  // Positions 8 half ... and 16 + 8 half ... .
-  void transpose_rounded(int64_t f, int64_t phase, int64_t half) {
-    const float* lanes = sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * half;
-    const __m512 bias = _mm512_load_ps(bias_ + f);
-    const auto sum = [&](int64_t position) {
-      const __m512 x = _mm512_add_ps(_mm512_load_ps(lanes + position * 16), bias);
-      return relu_ ? _mm512_max_ps(_mm512_setzero_ps(), x) : x;
-    };
-    __m512i words[8];
+  // Positions 8 half ... and 16 + 8 half ... of 16 filters: in quarters, what filters e and e + 8 have of them.
+  void round_positions(const float* lanes, int64_t f, __m512i* words) const {
+    const __m512 bias = _mm512_load_ps(bias_ + f), least = _mm512_set1_ps(relu_ ? 0 : -__builtin_inff());
+    // The second operand where one is NaN.
+    const auto sum = [&](const float* p) { return _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(p), bias)); };
+    __m512i rows[8];
 #pragma GCC unroll 8
-    for (int64_t i = 0; i < 8; ++i) words[i] = __m512i(_mm512_cvtne2ps_pbh(sum(32 + i), sum(i)));
-    transpose_eights(words, words_[phase][half]);
+    for (int64_t i = 0; i < 8; ++i)
+      rows[i] = __m512i(_mm512_cvtne2ps_pbh(sum(lanes + 512 + i * 16), sum(lanes + i * 16)));
+    transpose_eights(rows, words);
   }
 
-  // Eight filters: of each, words_ have a quarter of 8 positions from 0, 8, 16 and 24 on.
-  void store_eight(int64_t f, int64_t half) {
-    const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13),
-                  high = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15), order = half == 0 ? low : high;
+  // The 32 positions of 8 filters.
+  void store_eight(int64_t f, const int64_t (&eights)[8]) const {
+    const __m512i order = _mm512_load_si512(eights);
     const auto row = [&](int64_t phase, int64_t e) {
       return _mm512_permutex2var_epi64(words_[phase][0][e], order, words_[phase][1][e]);
     };
-    const int64_t first = f + 8 * half, n = min(8, filters_ - first), channel_bytes = pass_.out.c_row * kSize;
-    char* channel = pass_.out.c + (o_ + first) * channel_bytes;
-    const bool whole = whole_run(), woven = pass_.column_phases == 2;
-    for (int64_t e = 0; e < n; ++e, channel += channel_bytes) {
-      if (adjacent_) fetch_next(channel);
-      const __m512i words = row(0, e);
-      for (int i = 0; i < runs_.count; ++i) {
-        const LaneRun& run = runs_.runs[i];
-        char* target = channel + run.offset * kSize;
-        if (whole) {
-          _mm512_storeu_si512(target, words);
-        } else if (adjacent_) {
-          store_adjacent_words(target, run, words);
-        } else if (woven) {
-          store_woven_words(target, run.mask, words, row(1, e));
-        } else {
-          store_words(target, pass_.columns.step, run.mask, words);
-        }
+    const int64_t n = min(8, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
+    char* const channel = pass_.out.c + (o_ + f) * channel_bytes;
+    if (whole_run()) {
+      char* target = channel + runs_.runs[0].offset * kSize;
+      for (int64_t e = 0; e < n; ++e, target += channel_bytes) _mm512_storeu_si512(target, row(0, e));
+      return;
+    }
+    for (int i = 0; i < runs_.count; ++i) {
+      const LaneRun run = runs_.runs[i];
+      char* target = channel + run.offset * kSize;
+      if (adjacent_) {
+        for (int64_t e = 0; e < n; ++e, target += channel_bytes) store_adjacent_words(target, run, row(0, e));
+      } else if (pass_.column_phases == 2) {
+        for (int64_t e = 0; e < n; ++e, target += channel_bytes)
+          store_woven_words(target, run.mask, row(0, e), row(1, e));
+      } else {
+        for (int64_t e = 0; e < n; ++e, target += channel_bytes)
+          store_words(target, pass_.columns.step, run.mask, row(0, e));
       }
     }
   }
 
-  void store_pixels(int64_t end) {
+  // kPiecePixels of them from `begin` on, where at_ is.
+  void store_pixels(int64_t begin) {
     const uint32_t mask = uint32_t((uint64_t(1) << filters_) - 1);
     const __mmask16 low = __mmask16(mask), high = __mmask16(mask >> 16);
     const __m512 low_bias = _mm512_load_ps(bias_), high_bias = _mm512_load_ps(bias_ + 16);
     const bool relu = relu_, general = !relu && pass_.out.activation != Activation::None;
     const char* residual = pass_.out.residual;
     OutputPosition at = at_;
-    for (int64_t r = piece_; r < min(end, positions_); at.advance(1), ++r) {
+    for (int64_t r = begin; r < min(begin + kPiecePixels, positions_); at.advance(1), ++r) {
       if (!at.valid()) continue;
       const int64_t offset = pixel_offset(at);
       const float* lanes = block_row(sums_, r);
@@ -392,7 +385,6 @@ class BlockStore {
       }
     }
     at_ = at;
-    piece_ = max(piece_, end);
   }
 
   __attribute__((noinline)) void activate_pixel(__m512& x, __m512& y) const {
@@ -406,11 +398,14 @@ class BlockStore {
   const TileTask& task_;
   alignas(64) float bias_[kBlock] = {};
   float* sums_ = nullptr;
-  int64_t o_ = -1, filters_ = 0, positions_ = 0, piece_ = 0;
+  int64_t o_ = -1, filters_ = 0, positions_ = 0;
+  int64_t piece_ = 0, pieces_ = 0, due_ = 0;  // due_: of the pieces, in steps
   OutputPosition at_;
   TileRuns runs_;
   __m512i words_[2][2][8];  // of each column phase: 16 filters, transposed
   const bool relu_, in_place_, adjacent_;
+  alignas(64) static constexpr int64_t kLowEights[8] = {0, 1, 8, 9, 4, 5, 12, 13};
+  alignas(64) static constexpr int64_t kHighEights[8] = {2, 3, 10, 11, 6, 7, 14, 15};
 };
 
 }  // namespace

@@ -25,15 +25,17 @@ constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time:
 
 // ------------------------------------------------------------------------------------- product
 
-// Beside a block's products: the block before is stored, and the next panel may be fetched.
+// Beside a block's products: the block before is stored, and lines of the next panel are fetched into the second-level
+// cache.
 template <class T>
 struct StoreAhead {
   BlockStore<T>* store;
-  TileAhead next;
+  const char* lines;
+  int64_t lines_per_step;
 
   void operator()(int64_t step, int64_t steps) const {
-    next(step, steps);
-    store->run_beside(step, steps);
+    for (int64_t line = 0; line < lines_per_step; ++line) prefetch_near(lines + (step * lines_per_step + line) * 64);
+    store->run_beside(steps);
   }
 };
 
@@ -57,8 +59,8 @@ void multiply(const TilePass& pass, const TileTask& task) {
   const TaskTiles tiles(pass, task);
   alignas(64) float sums[2][2 * kSumsPerBlock];
   BlockStore<T> store(pass, task);
-  int64_t block = 0;
   _tile_loadconfig(&kTileConfig);
+  int64_t block = 0;
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
     for (int64_t tile = 0; tile < tiles.tiles; ++tile, block ^= 1) {
       const TileSpan span(tiles, tile);
@@ -66,17 +68,17 @@ void multiply(const TilePass& pass, const TileTask& task) {
         const PassTaps& taps = pass.taps[f];
         const int64_t panel_bytes = taps.steps * P * kBlockBytes;
         // Of three parts products take so long that fetching beside them costs more than it saves.
-        const int64_t lines = P == 1 && panel + 1 < task.panel_end ? panel_bytes / 64 : 0;
-        const int64_t begin = lines * tile / tiles.tiles, end = lines * (tile + 1) / tiles.tiles;
+        const int64_t per_step = ceil_div(kBlockBytes / 64, tiles.tiles), fetched = tile * taps.steps * per_step * 64;
+        const bool fetches = P == 1 && panel + 1 < task.panel_end && fetched < panel_bytes;
         const char* filters = taps.filters + panel * panel_bytes;
-        const StoreAhead<T> ahead{&store, {filters + panel_bytes + begin * 64, end - begin}};
+        const StoreAhead<T> ahead{&store, filters + panel_bytes + fetched, fetches ? per_step : 0};
         multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
       }
-      store.run_to(store.pieces());
+      store.finish();
       store.begin(span, panel * kBlock, sums[block]);
     }
   _tile_release();
-  store.run_to(store.pieces());
+  store.finish();
 }
 
 // The same where no other task reads the filters: some steps of a panel are packed, and meet all tiles in the cache.
@@ -103,7 +105,7 @@ void multiply_unpacked(const TilePass& pass, const TileTask& task, const FilterS
     ranges[panel] = range.finish();
     for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
       store.begin(TileSpan(tiles, tile), panel * kBlock, sums + tile * kSumsPerBlock);
-      store.run_to(store.pieces());
+      store.finish();
     }
   }
   _tile_release();
@@ -143,18 +145,12 @@ void fill_tables(const PassPlan& plan, const TileSource& source, int phase, cons
       }
 }
 
-// Packed lines of one part run on into the next pixels, which zeros are to cancel: they have to be finite.
-template <int P>
-bool sums_are_exact(const PartRange& source, const PartRange& weights) {
-  return P == 1 ? source.largest_exponent() < 128 : parts_are_exact(source, weights);
-}
-
 // The filters are packed at pass.filters, in range `packed`, or `unpacked`.
 template <int P>
 bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const PartRange& packed,
                const FilterSource* unpacked) {
   const int64_t tasks = grid.tasks(), steps = pass.taps[0].steps, panels = unpacked ? pass.panels() : 0;
-  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : P * pass.source.part_bytes;
+  const int64_t source_bytes = steps == 0 || pass.source.direct ? 0 : prepared_bytes<P>(pass.source);
   PartRange* ranges =
       static_cast<PartRange*>(thread_scratch(Scratch::OperationShared, size_t(tasks + panels) * sizeof(PartRange)));
   PartRange* panel_ranges = ranges + tasks;
@@ -181,7 +177,7 @@ bool run_tasks(TilePass& pass, const ConvArgs& args, const TaskGrid& grid, const
   PartRange source, weights = packed;
   for (int64_t number = 0; number < tasks; ++number) source.add(ranges[number]);
   for (int64_t panel = 0; panel < panels; ++panel) weights.add(panel_ranges[panel]);
-  return sums_are_exact<P>(source, weights);
+  return P == 1 || parts_are_exact(source, weights);
 }
 
 // One group. False: the parts of some images are not exact.
@@ -269,11 +265,11 @@ void packing(const ConvPacking& request) {
   const PassPlan plan = forward_plan(args);
   *request.bytes = 0;
   if (!suits_tiles(args, plan)) return;
-  const int64_t steps = whole_source(args, plan, 0).steps(), panels = ceil_div(plan.m, kBlock);
+  const TileSource whole = whole_source(args, plan, 0);
+  const int64_t steps = whole.steps(), panels = ceil_div(plan.m, kBlock);
   *request.bytes =
       args.groups * (args.dtype == DType::Float32 ? filters_bytes<3>(panels, steps) : filters_bytes<1>(panels, steps));
-  *request.form = (plan.packed ? 8 : 0) + (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) +
-                  args.channels_last;
+  *request.form = (plan.source_rows.folded ? 4 : 0) + (plan.source_columns.folded ? 2 : 0) + whole.lines;
 }
 
 bool input_grad_by_tiles(const ConvArgs& args) {

@@ -30,7 +30,6 @@ struct PassPlan {
   };
   ColumnPhase phase[2];
   int column_phases = 1;
-  bool packed = false;  // the source
 
   int64_t column_steps(int f) const { return column_phases == 1 ? source_columns.tap_steps() : phase[f].taps; }
 };
@@ -43,7 +42,7 @@ struct PassCost {
   double product, source;
 
   PassCost(const TileSource& source_, int64_t m, int64_t parts)
-      : product(double(source_.steps()) * double(tiles(source_)) * step(source_, m, parts)),
+      : product(double(source_.steps()) * double(tiles(source_)) * step(m, parts)),
         source(double(source_.plane) * double(source_.phases()) * position(source_, parts)) {}
   double total() const { return product + source; }
   static int64_t tiles(const TileSource& source) {
@@ -52,34 +51,32 @@ struct PassCost {
 
  private:
   // 32 positions and 32 of k. Their two tiles take 36 cycles from the second-level cache, which is more than 16
-  // filters' products; packed ones take less, but 2.5 more for every row that crosses cache lines.
-  static double step(const TileSource& source, int64_t m, int64_t parts) {
-    const int64_t halves = ceil_div(m, 16), bytes = source.position_bytes;
-    const double crossing = bytes % 64 == 0 ? 0 : bytes % 32 == 0 ? 0.5 : bytes % 16 == 0 ? 0.75 : 1;
-    const double tile_pair = source.packed ? 16 + 80 * crossing : 36;
-    const double loads = double(parts) * (double(ceil_div(m, kBlock)) * tile_pair + double(8 * halves));
+  // filters' products.
+  static double step(int64_t m, int64_t parts) {
+    constexpr double kTilePair = 36;
+    const int64_t halves = ceil_div(m, 16);
+    const double loads = double(parts) * (double(ceil_div(m, kBlock)) * kTilePair + double(8 * halves));
     const double products = double(halves * 32 * (parts * (parts + 1) / 2));
     return products > loads ? products : loads;
   }
-  // A position of the source: 32 values a line, or packed, 8 at a time.
+  // A position of the source.
   static double position(const TileSource& source, int64_t parts) {
-    if (source.packed)
-      return double(source.columns.plane.step * ceil_div(source.pixel_values(), 8)) * (parts > 1 ? 20 : 3);
-    const bool folded = source.folds() > 1, whole = source.k() % kStepK == 0;
-    const double line = parts > 1 ? 16 : source.pixels ? (folded ? 24 : 3) : folded || !whole ? 10 : 4;
+    if (source.folds() > 1) return folded_position(source, parts);
+    const bool whole = source.k() % kStepK == 0;
+    const double line = parts > 1 ? 16 : source.pixels ? 3 : whole ? 4 : 10;
     return double(source.groups()) * line;
+  }
+  // Of folded taps: runs of its lines, and pixels, of which each row serves all positions that it is under.
+  static double folded_position(const TileSource& source, int64_t parts) {
+    const int64_t runs = source.groups() + source.rows.folds() - 1;
+    const double pixels = double(source.columns.plane.step * (source.rows.folded ? source.rows.plane.step : 1));
+    return double(parts) * (2 * double(runs) + 3 * pixels * double(ceil_div(source.channels, 8)));
   }
 };
 
 // Tiles of columns at any shift would cross cache lines: then lines, although NCHW has to be transposed for them.
 inline bool takes_lines(const ConvArgs& args, const PassPlan& plan) {
-  return args.channels_last || plan.packed || plan.source_columns.tap_steps() > 1 ||
-         (plan.source_rows.tap_steps() > 1 && !plan.source_columns.folded);
-}
-
-inline bool can_pack(const ConvArgs& args, const PassPlan& plan) {
-  return !args.channels_last && plan.source_columns.taps > 1 && plan.source_columns.plane.dilation == 1 &&
-         plan.channels > 0 && plan.channels * plan.source_rows.folds() <= kPackedValues;
+  return args.channels_last || plan.source_columns.taps > 1 || plan.source_rows.taps > 1;
 }
 
 inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64_t group) {
@@ -90,7 +87,6 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
                     args.groups * plan.channels,
                     args.channels_last,
                     takes_lines(args, plan),
-                    plan.packed,
                     plan.source_rows,
                     plan.source_columns,
                     1,
@@ -100,19 +96,17 @@ inline TileSource whole_source(const ConvArgs& args, const PassPlan& plan, int64
   return source;
 }
 
-// Folds no taps, those of a row, or all, and with few channels packs the source, whichever costs least.
+// Folds no taps, those of a row, or all, whichever costs least.
 inline void choose_folds(const ConvArgs& args, PassPlan& plan) {
-  constexpr int kForms = 5;  // the last two are packed
+  constexpr int kForms = 3;
   double least = 0;
   int best = 0;
   const auto choose = [&](int form) {
-    plan.source_rows.folded = form == 2 || form == 4;
+    plan.source_rows.folded = form == 2;
     plan.source_columns.folded = form >= 1;
-    plan.packed = form >= 3;
   };
   for (int form = 0; form < kForms; ++form) {
     choose(form);
-    if (plan.packed && !can_pack(args, plan)) continue;
     const double cost = PassCost(whole_source(args, plan, 0), plan.m, parts_of_conv(args)).total();
     if (form == 0 || cost < least) least = cost, best = form;
   }

@@ -9,46 +9,31 @@ namespace {
 // Where one channel's rows come from.
 template <class T>
 struct ChannelRows {
-  const T* rows;                      // row 0 of the task's first image, at its first column
-  int64_t position, column, columns;  // row 0's position; columns inside the source
-
-  ChannelRows() {}
-  ChannelRows(const TileSource& source, const SourceRange& range, int64_t phase, int64_t k) {
-    if (k >= source.k()) {
-      rows = reinterpret_cast<const T*>(source.data), position = column = columns = 0;
-      return;
-    }
-    const TileSource::Fold fold = source.fold(k);
-    const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-    const int64_t length = source.row_length;
-    const int64_t begin = source.columns.begin(phase % source.columns.phases(), fold.column) + range.column * c.step;
-    position = source.rows.begin(phase / source.columns.phases(), fold.row) + range.row * r.step;
-    column = source.columns.first_inside(begin, length);
-    columns = source.columns.end_inside(begin, length);
-    rows = reinterpret_cast<const T*>(source.data) + range.image * source.image_elements() +
-           ((source.first_channel + fold.channel) * r.source + position) * c.source + begin;
-  }
+  const T* rows = nullptr;                        // row 0 of the task's first image, at its first column
+  int64_t position = 0, column = 0, columns = 0;  // row 0's position; columns inside the source
 };
 
-// Those of one phase: unfolded, a plane apart.
+// Those of one phase: a plane apart.
 template <class T>
 struct PhaseChannels {
-  const TileSource& source;
-  const SourceRange& range;
-  int64_t phase;
+  int64_t channels, plane;
   ChannelRows<T> first, none;
 
-  PhaseChannels(const TileSource& source_, const SourceRange& range_, int64_t phase_)
-      : source(source_),
-        range(range_),
-        phase(phase_),
-        first(source, range, phase, 0),
-        none(source, range, phase, source.k()) {}
+  PhaseChannels(const TileSource& source, const SourceRange& range, int64_t phase)
+      : channels(source.channels), plane(source.rows.plane.source * source.columns.plane.source) {
+    const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
+    const int64_t begin = source.columns.begin(phase % source.columns.phases(), 0) + range.column * c.step;
+    none.rows = reinterpret_cast<const T*>(source.data);
+    first.position = source.rows.begin(phase / source.columns.phases(), 0) + range.row * r.step;
+    first.column = source.columns.first_inside(begin, source.row_length);
+    first.columns = source.columns.end_inside(begin, source.row_length);
+    first.rows = none.rows + range.image * source.image_elements() +
+                 (source.first_channel * r.source + first.position) * c.source + begin;
+  }
   ChannelRows<T> operator[](int64_t k) const {
-    if (source.folds() > 1) return ChannelRows<T>(source, range, phase, k);
-    if (k >= source.channels) return none;
+    if (k >= channels) return none;
     ChannelRows<T> result = first;
-    result.rows += k * source.rows.plane.source * source.columns.plane.source;
+    result.rows += k * plane;
     return result;
   }
 };

@@ -111,8 +111,7 @@ void store_octets(const TileSource& source, const SourceRange& range, int64_t ro
 template <int P, class T>
 void store_transposed(const TileSource& source, const SourceRange& range, char* memory, RangeLanes& lanes) {
   const int64_t step = source.columns.plane.step, column_phases = source.columns.phases();
-  const bool octets =
-      P == 1 && !source.columns.folded && source.columns.plane.source >= 8 && step <= 2 && column_phases == step;
+  const bool octets = P == 1 && source.columns.plane.source >= 8 && step <= 2 && column_phases == step;
   for (int64_t phase = 0; phase < source.phases(); ++phase)
     for (int64_t group = 0; group < source.groups(); ++group) {
       char* target = memory + phase * source.phase_bytes + group * source.group_bytes;
@@ -128,37 +127,7 @@ void store_transposed(const TileSource& source, const SourceRange& range, char* 
     }
 }
 
-// 32 values of a line, of which a run of `count` from lane `lane` on is at p.
-template <class T>
-struct LineLanes {
-  __m512i first = _mm512_setzero_si512(), second = _mm512_setzero_si512();
-
-  void add(const T* p, int64_t lane, int64_t count) {
-    const T* origin = p - lane;
-    if constexpr (sizeof(T) == 2) {
-      const __mmask32 mask = __mmask32(((uint64_t(1) << count) - 1) << lane);
-      first = _mm512_mask_loadu_epi16(first, mask, origin);
-    } else {
-      const uint32_t mask = uint32_t(((uint64_t(1) << count) - 1) << lane);
-      first = _mm512_mask_loadu_epi32(first, __mmask16(mask), origin);
-      second = _mm512_mask_loadu_epi32(second, __mmask16(mask >> 16), origin + 16);
-    }
-  }
-  template <int P>
-  void store(char* target, int64_t part, RangeLanes& range) const {
-    if constexpr (sizeof(T) == 2) {
-      _mm512_store_si512(target, first);
-    } else {
-      __m512i parts[P];
-      const __m512 x = _mm512_castsi512_ps(first), y = _mm512_castsi512_ps(second);
-      if (P > 1) range.add(x), range.add(y);
-      split<P>(x, y, parts, [](__m512 a, __m512 b) { return join_upper(a, b); });
-      store_parts<P>(target, part, parts);
-    }
-  }
-};
-
-// A row of lines of one group of an unfolded source.
+// A row of lines of one group.
 template <int P, class T>
 void store_line_row(const TileSource& source, const T* row, bool inside, int64_t begin, int64_t channels, char* target,
                     RangeLanes& range) {
@@ -172,38 +141,11 @@ void store_line_row(const TileSource& source, const T* row, bool inside, int64_t
     memset(target + p * part + end * kLineBytes, 0, size_t((length - end) * kLineBytes));
   }
   for (int64_t i = first; i < end; ++i) {
-    LineLanes<T> line;
-    line.add(pixel + i * stride, 0, min(kStepK, channels));
-    line.template store<P>(target + i * kLineBytes, part, range);
+    __m512i parts[P];
+    load_along<P, T>(reinterpret_cast<const char*>(pixel + i * stride), lane_mask(channels), lane_mask(channels - 16),
+                     parts, range);
+    store_parts<P>(target + i * kLineBytes, part, parts);
   }
-}
-
-// A line of a folded source: values [k, k + 32) are runs of channels of pixels.
-template <int P, class T>
-void store_folded_line(const TileSource& source, const T* image, int64_t row_begin, int64_t row_phase, int64_t column,
-                       int64_t k, char* target, RangeLanes& range) {
-  const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
-  const int64_t end = min(k + kStepK, source.k());
-  LineLanes<T> line;
-  for (int64_t at = k; at < end;) {
-    const TileSource::Fold fold = source.fold(at);
-    // Columns of adjacent taps are adjacent, and so are their channels: a run goes on to the end of the row's taps.
-    const int64_t taps =
-        c.dilation == 1 && source.all_channels == source.channels ? source.columns.folds() : fold.column + 1;
-    const int64_t run = min(end - at, (taps - fold.column) * source.channels - fold.channel);
-    const int64_t row = row_begin + source.rows.begin(row_phase, fold.row);
-    if (row >= 0 && row < r.source) {
-      // Elements of the row that the run would read, and those of them that exist.
-      const int64_t pixel = column + source.columns.begin(0, fold.column);
-      const int64_t element = pixel * source.all_channels + fold.channel;
-      const int64_t lowest = max(0, -element);
-      const int64_t highest = min(run, c.source * source.all_channels - element);
-      if (highest > lowest)
-        line.add(image + row * c.source * source.all_channels + element + lowest, at - k + lowest, highest - lowest);
-    }
-    at += run;
-  }
-  line.template store<P>(target, source.part_bytes, range);
 }
 
 template <int P, class T>
@@ -218,12 +160,6 @@ void store_lines(const TileSource& source, const SourceRange& range, char* memor
       for (int64_t i = 0; i < range.images * rows; ++i, target += length * kLineBytes) {
         const T* image = data + (range.image + i / rows) * source.image_elements();
         const int64_t row = (range.row + i % rows) * r.step, column = range.column * c.step;
-        if (source.columns.folded) {
-          for (int64_t e = 0; e < length; ++e)
-            store_folded_line<P, T>(source, image, row, row_phase, column + e * c.step, group * kStepK,
-                                    target + e * kLineBytes, lanes);
-          continue;
-        }
         const int64_t position = row + source.rows.begin(row_phase, 0);
         const bool inside = position >= 0 && position < r.source;
         const T* pixels = image + position * c.source * source.all_channels + group * kStepK;

@@ -3,19 +3,19 @@
 //
 //   columns   [part][phase][group][pair of channels][image][row][column] of 2 channels: 4 bytes a position. 16 pairs
 //             are the rows of B, and its columns are positions: two rows of pixels of NCHW are interleaved, nothing is
-//             transposed, and sums come out filter by filter as NCHW has them. For taps at whole tiles from each
-//             other: tiles at other shifts cross cache lines (a 3 x 3 product measured 40 % slower than with lines).
+//             transposed, and sums come out filter by filter as NCHW has them. For a single tap: tiles at shifts
+//             cross cache lines (a 3 x 3 product measured 40 % slower than with lines).
 //   lines     [part][phase][group][image][row][column] of 32 channels: 64 bytes a position. Rows of A are positions,
 //             and sums come out pixel by pixel. NHWC has them; from NCHW they are transposed, 8 positions of
 //             32 channels at a time.
 //
-//   packed    [part][phase][image][row][column] of all channels: lines that overlap. A position's columns of taps lie
-//             side by side there, so that its line is read in place, whatever the stride: with few channels, from NCHW.
-//
 // Zeros that every row both begins and ends with are there once: a row's last ones are the next row's first.
 //
-// With few channels the taps of a row, or all taps, become channels of their own ("folded"): im2col of the task's
-// positions, which never leaves the second-level cache. Folded axes have the output's size and no gaps.
+// With few channels the taps of a row, or all taps, become channels of their own ("folded", always lines): im2col of
+// the task's positions, which never leaves the second-level cache. Folded axes have the output's size and no gaps. A
+// line's values come from rows of padded pixels with all channels side by side (prepare_folded_amx.h). Lines that
+// overlapped, rows of pixels read in place, would cost more: a tile's rows that cross cache lines take 5 to 6 cycles
+// each, where a line is copied in 2.
 #pragma once
 
 #include "core/memory.h"
@@ -81,7 +81,6 @@ struct TileSource {
   int64_t channels, first_channel, all_channels;  // of the group, the group's first, of all groups
   bool pixels;                                    // NHWC
   bool lines;                                     // NHWC has no columns
-  bool packed;                                    // lines of folded columns in place
   SourceAxis rows, columns;
   int64_t images, band_rows, band_columns;  // of a task, at most: outputs
   bool direct = false;                      // NHWC as it stands in memory is lines already
@@ -93,11 +92,8 @@ struct TileSource {
   int64_t group_bytes = 0, phase_bytes = 0, part_bytes = 0;
 
   void lay_out() {
-    if (packed) return lay_out_packed();
     shared = rows.outputs > 1 ? columns.shared_zeros() : 0;
     row_length = band_columns + columns.reach() - shared;
-    // Taps along rows are whole tiles of columns apart.
-    if (!lines && rows.tap_steps() > 1) row_length = ceil_div(row_length, 16) * 16;
     row_count = band_rows + rows.reach();
     plane = row_count * row_length;
     // With the last row's zeros, and room for tiles that run over the end.
@@ -109,24 +105,18 @@ struct TileSource {
     phase_bytes = groups() * group_bytes;
     part_bytes = phases() * phase_bytes;
   }
-  void lay_out_packed() {
-    const int64_t step = columns.plane.step, begin = columns.begin(0, 0), pixels = columns.outputs + columns.taps - 1;
-    const bool shares = step == 1 && rows.outputs > 1;
-    shared = shares ? min(columns.taps - 1,
-                          min(columns.first_inside(begin, pixels), pixels - columns.end_inside(begin, pixels)))
-                    : 0;
-    row_length = band_columns + ceil_div(columns.taps - 1, step) - shared;
-    row_count = band_rows + rows.reach();
-    plane = row_count * row_length;
-    position_bytes = step * pixel_values() * 2;
-    group_bytes = kLineBytes;
-    phase_bytes = ceil_div((images * plane + packed_rest()) * position_bytes, 64) * 64;
-    part_bytes = phases() * phase_bytes;
+  // Rows of pixels that the lines of folded taps of an image are made of, of one part: those under all taps. Behind a
+  // row there is room for a register, behind the last one for 32 pixels.
+  int64_t pixel_rows(int64_t line_rows) const {
+    const int64_t last = rows.folded ? (max(1, rows.taps) - 1) * rows.plane.dilation : rows.plane.step - 1;
+    return (line_rows - 1) * rows.plane.step + last + 1;
   }
-  // Of a packed source: values of a pixel, and the positions that tiles read beyond the last row.
-  int64_t pixel_values() const { return channels * rows.folds(); }
-  int64_t packed_rest() const {
-    return shared + kBlock + columns.taps + ceil_div(groups() * kLineBytes, position_bytes);
+  int64_t row_pixels() const {
+    return (row_length - 1) * columns.plane.step + (max(1, columns.taps) - 1) * columns.plane.dilation + 1;
+  }
+  int64_t pixel_row_bytes() const { return ceil_div(row_pixels() * channels * 2, 64) * 64 + 64; }
+  int64_t pixels_part_bytes() const {
+    return folds() > 1 ? pixel_rows(row_count) * pixel_row_bytes() + kBlock * channels * 2 : 0;
   }
   int64_t folds() const { return rows.folds() * columns.folds(); }
   int64_t k() const { return channels * folds(); }
@@ -140,17 +130,13 @@ struct TileSource {
     return (rows.phase(row_tap) * columns.phases() + columns.phase(column_tap)) * phase_bytes + group * group_bytes +
            (rows.shift(row_tap) * row_length + columns.shift(column_tap)) * position_bytes;
   }
-  // The channel and the taps that value k of a folded source is of. NHWC has a pixel's channels side by side.
+  // The channel and the taps that value k of a source is of: a pixel's channels are side by side.
   struct Fold {
     int64_t channel, row, column;
   };
   Fold fold(int64_t k) const {
-    if (packed) {
-      const int64_t value = k % pixel_values();
-      return {value / rows.folds(), value % rows.folds(), k / pixel_values()};
-    }
-    const int64_t f = pixels ? k / channels : k % folds();
-    return {pixels ? k % channels : k / folds(), f / columns.folds(), f % columns.folds()};
+    const int64_t f = k / channels;
+    return {k % channels, f / columns.folds(), f % columns.folds()};
   }
 };
 

@@ -19,24 +19,30 @@ constexpr int kTile = 32;
 constexpr int kTileRows = 8;  // of threads
 
 template <class T>
-__global__ void copy_kernel(const __grid_constant__ CopyArgs args) {
+__global__ void copy_kernel(const __grid_constant__ CopyArgs args, const __grid_constant__ StridedWalk walk) {
   const int64_t position = int64_t(blockIdx.x) * kBlockThreads + threadIdx.x;
   if (position >= args.numel) return;
   const int64_t* const strides[2] = {args.dst_strides, args.src_strides};
-  const Offsets<2> offsets = strided_offsets(position, args.ndim, args.shape, strides);
+  const Offsets<2> offsets = walk.offsets(position, strides);
   static_cast<T*>(args.dst)[offsets.of[0]] = static_cast<const T*>(args.src)[offsets.of[1]];
 }
 
-// The axes before the last two are walked block by block; of these, dst is dense along the last, src along the other.
+// How tiles lie: `across` and `down` the last two axes of each plane, and the planes along the axes before.
+struct Tiles {
+  Divisor across, down;
+  StridedWalk planes;
+};
+
+// dst is dense along the last axis, src along the one before it.
 template <class T>
-__global__ void __launch_bounds__(kTile* kTileRows) transpose_kernel(const __grid_constant__ CopyArgs args) {
+__global__ void __launch_bounds__(kTile* kTileRows)
+    transpose_kernel(const __grid_constant__ CopyArgs args, const __grid_constant__ Tiles tiles) {
   __shared__ T tile[kTile][kTile + 1];
   const int64_t n_rows = args.shape[args.ndim - 2], n_columns = args.shape[args.ndim - 1];
-  const int64_t across = (n_columns + kTile - 1) / kTile, down = (n_rows + kTile - 1) / kTile;
-  const int64_t block = blockIdx.x / across, plane = block / down;
-  const int64_t column = (blockIdx.x - block * across) * kTile, row = (block - plane * down) * kTile;
+  const Division block = tiles.across.divide(blockIdx.x), plane = tiles.down.divide(block.quotient);
+  const int64_t column = block.rest * kTile, row = plane.rest * kTile;
   const int64_t* const strides[2] = {args.dst_strides, args.src_strides};
-  const Offsets<2> offsets = strided_offsets(plane, args.ndim - 2, args.shape, strides);
+  const Offsets<2> offsets = tiles.planes.offsets(plane.quotient, strides);
   const T* src = static_cast<const T*>(args.src) + offsets.of[1];
   T* dst = static_cast<T*>(args.dst) + offsets.of[0];
   const int64_t src_stride = args.src_strides[args.ndim - 1], dst_stride = args.dst_strides[args.ndim - 2];
@@ -83,22 +89,33 @@ bool turns(CopyArgs& args) {
   return false;
 }
 
+// The walk over the first axes.
+StridedWalk walk_of(const CopyArgs& args, int ndim) {
+  const int64_t* const strides[] = {args.dst_strides, args.src_strides};
+  return {ndim, args.shape, strides};
+}
+
 template <class T>
-void copy_items(CopyArgs args) {
-  if (sizeof(T) == 16 || !turns(args))
-    return launch(copy_kernel<T>, unsigned(blocks_for(args.numel)), kBlockThreads, 0, args);
+void copy_items(const CopyArgs& args) {
+  launch(copy_kernel<T>, unsigned(blocks_for(args.numel)), kBlockThreads, 0, args, walk_of(args, args.ndim));
+}
+
+template <class T>
+void copy_or_transpose(CopyArgs args) {
+  if (!turns(args)) return copy_items<T>(args);
   const int64_t n_rows = args.shape[args.ndim - 2], n_columns = args.shape[args.ndim - 1];
-  const int64_t tiles = (n_rows + kTile - 1) / kTile * ((n_columns + kTile - 1) / kTile);
-  launch(transpose_kernel<T>, unsigned(tiles * (args.numel / (n_rows * n_columns))), dim3(kTile, kTileRows), 0, args);
+  const int64_t across = (n_columns + kTile - 1) / kTile, down = (n_rows + kTile - 1) / kTile;
+  launch(transpose_kernel<T>, unsigned(across * down * (args.numel / (n_rows * n_columns))), dim3(kTile, kTileRows), 0,
+         args, Tiles{Divisor(across), Divisor(down), walk_of(args, args.ndim - 2)});
 }
 
 void copy(const CopyArgs& args) {
   const CopyArgs wide = widened(args);
   switch (wide.item_size) {
-    case 1: return copy_items<uint8_t>(wide);
-    case 2: return copy_items<uint16_t>(wide);
-    case 4: return copy_items<uint32_t>(wide);
-    case 8: return copy_items<uint64_t>(wide);
+    case 1: return copy_or_transpose<uint8_t>(wide);
+    case 2: return copy_or_transpose<uint16_t>(wide);
+    case 4: return copy_or_transpose<uint32_t>(wide);
+    case 8: return copy_or_transpose<uint64_t>(wide);
     default: return copy_items<uint4>(wide);
   }
 }

@@ -108,13 +108,14 @@ struct Four {
 // Stores formula(inputs...) for the element of this thread, or its four: cheap(four) does these at once and returns
 // true, or returns false.
 template <class T, int N, class Cheap, class Formula>
-__device__ void map_elements(const ElementwiseArgs& args, bool packs, Cheap cheap, Formula formula) {
+__device__ void map_elements(const ElementwiseArgs& args, const StridedWalk& walk, bool packs, Cheap cheap,
+                             Formula formula) {
   const int64_t position = (int64_t(blockIdx.x) * kBlockThreads + threadIdx.x) * (packs ? kFour : 1);
   if (position >= args.numel) return;
   const int64_t* strides[N + 1] = {args.out.strides};
 #pragma unroll
   for (int k = 0; k < N; ++k) strides[k + 1] = args.in[k].strides;
-  const Offsets<N + 1> offsets = strided_offsets(position, args.ndim, args.shape, strides);
+  const Offsets<N + 1> offsets = walk.offsets(position, strides);
   Four<T, N> four;
   if (!packs) {
     T in[N];
@@ -192,37 +193,41 @@ __device__ bool cheap_binary(BinaryOp op, Four<T, 2>& four) {
 #undef FASTNN_CASE
 
 template <class T>
-__global__ void unary_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+__global__ void unary_kernel(const __grid_constant__ ElementwiseArgs args, const __grid_constant__ StridedWalk walk,
+                             bool packs) {
   const Params<T> p = params_of<T>(args);
   map_elements<T, 1>(
-      args, packs, [&](Four<T, 1>& four) { return cheap_unary(UnaryOp(args.op), four, p); },
+      args, walk, packs, [&](Four<T, 1>& four) { return cheap_unary(UnaryOp(args.op), four, p); },
       [&](const T* in) { return unary_value(UnaryOp(args.op), in[0], p); });
 }
 
 template <class T>
-__global__ void unary_backward_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+__global__ void unary_backward_kernel(const __grid_constant__ ElementwiseArgs args,
+                                      const __grid_constant__ StridedWalk walk, bool packs) {
   const Params<T> p = params_of<T>(args);
   map_elements<T, 2>(
-      args, packs, [](Four<T, 2>&) { return false; },
+      args, walk, packs, [](Four<T, 2>&) { return false; },
       [&](const T* in) { return unary_gradient(UnaryOp(args.op), in[0], in[1], p); });
 }
 
 template <class T>
-__global__ void binary_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+__global__ void binary_kernel(const __grid_constant__ ElementwiseArgs args, const __grid_constant__ StridedWalk walk,
+                              bool packs) {
   map_elements<T, 2>(
-      args, packs, [&](Four<T, 2>& four) { return cheap_binary(BinaryOp(args.op), four); },
+      args, walk, packs, [&](Four<T, 2>& four) { return cheap_binary(BinaryOp(args.op), four); },
       [&](const T* in) { return binary_value(BinaryOp(args.op), in[0], in[1]); });
 }
 
 template <class T>
-__global__ void where_kernel(const __grid_constant__ ElementwiseArgs args, bool packs) {
+__global__ void where_kernel(const __grid_constant__ ElementwiseArgs args, const __grid_constant__ StridedWalk walk,
+                             bool packs) {
   const auto formula = [](const T* in) { return in[0] != T(0) ? in[1] : in[2]; };
-  map_elements<T, 3>(args, packs, [&](Four<T, 3>& four) { return map_four(four, formula); }, formula);
+  map_elements<T, 3>(args, walk, packs, [&](Four<T, 3>& four) { return map_four(four, formula); }, formula);
 }
 
 // ----------------------------------------------------------------------------------- launchers
 
-using ElementwiseKernel = void (*)(ElementwiseArgs, bool);
+using ElementwiseKernel = void (*)(ElementwiseArgs, StridedWalk, bool);
 
 bool fits_packs(const ElementwiseArgs& args, const StridedOperand& operand) {
   if (!operand.data) return true;
@@ -237,7 +242,10 @@ void map(ElementwiseKernel kernel, const ElementwiseArgs& args) {
   bool packs = args.ndim > 0 && args.shape[args.ndim - 1] % kFour == 0 && args.out.strides[args.ndim - 1] == 1 &&
                fits_packs(args, args.out);
   for (int k = 0; k < args.n_inputs; ++k) packs = packs && fits_packs(args, args.in[k]);
-  launch(kernel, unsigned(blocks_for(packs ? args.numel / kFour : args.numel)), kBlockThreads, 0, args, packs);
+  const int64_t* strides[4] = {args.out.strides};
+  for (int k = 0; k < args.n_inputs; ++k) strides[k + 1] = args.in[k].data ? args.in[k].strides : nullptr;
+  launch(kernel, unsigned(blocks_for(packs ? args.numel / kFour : args.numel)), kBlockThreads, 0, args,
+         StridedWalk(args.ndim, args.shape, strides), packs);
 }
 
 #define FASTNN_LAUNCHER(name)                                                    \

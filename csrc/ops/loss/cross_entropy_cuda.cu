@@ -269,7 +269,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   Division place = classes.divide(at);
   Pack<T, kWidth> values{};
   const int count = int(min(n - at, int64_t(kWidth)));
-  for (int i = 0; i < count; ++i) {
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i) {
+    if (i == count) break;
     const int64_t row = place.quotient;
     if (args.labels[row] == place.rest && is_counted(args, row))
       values.at[i] = -weight_of<T>(args, place.rest) * row_gradient<Stored>(args, row);
@@ -277,7 +279,9 @@ __global__ void __launch_bounds__(kBlockThreads)
   }
   Stored* dx = static_cast<Stored*>(args.dx) + at;
   if (packs && count == kWidth) return store_values<kWidth>(dx, values);
-  for (int i = 0; i < count; ++i) dx[i] = to_stored<Stored>(values.at[i]);
+#pragma unroll
+  for (int i = 0; i < kWidth; ++i)
+    if (i < count) dx[i] = to_stored<Stored>(values.at[i]);
 }
 
 // ----------------------------------------------------------------------------------------- launchers

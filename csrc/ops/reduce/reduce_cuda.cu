@@ -27,6 +27,26 @@ constexpr int64_t kBusy = 1 << 18;  // threads that keep a large GPU busy
 
 // ----------------------------------------------------------------------------------------- what is read
 
+// The kept and the reduced positions, whose index arithmetic is prepared.
+struct Walk : ReduceArgs {
+  StridedWalk kept, reduced;
+
+  explicit Walk(const ReduceArgs& args) : ReduceArgs(args), kept(over_kept(args)), reduced(over_reduced(args)) {}
+  __device__ int64_t kept_x(int64_t position) const { return kept.offset(position, kept_x_strides); }
+  __device__ int64_t kept_y(int64_t position) const { return kept.offset(position, kept_y_strides); }
+  __device__ int64_t reduced_x(int64_t position) const { return reduced.offset(position, reduced_x_strides); }
+
+ private:
+  static StridedWalk over_kept(const ReduceArgs& args) {
+    const int64_t* const strides[] = {args.kept_x_strides, args.kept_y_strides};
+    return {args.n_kept_axes, args.kept_shape, strides};
+  }
+  static StridedWalk over_reduced(const ReduceArgs& args) {
+    const int64_t* const strides[] = {args.reduced_x_strides};
+    return {args.n_reduced_axes, args.reduced_shape, strides};
+  }
+};
+
 // Bool and integers: their dtype is looked at element by element.
 struct AnyInteger {};
 
@@ -37,7 +57,7 @@ struct Reading {
   static constexpr int kPack = kPackOf16<Stored>;
 
   template <int kWidth>
-  static __device__ void load(const ReduceArgs& walk, int64_t offset, T (&x)[kWidth]) {
+  static __device__ void load(const Walk& walk, int64_t offset, T (&x)[kWidth]) {
     load_elements(static_cast<const Stored*>(walk.x) + offset, x);
   }
 };
@@ -49,20 +69,10 @@ struct Reading<AnyInteger> {
   static constexpr int kPack = 1;
 
   template <int kWidth>
-  static __device__ void load(const ReduceArgs& walk, int64_t offset, T (&x)[kWidth]) {
+  static __device__ void load(const Walk& walk, int64_t offset, T (&x)[kWidth]) {
     x[0] = load_element<int64_t>(walk.x, walk.x_dtype, offset);
   }
 };
-
-__device__ inline int64_t kept_x(const ReduceArgs& walk, int64_t kept) {
-  return strided_offset(kept, walk.n_kept_axes, walk.kept_shape, walk.kept_x_strides);
-}
-__device__ inline int64_t kept_y(const ReduceArgs& walk, int64_t kept) {
-  return strided_offset(kept, walk.n_kept_axes, walk.kept_shape, walk.kept_y_strides);
-}
-__device__ inline int64_t reduced_x(const ReduceArgs& walk, int64_t reduced) {
-  return strided_offset(reduced, walk.n_reduced_axes, walk.reduced_shape, walk.reduced_x_strides);
-}
 
 // --------------------------------------------------------------------------------------------- formulas
 
@@ -84,7 +94,7 @@ struct Values {
   using State = T;
   using Wide = typename Source::Wide;
   static constexpr int kAhead = std::is_same_v<T, float> ? 4 : 1;  // packs that are read before they are joined
-  ReduceArgs walk;
+  Walk walk;
 
   template <class Any>
   __device__ Any identity() const {
@@ -101,7 +111,7 @@ struct Values {
   }
 
   __device__ T center(int64_t kept) const {
-    return walk.center ? static_cast<const T*>(walk.center)[kept_y(walk, kept)] : T(0);
+    return walk.center ? static_cast<const T*>(walk.center)[walk.kept_y(kept)] : T(0);
   }
 
   template <int kWidth>
@@ -155,7 +165,7 @@ struct Values {
           joined = pow_(joined, 1 / walk.root);
       }
     }
-    store_element(walk.y, walk.y_dtype, kept_y(walk, kept), T(joined));
+    store_element(walk.y, walk.y_dtype, walk.kept_y(kept), T(joined));
   }
 
  private:
@@ -174,14 +184,14 @@ struct First {
   using State = int64_t;
   using Wide = int64_t;
   static constexpr int kAhead = 1;
-  ReduceArgs walk;
+  Walk walk;
   int64_t* index;
 
   template <class Any>
   __device__ Any identity() const {
     return INT64_MAX;
   }
-  __device__ T center(int64_t kept) const { return load_element<T>(walk.y, walk.y_dtype, kept_y(walk, kept)); }
+  __device__ T center(int64_t kept) const { return load_element<T>(walk.y, walk.y_dtype, walk.kept_y(kept)); }
 
   template <int kWidth>
   __device__ void add(State (&joined)[kWidth], const T (&x)[kWidth], const T (&center)[kWidth], int64_t reduced,
@@ -194,7 +204,7 @@ struct First {
   }
   __device__ Wide merge(Wide a, Wide b) const { return smaller(a, b); }
   __device__ void finish(int64_t kept, Wide joined) const {
-    index[kept_y(walk, kept)] = joined == INT64_MAX ? 0 : joined;
+    index[walk.kept_y(kept)] = joined == INT64_MAX ? 0 : joined;
   }
 };
 
@@ -235,7 +245,7 @@ __global__ void __launch_bounds__(kThreads)
   using T = typename Reducer::T;
   using Wide = typename Reducer::Wide;
   constexpr int kAhead = Reducer::kAhead;
-  const ReduceArgs& walk = reducer.walk;
+  const Walk& walk = reducer.walk;
   const int64_t unit = int64_t(blockIdx.x) * (kThreads / team) + threadIdx.x / unsigned(team);
   const int lane = int(threadIdx.x) & (team - 1);
   const int64_t chunk = unit / walk.n_kept, kept = unit - chunk * walk.n_kept;
@@ -248,14 +258,14 @@ __global__ void __launch_bounds__(kThreads)
       joined[j] = reducer.template identity<typename Reducer::State>();
       center[j] = reducer.center(kept);
     }
-    const int64_t row = kept_x(walk, kept), begin = chunk * chunks.length;
+    const int64_t row = walk.kept_x(kept), begin = chunk * chunks.length;
     const int64_t end = smaller(begin + chunks.length, walk.n_reduced);
     const int64_t step = int64_t(team) * kWidth;
     for (int64_t at = begin + lane * kWidth; at < end; at += kAhead * step) {
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
         if (at + k * step < end)
-          Reducer::Source::template load<kWidth>(walk, row + reduced_x(walk, at + k * step), x[k]);
+          Reducer::Source::template load<kWidth>(walk, row + walk.reduced_x(at + k * step), x[k]);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
         if (at + k * step < end) reducer.template add<kWidth>(joined, x[k], center, at + k * step, 1);
@@ -275,7 +285,7 @@ __global__ void __launch_bounds__(kThreads)
   using Wide = typename Reducer::Wide;
   constexpr int kAhead = Reducer::kAhead;
   __shared__ Wide shared[kThreads * kWidth];
-  const ReduceArgs& walk = reducer.walk;
+  const Walk& walk = reducer.walk;
   const int lane = int(threadIdx.x) & (lanes - 1), strip = int(threadIdx.x) / lanes, strips = kThreads / lanes;
   const int64_t blocks = (walk.n_kept + lanes * kWidth - 1) / (lanes * kWidth);
   const int64_t chunk = blockIdx.x / blocks;
@@ -288,13 +298,13 @@ __global__ void __launch_bounds__(kThreads)
       joined[j] = reducer.template identity<typename Reducer::State>();
       center[j] = reducer.center(kept + j);
     }
-    const int64_t column = kept_x(walk, kept), begin = chunk * chunks.length;
+    const int64_t column = walk.kept_x(kept), begin = chunk * chunks.length;
     const int64_t end = smaller(begin + chunks.length, walk.n_reduced);
     for (int64_t at = begin + strip; at < end; at += kAhead * strips) {
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
         if (at + k * strips < end)
-          Reducer::Source::template load<kWidth>(walk, column + reduced_x(walk, at + k * strips), x[k]);
+          Reducer::Source::template load<kWidth>(walk, column + walk.reduced_x(at + k * strips), x[k]);
 #pragma unroll
       for (int k = 0; k < kAhead; ++k)
         if (at + k * strips < end) reducer.template add<kWidth>(joined, x[k], center, at + k * strips, 0);
@@ -399,14 +409,14 @@ void reduce_with(const Reducer& reducer) {
 }
 
 void reduce(const ReduceArgs& args) {
-  if (args.compute == DType::Int64) return reduce_with(Values<AnyInteger>{args});
-  with_float_type(args.x_dtype, [&](auto tag) { reduce_with(Values<typename decltype(tag)::type>{args}); });
+  if (args.compute == DType::Int64) return reduce_with(Values<AnyInteger>{Walk(args)});
+  with_float_type(args.x_dtype, [&](auto tag) { reduce_with(Values<typename decltype(tag)::type>{Walk(args)}); });
 }
 
 void find_first(const FindFirstArgs& args) {
-  if (args.walk.compute == DType::Int64) return reduce_with(First<AnyInteger>{args.walk, args.index});
+  if (args.walk.compute == DType::Int64) return reduce_with(First<AnyInteger>{Walk(args.walk), args.index});
   with_float_type(args.walk.x_dtype,
-                  [&](auto tag) { reduce_with(First<typename decltype(tag)::type>{args.walk, args.index}); });
+                  [&](auto tag) { reduce_with(First<typename decltype(tag)::type>{Walk(args.walk), args.index}); });
 }
 
 }  // namespace
