@@ -124,6 +124,21 @@ def test_a_step_shows_in_the_next_result(form: str, make: Callable[[list[nn.Para
         assert not np.array_equal(before.numpy(), weight.detach().clone().numpy())
 
 
+def test_conv_activation_is_one_pass_unless_recorded_or_watched() -> None:
+    rng, conv, seen = np.random.default_rng(0), nn.Conv2d(3, 40, 3, stride=2, padding=1), []
+    x = fastnn.from_numpy(rng.standard_normal((2, 3, 9, 11)).astype(np.float32))
+    with fastnn.no_grad():
+        expected, terms = F.relu(conv(x)).numpy(), 3 * 3 * 3 + 1
+        magnitude = F.conv2d(x.abs(), conv.weight.abs(), conv.bias.abs(), stride=2, padding=1).numpy().max()
+        bound = 2 * terms * ROUNDOFF["float32"] * magnitude  # of two sums
+        np.testing.assert_allclose(fused.conv_activation(conv, x, "relu").numpy(), expected, rtol=0, atol=bound)
+        conv.register_forward_hook(lambda *_: seen.append("called"))
+        np.testing.assert_array_equal(fused.conv_activation(conv, x, "relu").numpy(), expected)
+    recorded = fused.conv_activation(conv, x, "relu")
+    assert recorded.requires_grad
+    assert seen == ["called", "called"]
+
+
 def test_errors() -> None:
     x, weight = fastnn.randn(2, 8), fastnn.randn(4, 8)
     with pytest.raises(ValueError, match=r"activation.*'swish'"):

@@ -30,7 +30,8 @@ struct Block {
 
 // Runs that lie side by side, `stride` apart, are one.
 inline Block packed(const Block& block, int64_t stride) {
-  return stride == block.length ? Block{block.first, 1, block.runs * block.length, block.stride} : block;
+  const bool joined = stride == block.length;
+  return {block.first, joined ? 1 : block.runs, joined ? block.runs * block.length : block.length, block.stride};
 }
 
 template <class T>

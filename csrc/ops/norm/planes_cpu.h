@@ -1,13 +1,13 @@
 // Batch normalization of (outer, channels, inner), inner > 1: a channel is `outer` planes of `inner` values.
 //
-// A channel that stays in L2 is read from memory once: sums, then the line. Others are cut into parts, whose sums
-// are added up in their order, and the lines are drawn plane by plane. Planes shorter than a block are summed
-// several at a time.
+// A channel that stays in L2 is read from memory once: sums, then the line; short ones take each pass forward in
+// groups, so that one's sums are known while another's are added up. Others are cut into parts, whose sums are added up
+// in their order, and the lines are drawn plane by plane. Planes shorter than a block are summed several at a time.
 #pragma once
 
 #include "ops/norm/blocks_cpu.h"
 #include "ops/norm/norm.h"
-#include "simd/vec.h"
+#include "simd/lanes.h"
 
 namespace fastnn {
 namespace {
@@ -15,6 +15,8 @@ namespace {
 constexpr int64_t kMaxRuns = 256;          // planes of a block: each may end in a partial register
 constexpr int64_t kCachedBytes = 1 << 20;  // of a channel
 constexpr int64_t kMinCachedChannels = 8;  // fewer are too coarse a unit to share among threads
+constexpr int64_t kGroup = 8;              // short channels that take each pass forward together
+constexpr int64_t kChannelWork = 128;      // elements that take as long as the rest of what a channel costs
 constexpr int kAccumulators = 4;           // registers for each sum: additions take 4 cycles
 
 // The blocks of a channel: several planes each, or pieces of a plane.
@@ -52,42 +54,40 @@ struct Sums {
   double value = 0, product = 0;
 };
 
-// Adds v and v d of a run: see blocks_cpu.h. `centres` is a register's worth of the centre.
+// The sums of v and v d over `n_runs` runs of n: see blocks_cpu.h.
 template <class T, bool kBackward>
-inline __attribute__((always_inline)) void add_moments(const T* dy, const T* x, int64_t n, const T* centres,
-                                                       Vec<T>* values, Vec<T>* products) {
-  constexpr int kSize = Vec<T>::size;
-  const Vec<T> centre = Vec<T>::load(centres);
-  const auto add = [&](int k, Vec<T> d, Vec<T> v) {
+inline Sums moments(const Runs<const T>& dy, const Runs<const T>& x, int64_t n_runs, int64_t n, T centre) {
+  constexpr int64_t kSize = Vec<T>::size, kStep = kAccumulators * kSize;
+  const int64_t rest = n % kSize;
+  const Vec<T> centres = Vec<T>::broadcast(centre);
+  const Vec<T> last_centres = first_lanes_of<T>(centres.raw, rest);  // lanes past the end read 0 - 0
+  Vec<T> values[kAccumulators] = {}, products[kAccumulators] = {};
+  const auto add = [&](int k, Vec<T> d, Vec<T> v) FASTNN_INLINED {
     values[k] += v;
     products[k] += v * d;
   };
-  int64_t i = 0;
-  for (; i + kAccumulators * kSize <= n; i += kAccumulators * kSize)
+  for (int64_t run = 0; run < n_runs; ++run) {
+    const T *x_run = x.run(run), *dy_run = dy.run(run);
+    int64_t i = 0;
+    for (; i + kStep <= n; i += kStep)
 #pragma GCC unroll 4
-    for (int k = 0; k < kAccumulators; ++k) {
-      const Vec<T> d = Vec<T>::load(x + i + k * kSize) - centre;
-      add(k, d, kBackward ? Vec<T>::load(dy + i + k * kSize) : d);
+      for (int k = 0; k < kAccumulators; ++k) {
+        const Vec<T> d = Vec<T>::load(x_run + i + k * kSize) - centres;
+        add(k, d, kBackward ? Vec<T>::load(dy_run + i + k * kSize) : d);
+      }
+    for (; i + kSize <= n; i += kSize) {
+      const Vec<T> d = Vec<T>::load(x_run + i) - centres;
+      add(0, d, kBackward ? Vec<T>::load(dy_run + i) : d);
     }
-  for (; i < n; i += kSize) {  // lanes past the end read 0 - 0
-    const int64_t rest = min(kSize, n - i);
-    const Vec<T> d = Vec<T>::load(x + i, rest) - Vec<T>::load(centres, rest);
-    add(0, d, kBackward ? Vec<T>::load(dy + i, rest) : d);
+    if (rest) {
+      const Vec<T> d = Vec<T>::load(x_run + i, rest) - last_centres;
+      add(1, d, kBackward ? Vec<T>::load(dy_run + i, rest) : d);
+    }
   }
-}
-
-// In float64, through a few sums side by side: additions wait for each other.
-template <class T>
-double lane_sum(const Vec<T>* sums) {
-  constexpr int kSize = Vec<T>::size, kTotals = kSize < 8 ? kSize : 8;
-  T lanes[kSize];
-  ((sums[0] + sums[1]) + (sums[2] + sums[3])).store(lanes);
-  double totals[kTotals];
-  for (int i = 0; i < kTotals; ++i) totals[i] = double(lanes[i]);
-  for (int i = kTotals; i < kSize; ++i) totals[i - kTotals] += double(lanes[i]);
-  for (int apart = kTotals / 2; apart > 0; apart /= 2)
-    for (int i = 0; i < apart; ++i) totals[i] += totals[i + apart];
-  return totals[0];
+  const auto sum = [](const Vec<T>* sums) {
+    return double(sum_lanes<T>(((sums[0] + sums[1]) + (sums[2] + sums[3])).raw));
+  };
+  return {sum(values), sum(products)};
 }
 
 template <class T, bool kBackward>
@@ -125,19 +125,15 @@ struct PlaneKernel {
   }
 
   Sums sums(int64_t channel, int64_t begin, int64_t end, T centre) const {
-    T centres[Vec<T>::size];
-    Vec<T>::broadcast(centre).store(centres);
     Sums total;
     for (int64_t index = begin; index < end; ++index) {
       const Block block = blocks.block(channel, index);
       const Runs<const T> x = load(pass.x(), view.dtype, block, buffers);
       const Runs<const T> dy = load(pass.dy(), view.dtype, block, buffers + kBlock);
       const Block runs = packed(block, x.stride);
-      Vec<T> values[kAccumulators] = {}, products[kAccumulators] = {};
-      for (int64_t run = 0; run < runs.runs; ++run)
-        add_moments<T, Pass::kBackward>(dy.run(run), x.run(run), runs.length, centres, values, products);
-      total.value += lane_sum(values);
-      total.product += lane_sum(products);
+      const Sums sums = moments<T, Pass::kBackward>(dy, x, runs.runs, runs.length, centre);
+      total.value += sums.value;
+      total.product += sums.product;
     }
     return total;
   }
@@ -156,13 +152,21 @@ struct PlaneKernel {
 template <class T, class Pass>
 void run_cached_planes(const Pass& pass, const PlaneBlocks& blocks) {
   const ChannelView& view = pass.view();
-  parallel_for(view.channels, ceil_div(kPart, view.outer * view.inner), [&](int64_t begin, int64_t end) {
+  constexpr int64_t kMostTogether = Pass::kBackward ? 1 : kGroup;  // its two passes lose more than they gain
+  const int64_t elements = view.outer * view.inner, group = elements <= kBlock / kGroup ? kMostTogether : 1;
+  parallel_for(view.channels, ceil_div(kPart, elements + kChannelWork), [&](int64_t begin, int64_t end) {
     const PlaneKernel<T, Pass> kernel(pass, blocks);
-    for (int64_t channel = begin; channel < end; ++channel) {
-      const T centre = kernel.centre(channel);
-      const Sums sums = kernel.sums(channel, 0, blocks.count(), centre);
-      const Line<T> line = pass.line(channel, centre, sums.value, sums.product);
-      for (int64_t index = 0; index < blocks.count(); ++index) kernel.apply(blocks.block(channel, index), line);
+    for (int64_t first = begin; first < end; first += group) {
+      const int64_t n = min(group, end - first);
+      T centres[kMostTogether];
+      Line<T> lines[kMostTogether];
+      for (int64_t k = 0; k < n; ++k) centres[k] = kernel.centre(first + k);
+      for (int64_t k = 0; k < n; ++k) {
+        const Sums sums = kernel.sums(first + k, 0, blocks.count(), centres[k]);
+        lines[k] = pass.line(first + k, centres[k], sums.value, sums.product);
+      }
+      for (int64_t k = 0; k < n; ++k)
+        for (int64_t index = 0; index < blocks.count(); ++index) kernel.apply(blocks.block(first + k, index), lines[k]);
     }
   });
 }

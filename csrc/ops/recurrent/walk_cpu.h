@@ -11,7 +11,8 @@
 //
 // Work is split between threads by rows while all of the packed weights stay in each core's second-level cache and
 // there are rows enough: no thread then waits for another. Else it is split by units, each core keeping its part of
-// the weights, and the threads meet after each phase. A sum's order depends on neither.
+// the weights, and the threads meet after each phase; where a core's part does not stay in its cache, every other phase
+// takes the units from the last on, whose weights do. A sum's order depends on none of this.
 //
 // A Product has: Sum, kForm, kRows of a tile, kGateSums of it for one gate, padded, Operand {take, set, load, exact},
 // and take, pack, multiply, units, set_units, exact.
@@ -26,6 +27,7 @@ namespace fastnn {
 namespace {
 
 constexpr int64_t kCachedWeights = int64_t(1) << 20;  // bytes: half of a second-level cache
+constexpr int64_t kKeptWeights = int64_t(3) << 19;    // bytes that stay in such a cache from phase to phase
 constexpr int64_t kLeastRows = 4;                     // of a thread that has rows of its own
 constexpr int64_t kTeamWork = int64_t(1) << 18;       // multiply-adds of a sequence that pay for a second thread
 constexpr int64_t kPieceWork = int64_t(1) << 14;      // and of a thread's part of a phase
@@ -84,6 +86,7 @@ struct Share {
 struct Split {
   bool by_rows;
   int64_t parts;
+  bool to_and_fro = false;
 };
 
 // One thread's part of a phase. Its rows are those of the batch, of which later steps may have fewer: a row stays with
@@ -91,6 +94,7 @@ struct Split {
 struct Piece {
   int64_t part;
   Share rows, units;
+  bool backwards = false;  // from the last of its units on
 };
 
 inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work, int64_t bytes, int64_t blocks) {
@@ -98,7 +102,7 @@ inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work,
   if (threads == 1 || work * rows.batch * rows.n_steps < kTeamWork) return {true, 1};
   if (bytes <= kCachedWeights && rows.batch >= kLeastRows * threads) return {true, threads};
   const int64_t parts = min(min(threads, blocks), work * rows.batch / (phases * kPieceWork));
-  return {false, max(parts, 1)};
+  return {false, max(parts, 1), bytes > kKeptWeights * max(parts, 1)};
 }
 
 // Calls work_on(phase, piece) for phases in order.
@@ -116,7 +120,7 @@ void walk(const Split& split, int64_t phases, int64_t work, const WorkOn& work_o
       });
     } else {
       parallel_steps(count, split.parts, [&](int64_t phase, int64_t part) {
-        work_on(first + phase, Piece{part, kAll, {part, split.parts}});
+        work_on(first + phase, Piece{part, kAll, {part, split.parts}, split.to_and_fro && phase % 2 == 1});
       });
     }
   }
@@ -167,8 +171,11 @@ void for_each_tile(int64_t units, int64_t batch, int64_t n_rows, const Piece& pi
   const int64_t count = row_end - row_begin;
   if (count <= 0) return;
   const int64_t height = ceil_div(count, ceil_div(count, Product::kRows));
-  for (int64_t block = piece.units.begin(blocks); block < piece.units.end(blocks); ++block)
+  const int64_t begin = piece.units.begin(blocks), last = piece.units.end(blocks) - 1;
+  for (int64_t i = begin; i <= last; ++i) {
+    const int64_t block = piece.backwards ? begin + last - i : i;
     for (int64_t row = row_begin; row < row_end; row += height) visit(block, row, min(height, row_end - row));
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 from fastnn import nn
 from fastnn._C import Tensor
 from fastnn.nn import functional as F
+from fastnn.nn.fused import conv_activation
 
 
 class KerasCNN(nn.Module):
@@ -25,8 +26,8 @@ class KerasCNN(nn.Module):
         self.fc2 = nn.Linear(64, num_classes)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.conv1(input)))
-        x = self.pool(F.relu(self.conv2(x)))
-        x = F.relu(self.conv3(x))
+        x = self.pool(conv_activation(self.conv1, input, "relu"))
+        x = self.pool(conv_activation(self.conv2, x, "relu"))
+        x = conv_activation(self.conv3, x, "relu")
         y: Tensor = self.fc2(F.relu(self.fc1(x.flatten(1))))
         return y

@@ -3,6 +3,7 @@
 from fastnn import nn
 from fastnn._C import Tensor
 from fastnn.nn import functional as F
+from fastnn.nn.fused import conv_activation
 
 
 class LeNet5(nn.Module):
@@ -22,8 +23,8 @@ class LeNet5(nn.Module):
         self.fc3 = nn.Linear(84, num_classes)
 
     def forward(self, input: Tensor) -> Tensor:
-        x = self.pool(F.relu(self.conv1(input)))
-        x = self.pool(F.relu(self.conv2(x)))
+        x = self.pool(conv_activation(self.conv1, input, "relu"))
+        x = self.pool(conv_activation(self.conv2, x, "relu"))
         x = F.relu(self.fc1(x.flatten(1)))
         y: Tensor = self.fc3(F.relu(self.fc2(x)))
         return y

@@ -91,6 +91,15 @@ def _conv2d(
     return _C.fused_conv2d(input, weight, bias, *options, residual, activation or "")
 
 
+def conv_activation(conv: "Conv2d", input: Tensor, activation: str) -> Tensor:
+    """activation(conv(x)), in one pass where nothing is recorded and no hook watches the layer."""
+    weight, bias = conv.weight, conv.bias
+    if conv._hooks is not None or _recorded(input, weight, bias):
+        return _finish(conv(input), activation, None)
+    options = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.same_padding)
+    return _C.fused_conv2d(input, weight, bias, *options, None, activation)
+
+
 def add_layer_norm(
     input: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None = None, eps: float = 1e-5
 ) -> tuple[Tensor, Tensor]:
