@@ -1,29 +1,19 @@
-"""CUDA: what a machine without a GPU must say, the parts of the kernels that need none, and a GPU's memory and copies.
+"""CUDA: what a machine without a GPU must say, and devices, streams and events of one with a GPU.
 
 bench/gpu_check.sh runs the tests of CUDA on a machine with a GPU and sets FASTNN_REQUIRE_CUDA=1: there, no GPU is a
 failure. `make cuda-emulated` runs them on the CPU (tests/emulation).
 """
 
-import os
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 
 import fastnn
-from cases import CASES
-from cases.case import Case, to_tensor
-from helpers import gpu
-
-ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ROOT / "csrc"
+from helpers import gpu, passes
 
 no_gpu = pytest.mark.skipif(fastnn.cuda.is_available(), reason="is about machines without a GPU")
-in_source_tree = pytest.mark.skipif(not SOURCES.exists(), reason="compiles the C++, and there is none here")
 
 
 # ---- without a GPU --------------------------------------------------------------------------------
@@ -140,224 +130,7 @@ def test_the_module_links_no_driver() -> None:
     assert not re.search(r"libcuda|libcudart|libnvidia", libraries)
 
 
-# ---- by the compilers -----------------------------------------------------------------------------
-
-
-@in_source_tree
-def test_the_allocator_of_streams(tmp_path: Path) -> None:
-    sources = [ROOT / "tests/stream_allocator.cpp", *(SOURCES / "core").glob("*_allocator.cpp")]
-    program = tmp_path / "stream_allocator"
-    command = ["c++", "-std=c++17", "-O0", "-I", str(SOURCES), *map(str, sources), "-o", str(program)]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    done = subprocess.run([str(program)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-
-
-INDEX_CHECKS = """
-#include "core/cuda_index.h"
-#include "core/divisor.h"
-using namespace fastnn;
-
-static_assert(blocks_for(1) == 1 && blocks_for(kBlockThreads) == 1 && blocks_for(kBlockThreads + 1) == 2);
-static_assert(blocks_for(int64_t(1) << 40) * kBlockThreads == int64_t(1) << 40);
-
-// Every position against the nested loops it stands for: a transposed and a broadcast operand.
-constexpr bool walks_like_loops() {
-  const int64_t shape[3] = {2, 3, 5}, transposed[3] = {1, 2, 6}, broadcast[3] = {0, -1, 0};
-  int64_t position = 0;
-  for (int64_t i = 0; i < 2; ++i)
-    for (int64_t j = 0; j < 3; ++j)
-      for (int64_t k = 0; k < 5; ++k, ++position) {
-        const int64_t* const strides[2] = {transposed, broadcast};
-        const Offsets<2> offsets = strided_offsets(position, 3, shape, strides);
-        if (offsets.of[0] != i + 2 * j + 6 * k || offsets.of[1] != -j) return false;
-      }
-  return true;
-}
-static_assert(walks_like_loops());
-
-// Beyond 32 bits, and of a number (no dimensions).
-constexpr bool is_wide() {
-  const int64_t shape[2] = {1 << 20, 1 << 20}, stride[2] = {1 << 20, 1};
-  const int64_t* const strides[1] = {stride};
-  const int64_t last = (int64_t(1) << 40) - 1;
-  return strided_offsets(last, 2, shape, strides).of[0] == last && strided_offsets(0, 0, shape, strides).of[0] == 0;
-}
-static_assert(is_wide());
-
-// At the edges of a divisor's multiples, the last below 2^31, and beyond 32 bits.
-constexpr bool divides(int64_t divisor) {
-  const Divisor by(divisor);
-  const int64_t most = (int64_t(1) << 31) - 1, many = (int64_t(1) << 62) / divisor * divisor;
-  const int64_t last = most / divisor * divisor;
-  const int64_t multiples[] = {1, divisor, 7 * divisor, last, most, most + 1, many};
-  for (const int64_t multiple : multiples)
-    for (int64_t n = multiple - 1; n <= multiple + 1; ++n) {
-      if (n < 0) continue;
-      const Division division = by.divide(n);
-      if (division.quotient != n / divisor || division.rest != n % divisor) return false;
-    }
-  return true;
-}
-constexpr bool divides() {
-  for (int64_t divisor = 1; divisor < 300; ++divisor)
-    if (!divides(divisor) || !divides(divisor * 7919 + 1)) return false;
-  for (int shift = 8; shift < 34; ++shift)
-    for (int64_t off = -1; off <= 1; ++off)
-      if (!divides((int64_t(1) << shift) + off)) return false;
-  return true;
-}
-static_assert(divides());
-"""
-
-TILE_CHECKS = """
-#include "gemm/tile_cuda.h"
-using namespace fastnn;
-
-// Every tile of every matrix and part once, and never more than 8 rows of tiles apart within a group.
-constexpr bool visits_all(int64_t rows, int64_t columns, int64_t items, int splits) {
-  const GemmGrid grid{rows, columns, items, splits};
-  bool seen[256] = {};
-  for (int64_t block = 0; block < grid.blocks(); ++block) {
-    const GemmTile tile = grid.at(block);
-    if (tile.row < 0 || tile.row >= rows || tile.column < 0 || tile.column >= columns) return false;
-    if (tile.item < 0 || tile.item >= items || tile.split < 0 || tile.split >= splits) return false;
-    bool& mark = seen[((tile.split * items + tile.item) * rows + tile.row) * columns + tile.column];
-    if (mark) return false;
-    mark = true;
-    if (tile.row / 8 != block % (rows * columns) / (8 * columns)) return false;
-  }
-  return true;
-}
-static_assert(visits_all(1, 1, 1, 1) && visits_all(3, 5, 2, 3) && visits_all(17, 3, 2, 1) && visits_all(8, 8, 1, 2));
-
-// The parts of k cover it, and begin where a stage does.
-constexpr bool covers(int64_t blocks, int64_t k) {
-  const GemmSplit split = split_k_of(blocks, k, 64, 256, 132);
-  const int64_t last = k - (split.splits - 1) * split.split_k;
-  const bool whole_stages = split.splits == 1 || (split.split_k % 64 == 0 && split.split_k >= 256);
-  return last > 0 && last <= split.split_k && whole_stages &&
-         split.splits * blocks <= (blocks > 132 ? blocks : 132);
-}
-constexpr bool covers_all() {
-  for (int64_t blocks = 1; blocks < 140; ++blocks)
-    for (int64_t k = 1; k < 40000; k += 997)
-      if (!covers(blocks, k)) return false;
-  return true;
-}
-static_assert(covers_all());
-
-// Tiles fill their memory without overlap, and the 8 chunks that a matrix of ldmatrix is lie in different banks.
-template <int kItemBytes, int kOuter, bool kAlongK>
-constexpr bool lies_well() {
-  using Tile = OperandTile<kItemBytes, kOuter, kAlongK>;
-  bool seen[Tile::kBytes / 16] = {};
-  for (int row = 0; row < Tile::kRows; ++row)
-    for (int chunk = 0; chunk < Tile::kChunks; ++chunk) {
-      bool& mark = seen[Tile::offset(row, chunk) / 16];
-      if (mark) return false;
-      mark = true;
-    }
-  for (int row = 0; row < Tile::kRows; row += 8)
-    for (int chunk = 0; chunk < Tile::kChunks; ++chunk) {
-      unsigned banks = 0;
-      if (kItemBytes == 4 && !kAlongK)  // words: 4 rows of 8 elements
-        for (int i = 0; i < 8; ++i) banks |= 1u << Tile::offset(row + i % 4, chunk / 2 * 2 + i / 4) / 16 % 8;
-      else
-        for (int i = 0; i < 8; ++i) banks |= 1u << Tile::offset(row + i, chunk) / 16 % 8;
-      if (banks != 255) return false;
-    }
-  return true;
-}
-static_assert(lies_well<2, 128, true>() && lies_well<2, 128, false>() && lies_well<2, 64, true>());
-static_assert(lies_well<2, 64, false>() && lies_well<4, 128, true>() && lies_well<4, 128, false>());
-static_assert(lies_well<4, 64, true>() && lies_well<4, 64, false>());
-
-static_assert(!wide_tiles_win(100, 200, 132) && wide_tiles_win(512, 1024, 132) && !wide_tiles_win(133, 264, 132));
-"""
-
-
-@in_source_tree
-@pytest.mark.parametrize("checks", [INDEX_CHECKS, TILE_CHECKS], ids=["index", "tile"])
-def test_index_mathematics(checks: str, tmp_path: Path) -> None:
-    (tmp_path / "index.cpp").write_text(checks)
-    command = ["c++", "-std=c++17", "-fsyntax-only", "-I", str(SOURCES), str(tmp_path / "index.cpp")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 # ---- on a GPU -------------------------------------------------------------------------------------
-
-
-@gpu
-@pytest.mark.parametrize("dtype", ["bool", "uint8", "int16", "int32", "int64", "float16", "bfloat16", "float64"])
-def test_copies_between_devices(dtype: str) -> None:
-    x = fastnn.arange(24).reshape(2, 3, 4).to(getattr(fastnn, dtype))
-    there = x.to("cuda")
-    assert there.permute(2, 0, 1).cpu().tolist() == x.permute(2, 0, 1).tolist()
-    turned = x.permute(2, 1, 0)
-    assert fastnn.zeros(4, 3, 2, dtype=x.dtype, device="cuda").copy_(turned).cpu().tolist() == turned.tolist()
-
-
-@gpu
-def test_large_copies_keep_every_element() -> None:
-    x = fastnn.arange(3_000_017)
-    np.testing.assert_array_equal((x.to("cuda") + 1).cpu().numpy(), (x + 1).numpy())
-
-
-@gpu
-def test_a_number_meets_a_tensor_of_the_gpu() -> None:
-    x = fastnn.full((5,), 2.0, device="cuda")
-    assert (3 * x + 1).cpu().tolist() == [7.0] * 5
-    assert x[0].item() == 2.0
-
-
-@gpu
-def test_tensors_of_two_devices_do_not_mix() -> None:
-    with pytest.raises(RuntimeError, match="cuda"):
-        fastnn.ones(3, device="cuda") + fastnn.ones(3)
-
-
-@gpu
-def test_memory_is_counted_and_comes_back() -> None:
-    before = fastnn.cuda.memory_allocated()
-    x = fastnn.zeros(1 << 20, device="cuda")
-    assert fastnn.cuda.memory_allocated() - before == 4 << 20
-    assert fastnn.cuda.max_memory_allocated() >= fastnn.cuda.memory_allocated()
-    del x
-    assert fastnn.cuda.memory_allocated() == before
-    assert fastnn.cuda.memory_reserved() >= before + (4 << 20)
-    fastnn.cuda.empty_cache()
-    assert fastnn.cuda.memory_reserved() == before
-
-
-@gpu
-def test_too_much_memory_is_an_error_and_the_device_goes_on() -> None:
-    with pytest.raises(fastnn.cuda.OutOfMemoryError, match="cannot allocate"):
-        fastnn.empty(1 << 45, device="cuda")
-    _, total = fastnn.cuda.mem_get_info()
-    held = []
-    with pytest.raises(MemoryError, match=r"cuda:0 has \d+, of which tensors of fastnn hold"):
-        for _ in range(9):
-            held.append(fastnn.empty(total // 8, dtype=fastnn.uint8, device="cuda"))
-    held.clear()
-    fastnn.cuda.empty_cache()
-    assert fastnn.ones(2, device="cuda").cpu().tolist() == [1.0, 1.0]
-
-
-@gpu
-def test_a_fraction_of_the_memory_is_a_limit() -> None:
-    fastnn.cuda.empty_cache()
-    _, total = fastnn.cuda.mem_get_info()
-    fastnn.cuda.set_per_process_memory_fraction(0.125)
-    try:
-        with pytest.raises(fastnn.cuda.OutOfMemoryError, match="limited to"):
-            fastnn.empty(total // 4, dtype=fastnn.uint8, device="cuda")
-    finally:
-        fastnn.cuda.set_per_process_memory_fraction(1.0)
-    with pytest.raises(ValueError, match="0 < fraction <= 1"):
-        fastnn.cuda.set_per_process_memory_fraction(0.0)
 
 
 @gpu
@@ -372,6 +145,13 @@ def test_devices_have_names() -> None:
         assert fastnn.cuda.current_device() == 0
     with pytest.raises(fastnn.DeviceError, match="CUDA device"):
         fastnn.cuda.set_device(fastnn.cuda.device_count())
+
+
+@gpu
+def test_a_number_meets_a_tensor_of_the_gpu() -> None:
+    x = fastnn.full((5,), 2.0, device="cuda")
+    assert (3 * x + 1).cpu().tolist() == [7.0] * 5
+    assert x[0].item() == 2.0
 
 
 @gpu
@@ -407,29 +187,6 @@ def test_a_stream_is_left_when_its_block_raises() -> None:
     with pytest.raises(KeyError), fastnn.cuda.stream(fastnn.cuda.Stream()):
         raise KeyError
     assert fastnn.cuda.current_stream() == before
-
-
-@gpu
-def test_pinned_memory_goes_up_and_down_without_waiting() -> None:
-    x = fastnn.arange(1000).pin_memory()
-    assert x.is_pinned()
-    assert x.pin_memory() is x
-    up = x.to("cuda", non_blocking=True)
-    down = (up + 1).to("cpu", non_blocking=True)
-    assert down.is_pinned()
-    fastnn.cuda.synchronize()
-    assert down.tolist() == list(range(1, 1001))
-    assert fastnn.zeros(3, pin_memory=True).is_pinned()
-    with pytest.raises(fastnn.DeviceError, match="on the CPU"):
-        up.pin_memory()
-
-
-@gpu
-def test_a_loader_pins_its_batches() -> None:
-    data = fastnn.utils.data.TensorDataset(fastnn.arange(6), fastnn.ones(6, 2))
-    for workers in (0, 2):
-        loader = fastnn.utils.data.DataLoader(data, 3, num_workers=workers, pin_memory=True)
-        assert all(member.is_pinned() for batch in loader for member in batch)
 
 
 @gpu
@@ -474,225 +231,6 @@ def test_a_number_of_the_cpu_gets_its_gradient_there(name: str) -> None:
     assert gradients[0] == pytest.approx(gradients[1], rel=1e-6)
 
 
-# Indices and assigned values are moved to where the tensor is.
-MOVES = ("copy_", "getitem", "setitem")
-TWO_TENSORS = [
-    case
-    for case in CASES
-    if sum(isinstance(a, np.ndarray) for a in case.samples[0].args) >= 2 and not case.name.startswith(MOVES)
-]
-
-
-@gpu
-@pytest.mark.parametrize("case", TWO_TENSORS, ids=str)
-def test_tensors_of_two_devices_are_refused(case: Case) -> None:
-    """Names the devices and the shapes, before anything is computed."""
-    sample = case.samples[0]
-    dtype = "float32" if "float32" in case.dtypes else case.integers[0]
-    arguments = [to_tensor(fastnn, a, dtype) for a in sample.args]
-    for moved in (i for i, x in enumerate(arguments) if isinstance(x, fastnn.Tensor)):
-        mixed = [x.cuda() if i == moved else x for i, x in enumerate(arguments)]
-        others = [x for i, x in enumerate(arguments) if isinstance(x, fastnn.Tensor) and i != moved]
-        if not any(x.dim() for x in others):
-            continue
-        with pytest.raises(fastnn.DeviceError, match=r"one of shape \(.*\) on c.* and one of shape \(.*\) on c"):
-            case.run(fastnn, *mixed, **sample.kwargs)
-
-
-# ---- exchange with other libraries ----------------------------------------------------------------
-
-
-class CudaArray:
-    """What CuPy and Numba show of an array."""
-
-    def __init__(self, tensor: fastnn.Tensor, **changes) -> None:
-        self.tensor = tensor
-        self.__cuda_array_interface__ = {**tensor.__cuda_array_interface__, **changes}
-
-
-@gpu
-def test_cuda_array_interface_both_ways() -> None:
-    x = fastnn.arange(12, device="cuda").reshape(3, 4)
-    shown = x.__cuda_array_interface__
-    assert (shown["shape"], shown["typestr"], shown["strides"], shown["version"]) == ((3, 4), "<i8", None, 3)
-    assert shown["data"] == (x.data_ptr(), False)
-    assert shown["stream"] == fastnn.cuda.current_stream().cuda_stream
-    assert x.T.__cuda_array_interface__["strides"] == (8, 32)
-    same = fastnn.as_tensor(CudaArray(x.T))
-    assert same.data_ptr() == x.data_ptr()
-    assert same.tolist() == x.T.tolist()
-    copy = fastnn.tensor(CudaArray(x))
-    assert copy.data_ptr() != x.data_ptr()
-    assert fastnn.as_tensor(CudaArray(x, stream=None, strides=(8, 32), shape=(4, 3))).tolist() == x.T.tolist()
-    with pytest.raises(TypeError, match="'>f4'"):
-        fastnn.as_tensor(CudaArray(x, typestr=">f4"))
-    with pytest.raises(BufferError, match="not in the memory of a GPU"):
-        fastnn.as_tensor(CudaArray(x, data=(fastnn.ones(4).data_ptr(), False)))
-    with pytest.raises(ValueError, match="stream 0"):
-        fastnn.as_tensor(CudaArray(x, stream=0))
-    assert not hasattr(x.to(fastnn.bfloat16), "__cuda_array_interface__")
-
-
-@gpu
-def test_dlpack_both_ways() -> None:
-    x = fastnn.arange(6, device="cuda").reshape(2, 3)
-    assert x.__dlpack_device__() == (2, 0)
-    same = fastnn.from_dlpack(x)
-    assert same.is_cuda
-    assert same.data_ptr() == x.data_ptr()
-    assert same.tolist() == x.tolist()
-    side = fastnn.cuda.Stream()
-    assert fastnn.from_dlpack(x.__dlpack__(stream=side.cuda_stream)).tolist() == x.tolist()
-    assert fastnn.from_dlpack(x.__dlpack__(stream=-1)).is_cuda
-    there = fastnn.from_dlpack(x.__dlpack__(dl_device=(1, 0)))
-    assert not there.is_cuda
-    assert there.tolist() == x.tolist()
-    with pytest.raises(BufferError, match="stream 0"):
-        x.__dlpack__(stream=0)
-    with pytest.raises(BufferError, match="without a copy"):
-        x.__dlpack__(dl_device=(1, 0), copy=False)
-
-
-# ---- graphs ---------------------------------------------------------------------------------------
-
-
-@gpu
-def test_a_graph_replays_on_new_inputs() -> None:
-    x = fastnn.arange(8, dtype=fastnn.float32, device="cuda")
-    graph = fastnn.cuda.CUDAGraph()
-    with fastnn.cuda.graph(graph):
-        assert fastnn.cuda.is_current_stream_capturing()
-        y = (x * 2 + 1).exp().log()
-    assert not fastnn.cuda.is_current_stream_capturing()
-    for value in (1.0, 5.0):
-        x.fill_(value)
-        graph.replay()
-        assert y.tolist() == pytest.approx([2 * value + 1] * 8)
-
-
-@gpu
-def test_memory_of_a_graph_is_its_own_until_it_goes() -> None:
-    fastnn.cuda.empty_cache()
-    before = fastnn.cuda.memory_reserved()
-    x = fastnn.ones(1 << 16, device="cuda")
-    graph = fastnn.cuda.CUDAGraph()
-    with fastnn.cuda.graph(graph):
-        y = (x + 1) * 2
-    others = [fastnn.zeros(1 << 16, device="cuda") for _ in range(4)]  # would take what x + 1 left, were it free
-    graph.replay()
-    assert y[3].item() == 4.0
-    assert all(other[3].item() == 0.0 for other in others)
-    again = fastnn.cuda.CUDAGraph()
-    with fastnn.cuda.graph(again, pool=graph.pool()):
-        z = x * 3
-    again.replay()
-    assert z[0].item() == 3.0
-    del x, y, z, others, graph, again
-    fastnn.cuda.empty_cache()
-    assert fastnn.cuda.memory_reserved() == before
-
-
-@gpu
-@pytest.mark.parametrize(
-    "read",
-    [
-        lambda x: x[0].item(),
-        lambda x: bool(x[0] > 0),
-        lambda x: x.tolist(),
-        lambda x: x.cpu(),
-        lambda x: x.copy_(fastnn.ones(4)),
-        lambda x: repr(x),
-        lambda x: fastnn.cuda.synchronize(),
-    ],
-)
-def test_reading_while_capturing_raises(read) -> None:
-    x = fastnn.ones(4, device="cuda")
-    graph = fastnn.cuda.CUDAGraph()
-    with pytest.raises(RuntimeError, match="while a CUDA graph is captured"), fastnn.cuda.graph(graph):
-        read(x)
-    assert not fastnn.cuda.is_current_stream_capturing()
-    assert x.tolist() == [1.0] * 4
-    with pytest.raises(RuntimeError, match="no finished capture"):
-        graph.replay()
-    with fastnn.cuda.graph(graph):  # and can be used again
-        y = x + 1
-    graph.replay()
-    assert y.tolist() == [2.0] * 4
-
-
-# ---- faults in data -------------------------------------------------------------------------------
-
-
-def test_a_fault_in_data_is_an_error_of_the_call_on_the_cpu() -> None:
-    fastnn._C._check_none_found(fastnn.tensor(-1))
-    with pytest.raises(IndexError, match="a fault at place 3"):
-        fastnn._C._check_none_found(fastnn.tensor(3))
-
-
-@gpu
-def test_a_fault_in_data_is_an_error_of_the_next_wait_on_a_gpu() -> None:
-    if os.environ.get("FASTNN_CUDA_SYNC") == "1":
-        pytest.skip("there it is an error of the call")
-    for place in [fastnn.tensor(place, device="cuda") for place in (-1, 3, -1, 7)]:
-        fastnn._C._check_none_found(place)
-    with pytest.raises(IndexError, match=r"a fault at place 3 \(found by the GPU after the call\)"):
-        fastnn.cuda.synchronize()
-    fastnn.cuda.synchronize()  # once is enough
-
-
-# ---- in a process of its own ----------------------------------------------------------------------
-
-
-def run_python(program: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@gpu
-def test_a_forked_child_says_why_it_cannot() -> None:
-    program = """
-import os, fastnn
-x = fastnn.ones(3, device="cuda")
-child = os.fork()
-if child == 0:
-    try:
-        x + 1
-    except fastnn.DeviceError as error:
-        print(error, flush=True)
-    del x
-    os._exit(0)
-os.waitpid(child, 0)
-print((x + 1).tolist())
-"""
-    assert "forked; start it with 'spawn'" in run_python(program)
-
-
-@gpu
-def test_a_failing_kernel_is_named() -> None:
-    program = """
-import fastnn
-
-class FarAway:
-    def __init__(self, x):
-        self.__cuda_array_interface__ = {**x.__cuda_array_interface__, "shape": (2,), "strides": (1 << 44,)}
-
-x = fastnn.ones(2, device="cuda")
-far = fastnn.as_tensor(FarAway(x))
-try:
-    far + x
-except fastnn.DeviceError as error:
-    print(error)
-"""
-    assert "element" in run_python(program, FASTNN_CUDA_SYNC="1")  # the operation, or the line of the emulation
-
-
 @gpu
 def test_an_import_asks_no_driver() -> None:
-    assert run_python("import fastnn; print(fastnn.cuda.is_initialized())") == "False\n"
+    assert passes("import fastnn; print(fastnn.cuda.is_initialized())") == "False"
