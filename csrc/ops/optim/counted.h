@@ -31,8 +31,7 @@ FASTNN_HD inline Coefficients counted(UpdateRule rule, const Coefficients& given
   const double* c = given.at;
   switch (rule) {
     case UpdateRule::adam:
-    case UpdateRule::amsgrad:
-      return {{c[0], c[1], c[2] / (1 - pow_(c[0], t)), sqrt_(1 - pow_(c[1], t)), c[3]}};
+    case UpdateRule::amsgrad: return {{c[0], c[1], c[2] / (1 - pow_(c[0], t)), sqrt_(1 - pow_(c[1], t)), c[3]}};
     case UpdateRule::nadam: return {{c[0], c[1], c[2], c[3], sqrt_(1 - pow_(c[1], t)), c[4]}};
     case UpdateRule::radam: {
       Coefficients made{{c[0], c[1], c[2] / (1 - pow_(c[0], t)), 0, c[3]}};

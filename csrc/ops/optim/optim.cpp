@@ -65,8 +65,8 @@ class ChunkTable {
 
   // The counts of steps, one for each parameter. They are written to.
   void add_counts(const std::vector<Tensor>& counts) {
-    check(counts.size() == params_.size(), op_, ": expected ", params_.size(), " counts of steps, one a parameter, got ",
-          counts.size());
+    check(counts.size() == params_.size(), op_, ": expected ", params_.size(),
+          " counts of steps, one a parameter, got ", counts.size());
     for (size_t i = 0; i < counts.size(); ++i) {
       const Tensor& count = counts[i];
       check(count.ndim() == 0 && count.dtype() == DType::Float32, op_, ": step[", i, "] has shape ", count.shape(),

@@ -108,8 +108,8 @@ void optimizer_step(const std::string& rule, const std::vector<Tensor>& params, 
 
 // The p-norm of all gradients as one vector; a 0-d tensor of their type (float32 when there are none).
 Tensor grad_norm(const std::vector<Tensor>& grads, double p = 2);
-// Scales the gradients so that their norm is at most max_norm; returns the norm before. On a GPU the host does not wait,
-// unless it is to raise RuntimeError for a norm that is not finite.
+// Scales the gradients so that their norm is at most max_norm; returns the norm before. On a GPU the host does not
+// wait, unless it is to raise RuntimeError for a norm that is not finite.
 Tensor clip_grad_norm_(const std::vector<Tensor>& grads, double max_norm, double p = 2,
                        bool error_if_nonfinite = false);
 

@@ -101,16 +101,16 @@ struct Before {
 constexpr int kCountThreads = 64;
 static_assert(kTensors <= kCountThreads, "a thread a tensor");
 
-__global__ void __launch_bounds__(kCountThreads) count_kernel(const __grid_constant__ Tensors tensors, UpdateRule rule,
-                                                              Coefficients given, Coefficients* made) {
+__global__ void __launch_bounds__(kCountThreads)
+    count_kernel(const __grid_constant__ Tensors tensors, UpdateRule rule, Coefficients given, Coefficients* made) {
   const int number = int(threadIdx.x);
   if (number < tensors.count) made[number] = counted(rule, given, *tensors.at[number].memory.step += 1);
 }
 
 // `made` has the coefficients of each tensor; null: `common` is the rule of all.
 template <class T, class Rule>
-__global__ void __launch_bounds__(kThreads) update_kernel(const __grid_constant__ Tensors tensors, Rule common,
-                                                          Before<T> before, const Coefficients* made) {
+__global__ void __launch_bounds__(kThreads)
+    update_kernel(const __grid_constant__ Tensors tensors, Rule common, Before<T> before, const Coefficients* made) {
   const Piece piece = piece_of(tensors, kBlockElements);
   const Rule rule = made ? Rule(made[piece.number].at) : common;
   const OptimChunk& memory = piece.tensor.memory;
@@ -197,9 +197,9 @@ bool continues(const OptimChunk& before, const OptimChunk& chunk) {
   const int64_t bytes = before.n * int64_t(item_size(before.dtype));
   auto follows = [&](const void* a, const void* b) { return a ? static_cast<const char*>(a) + bytes == b : !b; };
   return chunk.dtype == before.dtype && before.n % kOptimChunk == 0 && chunk.step == before.step &&
-         follows(before.param, chunk.param) &&
-         follows(before.grad, chunk.grad) && follows(before.state[0], chunk.state[0]) &&
-         follows(before.state[1], chunk.state[1]) && follows(before.state[2], chunk.state[2]);
+         follows(before.param, chunk.param) && follows(before.grad, chunk.grad) &&
+         follows(before.state[0], chunk.state[0]) && follows(before.state[1], chunk.state[1]) &&
+         follows(before.state[2], chunk.state[2]);
 }
 
 bool fits_packs(const OptimChunk& chunk) {

@@ -85,7 +85,8 @@ struct NAdam {
   static constexpr int kStates = 2, kCoefficients = 5;
   Moments<T> moments;
   T of_g, of_m, correction, eps;
-  FASTNN_HD explicit NAdam(const double* c) : moments(c), of_g(T(c[2])), of_m(T(c[3])), correction(T(c[4])), eps(T(c[5])) {}
+  FASTNN_HD explicit NAdam(const double* c)
+      : moments(c), of_g(T(c[2])), of_m(T(c[3])), correction(T(c[4])), eps(T(c[5])) {}
   FASTNN_HD T operator()(T p, T g, T& m, T& v) const {
     moments(g, m, v);
     return p - (of_g * g + of_m * m) / (sqrt_(v) / correction + eps);

@@ -126,7 +126,8 @@ class Optimizer:
         if not isinstance(state.get("step"), Tensor):
             self._check_may_begin()
             state["step"] = _C.full((), float(state.get("step", 0)), dtype=_C.float32, device=p.device)
-        return state["step"]
+        count: Tensor = state["step"]
+        return count
 
     def _check_may_begin(self) -> None:
         if _C.cuda_is_capturing():
