@@ -87,7 +87,7 @@ print((x + 1).tolist())
 
 
 @gpu
-def test_a_failing_kernel_is_named() -> None:
+def test_a_failing_kernel_is_an_error_of_the_next_wait_or_named_at_once() -> None:
     program = """
 import fastnn
 
@@ -98,8 +98,14 @@ class FarAway:
 x = fastnn.ones(2, device="cuda")
 far = fastnn.as_tensor(FarAway(x))
 try:
-    far + x
+    y = far + x
+    print("asked")
+    y.tolist()
 except fastnn.DeviceError as error:
     print(error)
 """
-    assert "element" in passes(program, FASTNN_CUDA_SYNC="1")  # the operation, or the line of the emulation
+    late = {"FASTNN_EMULATED_LATE_ERRORS": "1"}  # as on a GPU
+    asked, error = passes(program, FASTNN_CUDA_SYNC="0", **late).splitlines()
+    assert asked == "asked"
+    assert "FASTNN_CUDA_SYNC=1 makes the error name its operation" in error
+    assert passes(program, FASTNN_CUDA_SYNC="1", **late).startswith("elementwise_binary: the CUDA kernel failed: ")

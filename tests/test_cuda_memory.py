@@ -65,6 +65,30 @@ def test_a_fraction_of_the_memory_is_a_limit() -> None:
 
 
 @gpu
+def test_the_cache_is_emptied_before_memory_runs_out() -> None:
+    """Freed blocks of one size make room for one of another; what is live does not, and the message counts it."""
+    mebibyte = 1 << 20
+    fastnn.cuda.empty_cache()
+    held, (_, total) = fastnn.cuda.memory_allocated(), fastnn.cuda.mem_get_info()
+    fastnn.cuda.set_per_process_memory_fraction((held + 65 * mebibyte) / total)
+    try:
+        before = fastnn.cuda.memory_stats()["retries"]
+        freed = fastnn.empty(40 * mebibyte, dtype=fastnn.uint8, device="cuda")
+        del freed
+        assert fastnn.cuda.memory_reserved() == held + 40 * mebibyte
+        live = fastnn.empty(48 * mebibyte, dtype=fastnn.uint8, device="cuda")
+        after = fastnn.cuda.memory_stats()
+        assert after["retries"] == before + 1
+        assert after["reserved"] == after["allocated"] == held + live.nbytes
+        numbers = rf"cannot allocate {24 * mebibyte} bytes: cuda:0 has {total} \(limited to \d+\)"
+        whose = f"of which tensors of fastnn hold {held + live.nbytes} and its cache 0"
+        with pytest.raises(fastnn.cuda.OutOfMemoryError, match=f"{numbers}, {whose}"):
+            fastnn.empty(24 * mebibyte, dtype=fastnn.uint8, device="cuda")
+    finally:
+        fastnn.cuda.set_per_process_memory_fraction(1.0)
+
+
+@gpu
 def test_pinned_memory_goes_up_and_down_without_waiting() -> None:
     x = fastnn.arange(1000).pin_memory()
     assert x.is_pinned()

@@ -95,7 +95,11 @@ class NAdam(_Moments):
     mu_t = beta1 * (1 - 0.96^(t * momentum_decay) / 2)
     p = p - lr * ((1 - mu_t) * g / (1 - mu_1 ... mu_t) + mu_(t+1) * m / (1 - mu_1 ... mu_(t+1)))
                / (sqrt(v / (1 - beta2^t)) + eps)
+
+    The product of mu is kept by the host, so that a step cannot be captured.
     """
+
+    _capture_advice = "capture the forward and backward pass only, and call step() after each replay"
 
     def __init__(
         self,
@@ -118,10 +122,8 @@ class NAdam(_Moments):
         super()._check_options(group)
         self._check_not_negative(group, "momentum_decay")
 
-    _capture_advice = "capture the forward and backward pass only, and call step() after each replay"
-
     def _counts_on_gpu(self, group: dict[str, Any], p: Tensor) -> bool:
-        return False  # nor is the product of mu there
+        return False
 
     def _step_members(self, group: dict[str, Any], params: list[Tensor], step: Count) -> None:
         assert isinstance(step, int)

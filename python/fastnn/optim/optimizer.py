@@ -37,6 +37,8 @@ class Optimizer:
     first. Learning rates and other options are numbers, and stay what they were at the capture.
     """
 
+    _capture_advice = "make the optimizer with capturable=True"  # what else to do where the host counts
+
     def __init__(self, params: Params, defaults: dict[str, Any], **implementation: Unpack[Implementation]) -> None:
         kind = type(self).__name__
         if unknown := set(implementation) - set(Implementation.__annotations__):
@@ -115,8 +117,6 @@ class Optimizer:
             found.setdefault(step, []).append(p)
         return list(found.items())
 
-    _capture_advice = "make the optimizer with capturable=True"
-
     def _counts_on_gpu(self, group: dict[str, Any], p: Tensor) -> bool:
         return group["capturable"] and p.is_cuda
 
@@ -132,8 +132,8 @@ class Optimizer:
     def _check_may_begin(self) -> None:
         if _C.cuda_is_capturing():
             raise RuntimeError(
-                f"{type(self).__name__}: the first step makes the states, and a CUDA graph would make them anew in every "
-                "replay; take a step before the capture"
+                f"{type(self).__name__}: the first step makes the states, and every replay of a CUDA graph would make "
+                "them anew; take a step before the capture"
             )
 
     def _state_of(self, params: list[Tensor], name: str, start: float = 0.0) -> list[Tensor]:
