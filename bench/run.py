@@ -71,9 +71,15 @@ def race(number: int, peers: list[Peer], judge: Peer, rounds: int, seconds: floa
 
 
 def machine_seconds() -> float:
-    """CPU time that all processes have used since the machine started."""
-    user, nice, system, _, _, irq, soft, steal, *_ = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:])
-    return (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+    """CPU time that all processes have used on the cores open to this one since the machine started."""
+    cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+    ticks = 0
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *values = line.split()
+        if name in cores:
+            user, nice, system, _, _, irq, soft, steal, *_ = map(int, values)
+            ticks += user + nice + system + irq + soft + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def machine() -> str:
