@@ -61,6 +61,16 @@ build/aarch64/%.o: csrc/%.cpp
 
 -include $(AARCH64_OBJECTS:.o=.d)
 
+# Builds the extension in folder $(1) with options $(2), beside a copy of the Python sources in $(1)/package.
+define build_package
+	$(VENV)/bin/cmake -S . -B $(1) $(2) -DFASTNN_STRIP=OFF -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
+	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
+	$(VENV)/bin/cmake --build $(1) --parallel $$(nproc)
+	rm -rf $(1)/package && mkdir $(1)/package
+	cp -R python/fastnn $(1)/package && rm -f $(1)/package/fastnn/_C*.so
+	cp $(1)/_C*.so $(1)/package/fastnn
+endef
+
 # The kernels' tests under the address and undefined-behaviour sanitizers, at the best CPU level of this machine.
 # Python is not built with them, so they come first into the process; its own leaks at exit are not reported.
 # SANITIZE_TESTS picks others: make sanitize SANITIZE_TESTS='tests/test_ops.py tests/test_autograd.py'
@@ -71,13 +81,7 @@ BEST_LEVELS = $(or $(shell grep -qw amx_bf16 /proc/cpuinfo && echo 'avx512;amx')
 
 sanitize: $(VENV)
 	$(PIP) install --quiet $(call requirements,test)
-	$(VENV)/bin/cmake -S . -B $(SANITIZE) -DFASTNN_SANITIZE=ON -DFASTNN_STRIP=OFF -DFASTNN_CUDA=OFF -DFASTNN_CPU_LEVELS='$(BEST_LEVELS)' \
-	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
-	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
-	$(VENV)/bin/cmake --build $(SANITIZE) --parallel $$(nproc)
-	rm -rf $(SANITIZE)/package && mkdir $(SANITIZE)/package
-	cp -R python/fastnn $(SANITIZE)/package && rm -f $(SANITIZE)/package/fastnn/_C*.so
-	cp $(SANITIZE)/_C*.so $(SANITIZE)/package/fastnn
+	$(call build_package,$(SANITIZE),-DFASTNN_SANITIZE=ON -DFASTNN_CUDA=OFF -DFASTNN_CPU_LEVELS='$(BEST_LEVELS)')
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so.6)" \
 	  ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=$(SANITIZE)/package \
 	  $(VENV)/bin/python -m pytest -q -n $$(nproc) --capture=sys -m "not slow and not torch" $(SANITIZE_TESTS)
@@ -89,13 +93,7 @@ EMULATED_TESTS ?= tests/test_cuda*.py tests/test_emulation.py
 
 cuda-emulated: $(VENV)
 	$(PIP) install --quiet $(call requirements,test)
-	$(VENV)/bin/cmake -S . -B $(EMULATED) -DFASTNN_CUDA=EMULATED -DFASTNN_STRIP=OFF -DFASTNN_CPU_LEVELS=baseline \
-	  -DPython_EXECUTABLE=$(abspath $(VENV))/bin/python \
-	  -Dpybind11_DIR=$$($(VENV)/bin/python -m pybind11 --cmakedir) >/dev/null
-	$(VENV)/bin/cmake --build $(EMULATED) --parallel $$(nproc)
-	rm -rf $(EMULATED)/package && mkdir $(EMULATED)/package
-	cp -R python/fastnn $(EMULATED)/package && rm -f $(EMULATED)/package/fastnn/_C*.so
-	cp $(EMULATED)/_C*.so $(EMULATED)/package/fastnn
+	$(call build_package,$(EMULATED),-DFASTNN_CUDA=EMULATED -DFASTNN_CPU_LEVELS=baseline)
 	PYTHONPATH=$(EMULATED)/package FASTNN_REQUIRE_CUDA=1 \
 	  $(VENV)/bin/python -m pytest -q -n $$(nproc) $(EMULATED_TESTS)
 

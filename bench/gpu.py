@@ -32,7 +32,8 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]
 
 from baselines import ULPS, allowed_error  # noqa: E402
-from gpu_rows import FAMILIES, Place, Row, Source, rows  # noqa: E402
+from gpu_row import Place, Row, Source  # noqa: E402
+from gpu_rows import FAMILIES, rows  # noqa: E402
 from report import show_ratio, show_time  # noqa: E402
 
 Record = dict[str, Any]

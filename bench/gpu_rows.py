@@ -4,16 +4,14 @@ A row's inputs are made once, on the device, by torch; fastnn gets the same memo
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod, sqrt
 from types import ModuleType
 from typing import Any
 
-import models
+from gpu_row import Call, Place, Row, Shape, Source, backward, forward, in_dtypes
+from gpu_training import optimizer_rows, training_rows
 
-Shape = tuple[int, ...]
-Call = Callable[[], Any]
-BYTES = {"float32": 4, "bfloat16": 2}
 # The seconds that a family may take; what is left then is raced by the next run.
 FAMILIES = {
     "matmul": 50,
@@ -27,71 +25,6 @@ FAMILIES = {
     "optim": 15,
     "training": 30,
 }
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where and how a contender computes."""
-
-    lib: ModuleType
-    device: str
-    float64: bool = False  # the reference
-    channels_last: bool = False
-    tuned: bool = False  # the fused forms that its users know
-
-
-@dataclass(frozen=True)
-class Source:
-    """Random tensors of torch."""
-
-    torch: ModuleType
-    device: str
-    dtype: str
-
-    def normal(self, *shape: int, scale: float = 1) -> Any:
-        x = self.torch.randn(shape, device=self.device)
-        return (scale * x).to(getattr(self.torch, self.dtype))
-
-    def below(self, high: int, *shape: int) -> Any:
-        return self.torch.randint(high, shape, device=self.device)
-
-
-@dataclass(frozen=True)
-class Row:
-    name: str
-    family: str
-    inputs: Callable[[Source], list[Any]]
-    prepare: Callable[[Place, list[Any]], Call]
-    dtype: str = "float32"
-    tf32: bool = False  # float32 numbers, whose products may be of TF32
-    flops: float = 0
-    bytes: float = 0
-    terms: float = 1  # how many products are added up for a number of the results
-    rounds_within: float = 0  # intermediate results that are rounded to the storage type too
-    images: bool = False  # raced as NCHW and as channels_last
-
-
-def forward(function: Callable[..., Any]) -> Callable[[Place, list[Any]], Call]:
-    """Prepares ``function(lib, *tensors)``."""
-    return lambda place, tensors: lambda: function(place.lib, *tensors)
-
-
-def backward(function: Callable[..., Any]) -> Callable[[Place, list[Any]], Call]:
-    """Prepares the gradients of ``function(lib, *tensors)``, its forward done before; the last tensor is dy."""
-
-    def prepare(place: Place, tensors: list[Any]) -> Call:
-        *args, dy = tensors
-        leaves = [x.requires_grad_() for x in args if x.is_floating_point()]
-        y = function(place.lib, *args)
-        return lambda: list(place.lib.autograd.grad(y, leaves, dy, retain_graph=True))
-
-    return prepare
-
-
-def _in_dtypes(row: Row, tf32: bool = False) -> Iterator[Row]:
-    """The row in bfloat16, in float32, and where it has products in TF32."""
-    half = replace(row, name=f"{row.name} bfloat16", dtype="bfloat16", bytes=row.bytes / 2)
-    return iter([half, row, *([replace(row, name=f"{row.name} tf32", tf32=True)] if tf32 else [])])
 
 
 # ---- products -----------------------------------------------------------------------------------
@@ -116,7 +49,7 @@ def _matmul(quick: bool) -> Iterator[Row]:
                 bytes=4.0 * (rows * inner + inner * columns + rows * columns),
                 terms=inner,
             )
-            yield from _in_dtypes(row, tf32=rows > 8)
+            yield from in_dtypes(row, tf32=rows > 8)
 
 
 def _attention(quick: bool) -> Iterator[Row]:
@@ -125,10 +58,10 @@ def _attention(quick: bool) -> Iterator[Row]:
     for batch, heads, queries, keys, dim in shapes:
         for causal in (True, False):
             flops = 4.0 * batch * heads * queries * keys * dim / (2 if causal else 1)
-            yield from _in_dtypes(_attention_row((batch, heads, queries, keys, dim), causal, flops, False))
-            yield from _in_dtypes(_attention_row((batch, heads, queries, keys, dim), causal, 2.5 * flops, True))
+            yield from in_dtypes(_attention_row((batch, heads, queries, keys, dim), causal, flops, False))
+            yield from in_dtypes(_attention_row((batch, heads, queries, keys, dim), causal, 2.5 * flops, True))
     for shape in [(1, 2, 1, 128, 32)] if quick else [(1, 32, 1, 8192, 128), (32, 32, 1, 2048, 128)]:
-        yield from _in_dtypes(_attention_row(shape, False, 4.0 * prod(shape), False))
+        yield from in_dtypes(_attention_row(shape, False, 4.0 * prod(shape), False))
 
 
 def _attention_row(shape: Shape, causal: bool, flops: float, gradients: bool) -> Row:
@@ -189,7 +122,7 @@ def _conv(quick: bool) -> Iterator[Row]:
             terms=prod(w[1:]),
             images=True,
         )
-        yield from _in_dtypes(row, tf32=groups == 1)
+        yield from in_dtypes(row, tf32=groups == 1)
         gradients = replace(
             row,
             name=row.name + " backward",
@@ -199,7 +132,7 @@ def _conv(quick: bool) -> Iterator[Row]:
             bytes=2 * row.bytes,
             terms=batch * out * out,
         )
-        yield from _in_dtypes(gradients, tf32=groups == 1)
+        yield from in_dtypes(gradients, tf32=groups == 1)
 
 
 def _recurrent(quick: bool) -> Iterator[Row]:
@@ -221,7 +154,7 @@ def _recurrent(quick: bool) -> Iterator[Row]:
                     terms=2.0 * steps * width * (batch if training else 1),
                     rounds_within=sqrt(steps),
                 )
-                yield from _in_dtypes(row, tf32=True)
+                yield from in_dtypes(row, tf32=True)
 
 
 def _layer(kind: str, training: bool) -> Callable[[Place, list[Any]], Call]:
@@ -252,7 +185,7 @@ def _layer(kind: str, training: bool) -> Callable[[Place, list[Any]], Call]:
 
 def _pair(row: Row, function: Callable[..., Any], moves: int, result: Shape | None = None) -> Iterator[Row]:
     """The row and its backward, which moves the first tensor `moves` times; `result` is dy's shape, if not x's."""
-    yield from _in_dtypes(row)
+    yield from in_dtypes(row)
 
     def inputs(source: Source) -> list[Any]:
         made = row.inputs(source)
@@ -266,7 +199,7 @@ def _pair(row: Row, function: Callable[..., Any], moves: int, result: Shape | No
         bytes=moves * row.bytes / 2,
         rounds_within=2,
     )
-    yield from _in_dtypes(gradients)
+    yield from in_dtypes(gradients)
 
 
 def _norm(quick: bool) -> Iterator[Row]:
@@ -397,105 +330,13 @@ def _elementwise(quick: bool) -> Iterator[Row]:
             bytes=4.0 * moves * side * side,
             terms=side if name.startswith("sum") else 1,
         )
-        yield from _in_dtypes(row)
-
-
-# ---- training -----------------------------------------------------------------------------------
-
-
-def _optim(quick: bool) -> Iterator[Row]:
-    shapes = models.lenet_shapes() if quick else models.resnet50_shapes()
-    numbers, of = sum(map(prod, shapes)), "LeNet-5" if quick else "ResNet-50"
-
-    def step_of(name: str, **options: Any) -> Callable[[Place, list[Any]], Call]:
-        def prepare(place: Place, tensors: list[Any]) -> Call:
-            params = [place.lib.nn.Parameter(value.clone()) for value in tensors[: len(shapes)]]
-            for p, gradient in zip(params, tensors[len(shapes) :], strict=True):
-                p.grad = gradient.clone()
-            optimizer = getattr(place.lib.optim, name)(params, lr=1e-3, **options, **_fused(place))
-
-            def step() -> Any:
-                optimizer.step()
-                return [p.detach().reshape(-1)[:256] for p in params]
-
-            return step
-
-        return prepare
-
-    for name, options, each in (("Adam", {}, 28), ("AdamW", {}, 28), ("SGD", {"momentum": 0.9}, 20)):
-        yield Row(
-            f"{name} step {of}",
-            "optim",
-            lambda s: [s.normal(*shape) for shape in shapes * 2],
-            step_of(name, **options),
-            bytes=each * numbers,
-        )
-
-
-def _fused(place: Place) -> dict[str, Any]:
-    return {"fused": True} if place.tuned and not place.float64 else {}
-
-
-def _training(quick: bool) -> Iterator[Row]:
-    """Forward, cross-entropy, backward and a step of the optimizer on one batch; gives the loss."""
-    batch = 2 if quick else 64
-
-    def lenet(place: Place, tensors: list[Any]) -> Call:
-        return _step(place, models.build(place.lib, "LeNet5", num_classes=10), "SGD", tensors)
-
-    yield Row(
-        f"LeNet-5 training step B{batch}",
-        "training",
-        lambda s: [s.normal(batch, 1, 28, 28), s.below(10, batch)],
-        lenet,
-        terms=10_000,
-        rounds_within=8,
-    )
-    size = {**models.GPT, **({"layers": 1, "width": 32, "heads": 2, "vocabulary": 64, "context": 16} if quick else {})}
-    rows, length = (2 if quick else 32), size["context"]
-
-    def gpt(dtype: str) -> Callable[[Place, list[Any]], Call]:
-        def prepare(place: Place, tensors: list[Any]) -> Call:
-            model = models.seeded(place.lib, models.networks.gpt(place.lib, **size)).to(getattr(place.lib, dtype))
-            return _step(place, model, "AdamW", tensors)
-
-        return prepare
-
-    for dtype in ("bfloat16", "float32"):
-        yield Row(
-            f"GPT training step B{rows}" + (" bfloat16" if dtype == "bfloat16" else ""),
-            "training",
-            lambda s: [s.below(size["vocabulary"], rows, length), s.below(size["vocabulary"], rows * length)],
-            gpt(dtype),
-            dtype,
-            terms=size["layers"] * 12 * size["width"] + size["vocabulary"],
-            rounds_within=4 * size["layers"],
-        )
-
-
-def _step(place: Place, model: Any, optimizer: str, tensors: list[Any]) -> Call:
-    lib, (x, y) = place.lib, tensors
-    model = model.to(place.device)
-    if place.float64:
-        model = model.double()
-    if place.channels_last and x.ndim == 4:
-        model = model.to(memory_format=lib.channels_last)
-    update = getattr(lib.optim, optimizer)(model.parameters(), lr=1e-4, **_fused(place))
-
-    def step() -> Any:
-        update.zero_grad()
-        loss = lib.nn.functional.cross_entropy(model(x), y)
-        loss.backward()
-        update.step()
-        return loss
-
-    return step
+        yield from in_dtypes(row)
 
 
 def rows(quick: bool) -> list[Row]:
     """Of all families, in the order of FAMILIES."""
-    makers = (_matmul, _attention, _conv, _recurrent, _norm, _softmax, _pool, _elementwise, _optim, _training)
-    found = [row for make in makers for row in make(quick)]
+    operations = (_matmul, _attention, _conv, _recurrent, _norm, _softmax, _pool, _elementwise)
+    found = [row for make in (*operations, optimizer_rows, training_rows) for row in make(quick)]
     if len({row.name for row in found}) != len(found) or {row.family for row in found} != set(FAMILIES):
         raise ValueError("two rows share a name, or a family has none")
     return found

@@ -43,6 +43,14 @@ def passes(code: str, *flags: str, timeout: float = 60, **environment: str) -> s
     return done.stdout.strip()
 
 
+def leaf(*values: float) -> fastnn.Tensor:
+    return fastnn.tensor(values, dtype=fastnn.float64, requires_grad=True)
+
+
+def array(x: Any) -> np.ndarray:
+    return x.detach().numpy()
+
+
 def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 

@@ -17,6 +17,10 @@
 // operations says so (Differentiable::Yes); then create_graph=True works through it, else it raises.
 // Every node has a sequence number larger than those of its inputs, so the engine only needs a map
 // ordered by it: no counting pass, no recursion. Freeing a graph is iterative too.
+//
+// autograd.cpp is the tape, autograd_views.cpp what views and writes in place do to it, and
+// autograd_engine.cpp the walk backwards. They are the one part of core that calls operations:
+// gradients are added and copied by the kernels that add and copy everything else.
 #pragma once
 
 #include <cstdint>
@@ -260,6 +264,8 @@ Tensor record_inplace(const char* name, const Tensor& x, TensorRefs inputs, F ba
 }
 
 AutogradMeta& autograd_meta(const Tensor& x);  // makes it when absent
+Edge edge_of(const Tensor& x);                 // where its gradient goes; undefined when it tracks none
+void refresh_view(const Tensor& x);            // a view's node, made anew when its base's was replaced since
 bool tracks_grad(const Tensor& x);             // requires_grad, brought up to date when x is a view
 bool is_leaf(const Tensor& x);
 NodePtr grad_node(const Tensor& x);  // refreshed when x is a view whose base changed in place

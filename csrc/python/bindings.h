@@ -44,7 +44,8 @@ class Binder {
   pybind11::object methods_ = pybind11::module_::import("types").attr("SimpleNamespace")();
 };
 
-void bind_ops(pybind11::module_& module);
+void bind_ops(pybind11::module_& module);      // operations of tensors
+void bind_nn_ops(pybind11::module_& module);   // operations of networks
 void bind_tensors(pybind11::module_& module);  // creation, conversion, exchange
 void bind_autograd(pybind11::module_& module);
 void bind_cuda(pybind11::module_& module);     // GPUs, their streams, events and graphs

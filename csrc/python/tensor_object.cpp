@@ -2,8 +2,6 @@
 
 #include <structmember.h>
 
-#include <new>
-
 #include "core/autograd.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/view.h"
@@ -390,38 +388,6 @@ PyObject* wrap_as(PyTypeObject* type, const Tensor& x, bool requires_grad) {
   set_requires_grad(made, requires_grad);
   return allocate(type, made);
 }
-
-void set_python_error() {
-  try {
-    throw;
-  } catch (const PythonError&) {
-  } catch (py::error_already_set& error) {
-    error.restore();
-  } catch (const ValueError& error) {
-    PyErr_SetString(PyExc_ValueError, error.what());
-  } catch (const TypeError& error) {
-    PyErr_SetString(PyExc_TypeError, error.what());
-  } catch (const IndexError& error) {
-    PyErr_SetString(PyExc_IndexError, error.what());
-  } catch (const OutOfMemoryError& error) {
-    PyErr_SetString(out_of_memory_error, error.what());
-  } catch (const MemoryError& error) {
-    PyErr_SetString(PyExc_MemoryError, error.what());
-  } catch (const BufferError& error) {
-    PyErr_SetString(PyExc_BufferError, error.what());
-  } catch (const NotImplementedError& error) {
-    PyErr_SetString(PyExc_NotImplementedError, error.what());
-  } catch (const DeviceError& error) {
-    PyErr_SetString(device_error, error.what());
-  } catch (const std::bad_alloc&) {
-    PyErr_SetString(PyExc_MemoryError, "out of memory");
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-  }
-}
-
-PyObject* device_error = nullptr;
-PyObject* out_of_memory_error = nullptr;
 
 // ------------------------------------------------------------------------------------- operands
 

@@ -11,6 +11,7 @@
 
 #include "core/scalar.h"
 #include "core/tensor.h"
+#include "python/errors.h"
 
 namespace fastnn::python {
 
@@ -24,22 +25,6 @@ const Tensor& unwrap(PyObject* object);  // trusts is_tensor
 PyObject* wrap(const Tensor& x);         // a new reference; None for an undefined tensor
 // A wrapper of a subclass around a detached alias of x: how Parameter is made.
 PyObject* wrap_as(PyTypeObject* type, const Tensor& x, bool requires_grad);
-
-extern PyObject* device_error;         // fastnn.DeviceError
-extern PyObject* out_of_memory_error;  // fastnn.cuda.OutOfMemoryError
-
-// Turns the C++ exception in flight into a Python one.
-void set_python_error();
-
-template <class F>
-PyObject* guarded(F&& body) {
-  try {
-    return body();
-  } catch (...) {
-    set_python_error();
-    return nullptr;
-  }
-}
 
 // A number that Python or numpy made: bool, int, float and their numpy scalars.
 bool as_scalar(PyObject* object, Scalar& scalar);

@@ -411,7 +411,7 @@ struct IntPow {  // by squaring; a negative exponent gives 1 / a^n rounded to ze
 #define FASTNN_UNARY_TEST(X) /* give bool */ \
   X(isnan, IsNan) X(isinf, IsInf) X(isfinite, IsFinite) X(logical_not, LogicalNot)
 
-#define FASTNN_UNARY_PARAMS(X) /* take numbers; written out in elementwise.cpp */ \
+#define FASTNN_UNARY_PARAMS(X) /* take numbers; written out in unary.cpp */ \
   X(leaky_relu, LeakyRelu) X(elu, Elu) X(celu, Celu) X(gelu, Gelu) X(gelu_tanh, GeluTanh) \
   X(softplus, Softplus) X(pow_scalar, PowScalar)
 

@@ -22,6 +22,7 @@
 #include "core/cuda_launch.h"
 #include "core/dtype.h"
 #include "simd/element.h"
+#include "simd/float_type.h"
 
 namespace fastnn {
 namespace {
@@ -29,17 +30,6 @@ namespace {
 // What a stored float is computed in.
 template <class Stored>
 using Compute = std::conditional_t<std::is_same_v<Stored, double>, double, float>;
-
-// Calls visit(TypeTag<Stored>()) with the type of a floating dtype.
-template <class Visit>
-void with_float_type(DType dtype, const Visit& visit) {
-  switch (dtype) {
-    case DType::Float64: return visit(TypeTag<double>());
-    case DType::Float32: return visit(TypeTag<float>());
-    case DType::BFloat16: return visit(TypeTag<bfloat16>());
-    default: return visit(TypeTag<float16>());
-  }
-}
 
 constexpr int kRowsOfWarps = 4;  // rows of a block whose teams are warps
 

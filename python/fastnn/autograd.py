@@ -249,6 +249,7 @@ class Function:
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
+        """The gradients of forward's arguments from those of its results; to be overridden, as is ``forward``."""
         raise NotImplementedError("a Function needs a static method backward(ctx, *grads)")
 
     @classmethod
@@ -341,7 +342,10 @@ def gradgradcheck(
     rtol: float = 1e-3,
     raise_exception: bool = True,
 ) -> bool:
-    """Gradcheck of the gradient of ``func``: its backward must itself be differentiable."""
+    """``gradcheck`` of the gradient of ``func``, with the same arguments, result and errors.
+
+    The backward of ``func`` must be differentiable, else RuntimeError names the operation that is not.
+    """
     arguments = [inputs] if isinstance(inputs, Tensor) else list(inputs)
     wanted = [x for x in arguments if isinstance(x, Tensor) and x.requires_grad]
     with no_grad():

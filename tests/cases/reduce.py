@@ -183,46 +183,32 @@ CASES = [
         specials=[sample(SPECIAL), sample(SPECIAL.reshape(3, 4), dim=1)],
         large=_large(301_003),
     ),
-    Case(
-        "amax",
-        _reduce(np.max),
-        _samples(values.distinct),
-        exact=True,
-        integers=("int64", "uint8"),
-        errors=_errors("amax"),
-        call=lambda lib, x, dim=(), keepdim=False: lib.amax(x, dim, keepdim),
-    ),
-    Case(
-        "amin",
-        _reduce(np.min),
-        _samples(values.distinct),
-        exact=True,
-        integers=("int64", "uint8"),
-        errors=_errors("amin"),
-        call=lambda lib, x, dim=(), keepdim=False: lib.amin(x, dim, keepdim),
-    ),
-    Case(
-        "argmax",
-        _place(np.argmax),
-        _samples(values.distinct, several=False),
-        exact=True,
-        differentiable=False,
-        integers=("int64", "uint8"),
-        errors=_errors("argmax", _sized("argmax")),
-        specials=[sample(SPECIAL)],
-        large=_large(301_003),
-    ),
-    Case(
-        "argmin",
-        _place(np.argmin),
-        _samples(values.distinct, several=False),
-        exact=True,
-        differentiable=False,
-        integers=("int64", "uint8"),
-        errors=_errors("argmin", _sized("argmin")),
-        specials=[sample(SPECIAL)],
-        large=_large(301_003),
-    ),
+    *[
+        Case(
+            name,
+            _reduce(formula),
+            _samples(values.distinct),
+            exact=True,
+            integers=("int64", "uint8"),
+            errors=_errors(name),
+            call=lambda lib, x, dim=(), keepdim=False, name=name: getattr(lib, name)(x, dim, keepdim),
+        )
+        for name, formula in (("amax", np.max), ("amin", np.min))
+    ],
+    *[
+        Case(
+            name,
+            _place(formula),
+            _samples(values.distinct, several=False),
+            exact=True,
+            differentiable=False,
+            integers=("int64", "uint8"),
+            errors=_errors(name, _sized(name)),
+            specials=[sample(SPECIAL)],
+            large=_large(301_003),
+        )
+        for name, formula in (("argmax", np.argmax), ("argmin", np.argmin))
+    ],
     Case("var", _variance, VARIANCE, terms=_terms, magnitude=_spread, errors=_errors("var"), large=_large(301_003)),
     Case(
         "std",

@@ -69,6 +69,8 @@ Tensor elu(const Tensor& x, double alpha);
 Tensor celu(const Tensor& x, double alpha);
 Tensor gelu(const Tensor& x, const std::string& approximate);  // "none" (exact, erf) or "tanh"
 Tensor softplus(const Tensor& x, double beta, double threshold);
+Tensor pow_scalar(const Tensor& x, double exponent);  // pow of a number; of a float type
+Tensor pow_scalar_(const Tensor& x, double exponent);
 Tensor clamp(const Tensor& x, const Scalar* low, const Scalar* high);  // null: unbounded
 Tensor clamp_(const Tensor& x, const Scalar* low, const Scalar* high);
 

@@ -1,6 +1,7 @@
 // The registers of the pooling kernels: values of a compute type (simd/lanes.h), and beside every value a tap number.
 #pragma once
 
+#include "simd/float_type.h"
 #include "simd/lanes.h"
 
 namespace fastnn {

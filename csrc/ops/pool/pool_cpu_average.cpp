@@ -340,21 +340,11 @@ void avg_backward_typed(const PoolArgs& args) {
 // ---------------------------------------------------------------------------------------- launchers
 
 void avg_forward(const PoolArgs& args) {
-  switch (args.dtype) {
-    case DType::Float64: return avg_forward_typed<double>(args);
-    case DType::BFloat16: return avg_forward_typed<bfloat16>(args);
-    case DType::Float16: return avg_forward_typed<float16>(args);
-    default: return avg_forward_typed<float>(args);
-  }
+  with_float_type(args.dtype, [&](auto tag) { avg_forward_typed<typename decltype(tag)::type>(args); });
 }
 
 void avg_backward(const PoolArgs& args) {
-  switch (args.dtype) {
-    case DType::Float64: return avg_backward_typed<double>(args);
-    case DType::BFloat16: return avg_backward_typed<bfloat16>(args);
-    case DType::Float16: return avg_backward_typed<float16>(args);
-    default: return avg_backward_typed<float>(args);
-  }
+  with_float_type(args.dtype, [&](auto tag) { avg_backward_typed<typename decltype(tag)::type>(args); });
 }
 
 }  // namespace

@@ -376,48 +376,42 @@ void backward_apart(const PoolArgs& args) {
 
 // ---------------------------------------------------------------------------------------- launchers
 
-template <template <class> class Run>
-void by_dtype(const PoolArgs& args) {
-  switch (args.dtype) {
-    case DType::Float64: return Run<double>::call(args);
-    case DType::BFloat16: return Run<bfloat16>::call(args);
-    case DType::Float16: return Run<float16>::call(args);
-    default: return Run<float>::call(args);
-  }
+template <class Stored>
+void max_forward_stored(const PoolArgs& args) {
+  if (!args.taps && !args.indices) return max_forward_typed<false, Stored, uint8_t>(args);
+  if (args.tap_dtype == DType::UInt8) return max_forward_typed<true, Stored, uint8_t>(args);
+  max_forward_typed<true, Stored, int32_t>(args);
 }
 
 template <class Stored>
-struct MaxForward {
-  static void call(const PoolArgs& args) {
-    if (!args.taps && !args.indices) return max_forward_typed<false, Stored, uint8_t>(args);
-    if (args.tap_dtype == DType::UInt8) return max_forward_typed<true, Stored, uint8_t>(args);
-    max_forward_typed<true, Stored, int32_t>(args);
-  }
-};
+void max_backward_stored(const PoolArgs& args) {
+  if (args.tap_dtype != DType::UInt8) return max_backward_typed<Stored, int32_t>(args);
+  are_apart(args) ? backward_apart<true, Stored, uint8_t>(args) : max_backward_typed<Stored, uint8_t>(args);
+}
+
 template <class Stored>
-struct MaxBackward {
-  static void call(const PoolArgs& args) {
-    if (args.tap_dtype == DType::UInt8)
-      return are_apart(args) ? backward_apart<true, Stored, uint8_t>(args) : max_backward_typed<Stored, uint8_t>(args);
-    max_backward_typed<Stored, int32_t>(args);
-  }
-};
-template <class Stored>
-struct AvgForward {
-  static void call(const PoolArgs& args) { avg_forward_typed<Stored>(args); }
-};
-template <class Stored>
-struct AvgBackward {
-  static void call(const PoolArgs& args) {
-    are_apart(args) ? backward_apart<false, Stored, uint8_t>(args) : avg_backward_typed<Stored>(args);
-  }
-};
+void avg_backward_stored(const PoolArgs& args) {
+  are_apart(args) ? backward_apart<false, Stored, uint8_t>(args) : avg_backward_typed<Stored>(args);
+}
+
+void max_forward(const PoolArgs& args) {
+  with_float_type(args.dtype, [&](auto tag) { max_forward_stored<typename decltype(tag)::type>(args); });
+}
+void max_backward(const PoolArgs& args) {
+  with_float_type(args.dtype, [&](auto tag) { max_backward_stored<typename decltype(tag)::type>(args); });
+}
+void avg_forward(const PoolArgs& args) {
+  with_float_type(args.dtype, [&](auto tag) { avg_forward_typed<typename decltype(tag)::type>(args); });
+}
+void avg_backward(const PoolArgs& args) {
+  with_float_type(args.dtype, [&](auto tag) { avg_backward_stored<typename decltype(tag)::type>(args); });
+}
 
 }  // namespace
 
-FASTNN_CPU_KERNEL(max_pool_channels_last_forward, by_dtype<MaxForward>)
-FASTNN_CPU_KERNEL(max_pool_channels_last_backward, by_dtype<MaxBackward>)
-FASTNN_CPU_KERNEL(avg_pool_channels_last_forward, by_dtype<AvgForward>)
-FASTNN_CPU_KERNEL(avg_pool_channels_last_backward, by_dtype<AvgBackward>)
+FASTNN_CPU_KERNEL(max_pool_channels_last_forward, max_forward)
+FASTNN_CPU_KERNEL(max_pool_channels_last_backward, max_backward)
+FASTNN_CPU_KERNEL(avg_pool_channels_last_forward, avg_forward)
+FASTNN_CPU_KERNEL(avg_pool_channels_last_backward, avg_backward)
 
 }  // namespace fastnn

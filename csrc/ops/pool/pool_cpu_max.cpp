@@ -300,12 +300,7 @@ void max_forward_typed(const PoolArgs& args) {
 }
 
 void max_forward(const PoolArgs& args) {
-  switch (args.dtype) {
-    case DType::Float64: return max_forward_typed<double>(args);
-    case DType::BFloat16: return max_forward_typed<bfloat16>(args);
-    case DType::Float16: return max_forward_typed<float16>(args);
-    default: return max_forward_typed<float>(args);
-  }
+  with_float_type(args.dtype, [&](auto tag) { max_forward_typed<typename decltype(tag)::type>(args); });
 }
 
 }  // namespace

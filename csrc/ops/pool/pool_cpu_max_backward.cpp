@@ -276,12 +276,7 @@ void max_backward_typed(const PoolArgs& args) {
 void max_backward(const PoolArgs& args) {
   if (are_apart(args) && !is_2x2(args))
     return args.tap_dtype == DType::UInt8 ? max_backward_apart<uint8_t>(args) : max_backward_apart<int32_t>(args);
-  switch (args.dtype) {
-    case DType::Float64: return max_backward_typed<double>(args);
-    case DType::BFloat16: return max_backward_typed<bfloat16>(args);
-    case DType::Float16: return max_backward_typed<float16>(args);
-    default: return max_backward_typed<float>(args);
-  }
+  with_float_type(args.dtype, [&](auto tag) { max_backward_typed<typename decltype(tag)::type>(args); });
 }
 
 void gather(const PoolArgs& args) {

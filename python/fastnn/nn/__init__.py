@@ -68,7 +68,8 @@ from fastnn.nn.pooling import (
     MinPool1d,
     MinPool2d,
 )
-from fastnn.nn.recurrent import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from fastnn.nn.recurrent import GRU, LSTM, RNN
+from fastnn.nn.recurrent_cell import GRUCell, LSTMCell, RNNCell
 from fastnn.nn.transformer import (
     SinusoidalPositionalEncoding,
     Transformer,

@@ -1,4 +1,4 @@
-"""Activations as modules. The formulas stand in ``fastnn.nn.functional``."""
+"""Activations as modules: (...) -> (...), by element but for softmax. Sources stand in ``fastnn.nn.functional``."""
 
 from fastnn import _C
 from fastnn._C import Tensor

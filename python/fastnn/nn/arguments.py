@@ -1,4 +1,4 @@
-"""The one place where a layer's int-or-tuple arguments become the tuples that ``_C`` takes."""
+"""The one place where a layer's arguments are checked: int-or-tuple ones become the tuples that ``_C`` takes."""
 
 from collections.abc import Iterable
 from operator import index
@@ -8,6 +8,20 @@ from fastnn._C import Tensor
 
 Size = SupportsIndex | Iterable[SupportsIndex]
 OptionalSize = SupportsIndex | None | Iterable[SupportsIndex | None]
+
+
+def positive(name: str, value: int) -> int:
+    """The value; ValueError below 1."""
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+def probability(name: str, value: float) -> float:
+    """The value; ValueError outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
+    return float(value)
 
 
 def sizes(value: Size, count: int, name: str) -> tuple[int, ...]:
@@ -45,15 +59,22 @@ def output_sizes(value: OptionalSize, input: Tensor, count: int) -> tuple[int, .
     return tuple(n if v is None else v for v, n in zip(values, input.shape[-count:], strict=True))
 
 
-def conv_padding(padding: Size | str, count: int, stride: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
-    """(the padding, is it "same"?). With "same" the kernel's own size decides, so stride must be 1."""
+ConvOptions = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], int, bool]
+
+
+def conv_options(n_axes: int, stride: Size, padding: Size | str, dilation: Size, groups: int) -> ConvOptions:
+    """What ``_C.conv1d`` and its like take after the bias: stride, padding, dilation, groups, is padding "same"?
+
+    With "same" the kernel's own size decides how much, so stride must be 1.
+    """
+    steps, rates = sizes(stride, n_axes, "stride"), sizes(dilation, n_axes, "dilation")
     if not isinstance(padding, str):
-        return sizes(padding, count, "padding"), False
+        return steps, sizes(padding, n_axes, "padding"), rates, groups, False
     if padding not in ("same", "valid"):
-        raise ValueError(f"padding must be 'same', 'valid' or {count} ints, got {padding!r}")
-    if padding == "same" and any(s != 1 for s in stride):
-        raise ValueError(f"padding='same' is not defined for stride {stride}; use explicit padding")
-    return (0,) * count, padding == "same"
+        raise ValueError(f"padding must be 'same', 'valid' or {n_axes} ints, got {padding!r}")
+    if padding == "same" and any(step != 1 for step in steps):
+        raise ValueError(f"padding='same' is not defined for stride {steps}; use explicit padding")
+    return steps, (0,) * n_axes, rates, groups, padding == "same"
 
 
 def shown(values: tuple[int | None, ...]) -> str:

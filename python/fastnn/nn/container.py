@@ -166,19 +166,24 @@ class ModuleDict(Module):
         return name in self.keys()
 
     def keys(self) -> list[str]:
+        """The names, in the order of insertion."""
         return [name for name, _ in self.named_children()]
 
     def values(self) -> list[Module]:
+        """The modules, in the order of their names."""
         return [module for _, module in self.named_children()]
 
     def items(self) -> list[tuple[str, Module]]:
+        """(name, module) pairs."""
         return list(self.named_children())
 
     def update(self, modules: Mapping[str, Module] | Iterable[tuple[str, Module]]) -> None:
+        """Sets every module of a dict, or of (name, module) pairs."""
         for name, module in modules.items() if isinstance(modules, Mapping) else modules:
             self[name] = module
 
     def pop(self, name: str) -> Module:
+        """Takes the module out and returns it; KeyError when there is none."""
         module = self[name]
         del self[name]
         return module

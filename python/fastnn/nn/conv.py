@@ -1,20 +1,130 @@
-"""Convolution layers. The operation is cross-correlation: the kernel is not flipped."""
+"""Convolution in one, two and three dimensions, as functions and as layers.
+
+The operation is cross-correlation: the kernel is not flipped. Input and weight are of one floating dtype; the input
+may come without its batch axis, and so does the result then. ValueError for shapes and settings that do not fit,
+TypeError for dtypes.
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.nn import init
-from fastnn.nn.arguments import Size, conv_padding, sizes
+from fastnn.nn.arguments import Size, conv_options, sizes
 from fastnn.nn.module import Module, Parameter
+
+
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """input (N, C, L), weight (O, C/groups, K), bias (O) -> (N, O, L').
+
+    L' = floor((L + 2 padding - dilation (K - 1) - 1) / stride) + 1; with ``padding="same"``, for stride 1, L' = L.
+    """
+    steps, pads, rates, groups, same = conv_options(1, stride, padding, dilation, groups)
+    return _C.conv1d(input, weight, bias, steps, pads, rates, groups, same)
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """input (N, C, H, W), weight (O, C/groups, KH, KW), bias (O) -> (N, O, H', W').
+
+    H' = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1; with ``padding="same"``, for stride 1, H' = H.
+    """
+    steps, pads, rates, groups, same = conv_options(2, stride, padding, dilation, groups)
+    return _C.conv2d(input, weight, bias, steps, pads, rates, groups, same)
+
+
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """input (N, C, D, H, W), weight (O, C/groups, KD, KH, KW), bias (O) -> (N, O, D', H', W').
+
+    Sizes as in ``conv2d``.
+    """
+    steps, pads, rates, groups, same = conv_options(3, stride, padding, dilation, groups)
+    return _C.conv3d(input, weight, bias, steps, pads, rates, groups, same)
+
+
+def _transpose_options(
+    n_axes: int, stride: Size, padding: Size, output_padding: Size, dilation: Size
+) -> tuple[tuple[int, ...], ...]:
+    return (
+        sizes(stride, n_axes, "stride"),
+        sizes(padding, n_axes, "padding"),
+        sizes(output_padding, n_axes, "output_padding"),
+        sizes(dilation, n_axes, "dilation"),
+    )
+
+
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv1d`` in its input: input (N, C, L), weight (C, O/groups, K), bias (O) -> (N, O, L').
+
+    L' as H' in ``conv_transpose2d``.
+    """
+    steps, pads, extra, rates = _transpose_options(1, stride, padding, output_padding, dilation)
+    return _C.conv_transpose1d(input, weight, bias, steps, pads, extra, groups, rates)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """The gradient of ``conv2d`` in its input, also called a deconvolution. Zeiler et al. 2010.
+
+    input (N, C, H, W), weight (C, O/groups, KH, KW), bias (O) -> (N, O, H', W').
+
+    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1; ``output_padding`` must be smaller than
+    the stride or the dilation, else ValueError.
+    """
+    steps, pads, extra, rates = _transpose_options(2, stride, padding, output_padding, dilation)
+    return _C.conv_transpose2d(input, weight, bias, steps, pads, extra, groups, rates)
+
+
+# ---- layers -----------------------------------------------------------------------------------------
 
 
 class _Conv(Module):
     """What the dimensions share: arguments as ready-made tuples, weight, bias, and their first values."""
 
     n_axes: int
+    _convolve: Callable[..., Tensor]  # the function of _C
 
     def __init__(
         self,
@@ -44,10 +154,8 @@ class _Conv(Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = sizes(kernel_size, self.n_axes, "kernel_size")
-        self.stride = sizes(stride, self.n_axes, "stride")
-        self.dilation = sizes(dilation, self.n_axes, "dilation")
-        self.groups = groups
-        self.padding, self.same_padding = conv_padding(padding, self.n_axes, self.stride)
+        options = conv_options(self.n_axes, stride, padding, dilation, groups)
+        self.stride, self.padding, self.dilation, self.groups, self.same_padding = options
         self.weight = Parameter(_C.empty((*self._weight_axes(), *self.kernel_size), device=device, dtype=dtype))
         self.bias = Parameter(_C.empty((out_channels,), device=device, dtype=dtype)) if bias else None
         self.reset_parameters()
@@ -59,6 +167,11 @@ class _Conv(Module):
         init.kaiming_uniform_(self.weight, a=math.sqrt(5))
         if self.bias is not None:
             init.fan_in_uniform_(self.bias, math.prod(self.weight.shape[1:]))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self._convolve(
+            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.same_padding
+        )
 
     def extra_repr(self) -> str:
         text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"
@@ -78,14 +191,13 @@ class _Conv(Module):
 
 
 class Conv1d(_Conv):
-    """(N, in_channels, L) -> (N, out_channels, L'). weight (out, in / groups, K), bias (out)."""
+    """(N, in_channels, L) -> (N, out_channels, L'). weight (out, in / groups, K), bias (out).
+
+    L' = floor((L + 2 padding - dilation (K - 1) - 1) / stride) + 1.
+    """
 
     n_axes = 1
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.conv1d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.same_padding
-        )
+    _convolve = staticmethod(_C.conv1d)
 
 
 class Conv2d(_Conv):
@@ -95,11 +207,7 @@ class Conv2d(_Conv):
     """
 
     n_axes = 2
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.conv2d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.same_padding
-        )
+    _convolve = staticmethod(_C.conv2d)
 
 
 class Conv3d(_Conv):
@@ -109,11 +217,7 @@ class Conv3d(_Conv):
     """
 
     n_axes = 3
-
-    def forward(self, input: Tensor) -> Tensor:
-        return _C.conv3d(
-            input, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups, self.same_padding
-        )
+    _convolve = staticmethod(_C.conv3d)
 
 
 class _ConvTranspose(_Conv):
@@ -147,6 +251,12 @@ class _ConvTranspose(_Conv):
     def _extra(self) -> str:
         return f", output_padding={self.output_padding}" if any(self.output_padding) else ""
 
+    def forward(self, input: Tensor, output_size: Size | None = None) -> Tensor:
+        output_padding = self._output_padding(input, output_size)
+        return self._convolve(
+            input, self.weight, self.bias, self.stride, self.padding, output_padding, self.groups, self.dilation
+        )
+
     def _output_padding(self, input: Tensor, output_size: Size | None) -> tuple[int, ...]:
         """The padding that gives the wanted size: the stride leaves a choice of so many."""
         if output_size is None:
@@ -170,22 +280,12 @@ class _ConvTranspose(_Conv):
 class ConvTranspose1d(_ConvTranspose):
     """(N, in_channels, L) -> (N, out_channels, L'). weight (in, out / groups, K), bias (out).
 
-    L' = (L - 1) stride - 2 padding + dilation (K - 1) + output_padding + 1.
+    L' = (L - 1) stride - 2 padding + dilation (K - 1) + output_padding + 1. With ``output_size`` the padding is
+    chosen for that size; ValueError when there is none.
     """
 
     n_axes = 1
-
-    def forward(self, input: Tensor, output_size: Size | None = None) -> Tensor:
-        return _C.conv_transpose1d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self._output_padding(input, output_size),
-            self.groups,
-            self.dilation,
-        )
+    _convolve = staticmethod(_C.conv_transpose1d)
 
 
 class ConvTranspose2d(_ConvTranspose):
@@ -196,15 +296,4 @@ class ConvTranspose2d(_ConvTranspose):
     """
 
     n_axes = 2
-
-    def forward(self, input: Tensor, output_size: Size | None = None) -> Tensor:
-        return _C.conv_transpose2d(
-            input,
-            self.weight,
-            self.bias,
-            self.stride,
-            self.padding,
-            self._output_padding(input, output_size),
-            self.groups,
-            self.dilation,
-        )
+    _convolve = staticmethod(_C.conv_transpose2d)

@@ -1,19 +1,18 @@
-"""Dropout: active in training, the identity after ``eval()``."""
+"""Dropout: active in training, the identity after ``eval()``. ValueError for a p outside [0, 1]."""
 
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.nn import functional as F
+from fastnn.nn.arguments import probability
 from fastnn.nn.module import Module
 
 
 class Dropout(Module):
-    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014."""
+    """(...) -> (...): zeroes elements with probability p, scales the others by 1 / (1 - p). Srivastava et al. 2014."""
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ValueError(f"{type(self).__name__}: p is a probability, got {p}")
-        self.p = p
+        self.p = probability(f"{type(self).__name__}: p", p)
 
     def forward(self, input: Tensor) -> Tensor:
         return _C.dropout(input, self.p, self.training)

@@ -11,7 +11,7 @@ from fastnn.nn.module import Module, Parameter
 
 
 class Embedding(Module):
-    """ids (...) -> (..., embedding_dim). The weight (num_embeddings, embedding_dim) starts normal.
+    """Integer ids (...) -> (..., embedding_dim). The weight (num_embeddings, embedding_dim) starts normal.
 
     The row ``padding_idx`` starts as zeros and gets no gradient. An id outside the table raises IndexError.
     """
@@ -34,7 +34,7 @@ class Embedding(Module):
 
     @classmethod
     def from_pretrained(cls, embeddings: Tensor, freeze: bool = True, padding_idx: int | None = None) -> Self:
-        """A layer over an existing table (V, D), by default not trained further."""
+        """A layer over an existing table (V, D), whose memory it shares; by default not trained further."""
         if embeddings.dim() != 2:
             raise ValueError(f"Embedding: a table (V, D) is expected, got shape {tuple(embeddings.shape)}")
         layer = cls(embeddings.shape[0], embeddings.shape[1], padding_idx)

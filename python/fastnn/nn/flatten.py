@@ -7,7 +7,7 @@ from fastnn.nn.module import Module
 
 
 class Flatten(Module):
-    """Joins the axes start_dim to end_dim into one: by default everything but the batch."""
+    """(N, ...) -> (N, product): joins the axes ``start_dim`` to ``end_dim``, by default all but the batch."""
 
     def __init__(self, start_dim: int = 1, end_dim: int = -1) -> None:
         super().__init__()

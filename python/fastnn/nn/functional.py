@@ -1,8 +1,9 @@
 """The operations of ``fastnn.nn`` as functions: PyTorch's names, argument order and defaults.
 
-A function here only puts its arguments into the form that ``_C`` takes and makes one call; shapes
-and dtypes are checked in C++, next to the formula. Modules hold ready-made arguments and call
-``_C`` themselves.
+A function here only puts its arguments into the form that ``_C`` takes and makes one call. Shapes and dtypes are
+checked in C++, next to the formula: ValueError for shapes and settings that do not fit, TypeError for dtypes. Modules
+hold ready-made arguments and call ``_C`` themselves. Convolution and pooling, which come in one, two and three
+dimensions, stand beside their layers in ``conv.py`` and ``pooling.py``.
 """
 
 import warnings
@@ -11,116 +12,30 @@ from collections.abc import Sequence
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.debug import is_debug
-from fastnn.nn.arguments import OptionalSize, Size, conv_padding, optional_sizes, output_sizes, sizes
+from fastnn.nn.conv import conv1d, conv2d, conv3d, conv_transpose1d, conv_transpose2d
+from fastnn.nn.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    min_pool1d,
+    min_pool2d,
+)
 
-# ---- matrix product and convolution --------------------------------------------------------------
+# ---- matrix product -------------------------------------------------------------------------------
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """y = x W^T + b. input (..., in), weight (out, in), bias (out) -> (..., out)."""
     return _C.linear(input, weight, bias)
-
-
-def conv1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Cross-correlation in one dimension. input (N, C, L), weight (O, C/groups, K) -> (N, O, L')."""
-    step = sizes(stride, 1, "stride")
-    pad, same = conv_padding(padding, 1, step)
-    return _C.conv1d(input, weight, bias, step, pad, sizes(dilation, 1, "dilation"), groups, same)
-
-
-def conv2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Cross-correlation: the kernel is not flipped.
-
-    input (N, C, H, W), weight (O, C/groups, KH, KW) -> (N, O, H', W').
-
-    H' = floor((H + 2 padding - dilation (KH - 1) - 1) / stride) + 1.
-    """
-    step = sizes(stride, 2, "stride")
-    pad, same = conv_padding(padding, 2, step)
-    return _C.conv2d(input, weight, bias, step, pad, sizes(dilation, 2, "dilation"), groups, same)
-
-
-def conv3d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size | str = 0,
-    dilation: Size = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Cross-correlation in three dimensions. input (N, C, D, H, W), weight (O, C/groups, KD, KH, KW) -> (N, O, ...)."""
-    step = sizes(stride, 3, "stride")
-    pad, same = conv_padding(padding, 3, step)
-    return _C.conv3d(input, weight, bias, step, pad, sizes(dilation, 3, "dilation"), groups, same)
-
-
-def conv_transpose1d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size = 0,
-    output_padding: Size = 0,
-    groups: int = 1,
-    dilation: Size = 1,
-) -> Tensor:
-    """The gradient of ``conv1d`` in its input. input (N, C, L), weight (C, O/groups, K) -> (N, O, L')."""
-    return _C.conv_transpose1d(
-        input,
-        weight,
-        bias,
-        sizes(stride, 1, "stride"),
-        sizes(padding, 1, "padding"),
-        sizes(output_padding, 1, "output_padding"),
-        groups,
-        sizes(dilation, 1, "dilation"),
-    )
-
-
-def conv_transpose2d(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Size = 1,
-    padding: Size = 0,
-    output_padding: Size = 0,
-    groups: int = 1,
-    dilation: Size = 1,
-) -> Tensor:
-    """The gradient of ``conv2d`` in its input, also called a deconvolution.
-
-    input (N, C, H, W), weight (C, O/groups, KH, KW) -> (N, O, H', W').
-
-    H' = (H - 1) stride - 2 padding + dilation (KH - 1) + output_padding + 1; ``output_padding`` must be smaller than
-    the stride or the dilation, else ValueError.
-    """
-    return _C.conv_transpose2d(
-        input,
-        weight,
-        bias,
-        sizes(stride, 2, "stride"),
-        sizes(padding, 2, "padding"),
-        sizes(output_padding, 2, "output_padding"),
-        groups,
-        sizes(dilation, 2, "dilation"),
-    )
 
 
 # ---- attention ------------------------------------------------------------------------------------
@@ -148,177 +63,6 @@ def scaled_dot_product_attention(
     shapes that do not fit, and for both ``attn_mask`` and ``is_causal``; TypeError for dtypes that differ.
     """
     return _C.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
-
-
-# ---- pooling --------------------------------------------------------------------------------------
-
-
-Window = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
-
-
-def _window(n_axes: int, kernel_size: Size, stride: Size | None, padding: Size) -> Window:
-    """Kernel size, stride (the kernel size when None) and padding for every axis."""
-    kernel = sizes(kernel_size, n_axes, "kernel_size")
-    return kernel, optional_sizes(stride, kernel, "stride"), sizes(padding, n_axes, "padding")
-
-
-def max_pool1d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each window of (N, C, L); of equal ones the first gets the gradient.
-
-    With ``return_indices`` also its position in the input.
-    """
-    pool = _C.max_pool1d_with_indices if return_indices else _C.max_pool1d
-    window = _window(1, kernel_size, stride, padding)
-    return pool(input, *window, sizes(dilation, 1, "dilation"), ceil_mode)
-
-
-def max_pool2d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each window of (N, C, H, W); of equal ones the first gets the gradient.
-
-    With ``return_indices`` also its position in each (H, W) plane, as ``row * W + column``.
-    """
-    pool = _C.max_pool2d_with_indices if return_indices else _C.max_pool2d
-    window = _window(2, kernel_size, stride, padding)
-    return pool(input, *window, sizes(dilation, 2, "dilation"), ceil_mode)
-
-
-def max_pool3d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The largest value of each window of (N, C, D, H, W); of equal ones the first gets the gradient.
-
-    With ``return_indices`` also its position in each (D, H, W) volume, as ``(depth * H + row) * W + column``.
-    """
-    pool = _C.max_pool3d_with_indices if return_indices else _C.max_pool3d
-    window = _window(3, kernel_size, stride, padding)
-    return pool(input, *window, sizes(dilation, 3, "dilation"), ceil_mode)
-
-
-def min_pool1d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-) -> Tensor:
-    """The smallest value of each window: -max_pool1d(-x), gradient included."""
-    window = _window(1, kernel_size, stride, padding)
-    return _C.min_pool1d(input, *window, sizes(dilation, 1, "dilation"), ceil_mode)
-
-
-def min_pool2d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    dilation: Size = 1,
-    ceil_mode: bool = False,
-) -> Tensor:
-    """The smallest value of each window: -max_pool2d(-x), gradient included."""
-    window = _window(2, kernel_size, stride, padding)
-    return _C.min_pool2d(input, *window, sizes(dilation, 2, "dilation"), ceil_mode)
-
-
-def avg_pool1d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor:
-    """The mean of each window; padding counts as zeros unless ``count_include_pad`` is off."""
-    return _C.avg_pool1d(input, *_window(1, kernel_size, stride, padding), ceil_mode, count_include_pad)
-
-
-def avg_pool2d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """The mean of each window, or its sum over ``divisor_override``."""
-    window = _window(2, kernel_size, stride, padding)
-    return _C.avg_pool2d(input, *window, ceil_mode, count_include_pad, divisor_override)
-
-
-def avg_pool3d(
-    input: Tensor,
-    kernel_size: Size,
-    stride: Size | None = None,
-    padding: Size = 0,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-    divisor_override: int | None = None,
-) -> Tensor:
-    """The mean of each window, or its sum over ``divisor_override``."""
-    window = _window(3, kernel_size, stride, padding)
-    return _C.avg_pool3d(input, *window, ceil_mode, count_include_pad, divisor_override)
-
-
-def adaptive_avg_pool1d(input: Tensor, output_size: Size) -> Tensor:
-    """The mean over windows chosen so that the output has length ``output_size``."""
-    return _C.adaptive_avg_pool1d(input, output_sizes(output_size, input, 1))
-
-
-def adaptive_avg_pool2d(input: Tensor, output_size: OptionalSize) -> Tensor:
-    """The mean over windows chosen so that the output is ``output_size``, None keeping an axis as it is."""
-    return _C.adaptive_avg_pool2d(input, output_sizes(output_size, input, 2))
-
-
-def adaptive_avg_pool3d(input: Tensor, output_size: OptionalSize) -> Tensor:
-    """The mean over windows chosen so that the output is ``output_size``, None keeping an axis as it is."""
-    return _C.adaptive_avg_pool3d(input, output_sizes(output_size, input, 3))
-
-
-def adaptive_max_pool1d(
-    input: Tensor, output_size: Size, return_indices: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum over windows chosen so that the output has length ``output_size``; also its position if asked."""
-    pool = _C.adaptive_max_pool1d_with_indices if return_indices else _C.adaptive_max_pool1d
-    return pool(input, output_sizes(output_size, input, 1))
-
-
-def adaptive_max_pool2d(
-    input: Tensor, output_size: OptionalSize, return_indices: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
-    pool = _C.adaptive_max_pool2d_with_indices if return_indices else _C.adaptive_max_pool2d
-    return pool(input, output_sizes(output_size, input, 2))
-
-
-def adaptive_max_pool3d(
-    input: Tensor, output_size: OptionalSize, return_indices: bool = False
-) -> Tensor | tuple[Tensor, Tensor]:
-    """The maximum over windows chosen so that the output is ``output_size``; also its position if asked."""
-    pool = _C.adaptive_max_pool3d_with_indices if return_indices else _C.adaptive_max_pool3d
-    return pool(input, output_sizes(output_size, input, 3))
 
 
 # ---- activations ----------------------------------------------------------------------------------
@@ -423,7 +167,10 @@ def log_softmax(input: Tensor, dim: int) -> Tensor:
 
 
 def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014."""
+    """Zeroes elements with probability p and scales the others by 1 / (1 - p). Srivastava et al. 2014.
+
+    Without ``training`` the input itself. ValueError for a p outside [0, 1].
+    """
     return _C.dropout(input, p, training)
 
 
@@ -447,7 +194,10 @@ def dropout2d(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
 
 def embedding(input: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    """Rows of ``weight`` (V, D) at integer ids (...) -> (..., D). The row ``padding_idx`` gets no gradient."""
+    """Rows of ``weight`` (V, D) at integer ids (...) -> (..., D). The row ``padding_idx`` gets no gradient.
+
+    IndexError for an id outside the table.
+    """
     return _C.embedding(input, weight, -1 if padding_idx is None else checked_padding_idx(padding_idx, weight.shape[0]))
 
 
@@ -459,12 +209,15 @@ def checked_padding_idx(padding_idx: int, n_rows: int) -> int:
 
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
-    """Integer ids (...) -> int64 (..., num_classes); -1 takes the largest id plus one."""
+    """Integer ids (...) -> int64 (..., num_classes); -1 takes the largest id plus one. IndexError for ids beyond it."""
     return _C.one_hot(tensor, num_classes)
 
 
 def pad(input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first."""
+    """Pads the last axes: ``pad`` is (left, right, top, bottom, ...), the last axis first.
+
+    ``mode``: "constant" (of ``value``, 0 when left out; negative amounts cut), "reflect", "replicate" or "circular".
+    """
     return _C.pad(input, tuple(pad), mode, 0.0 if value is None else value)
 
 
@@ -574,6 +327,10 @@ def cross_entropy(
 ) -> Tensor:
     """-log softmax(input)[target]: logits (N, C, ...) with class ids (N, ...), or with probabilities (N, C, ...).
 
+    ``weight`` (C,) scales the loss of each class; with ids "mean" divides by the sum of the weights used. Ids equal to
+    ``ignore_index`` do not count. ``label_smoothing`` e in [0, 1] moves the target by e towards the uniform
+    distribution (Szegedy et al. 2016). IndexError for an id that is no class.
+
     In debug mode (``fastnn.set_debug`` or ``python -X dev``) it warns when the rows are probabilities already.
     """
     if is_debug():
@@ -604,7 +361,7 @@ def linear_cross_entropy(
 def nll_loss(
     input: Tensor, target: Tensor, weight: Tensor | None = None, ignore_index: int = -100, reduction: str = "mean"
 ) -> Tensor:
-    """-input[target]: log-probabilities (N, C, ...) with class ids (N, ...)."""
+    """-input[target]: log-probabilities (N, C, ...) with class ids (N, ...); options as in ``cross_entropy``."""
     return _C.nll_loss(input, target, weight, ignore_index, reduction)
 
 
@@ -614,24 +371,27 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 
 
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-    """|input - target|."""
+    """|input - target|, of equal shapes."""
     return _C.l1_loss(input, target, reduction)
 
 
 def huber_loss(input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0) -> Tensor:
-    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2). Huber 1964."""
+    """d^2 / 2 where |d| <= delta, else delta (|d| - delta / 2), d = input - target of equal shapes. Huber 1964."""
     return _C.huber_loss(input, target, reduction, delta)
 
 
 def smooth_l1_loss(input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0) -> Tensor:
-    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2. Girshick 2015."""
+    """d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, d = input - target of equal shapes. Girshick 2015."""
     return _C.smooth_l1_loss(input, target, reduction, beta)
 
 
 def binary_cross_entropy(
     input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
 ) -> Tensor:
-    """-(y log p + (1 - y) log(1 - p)) of probabilities; each logarithm is cut off at -100."""
+    """-(y log p + (1 - y) log(1 - p)), of equal shapes; each logarithm is cut off at -100.
+
+    ``weight`` broadcasts to the shape. ValueError for an input outside [0, 1].
+    """
     return _C.binary_cross_entropy(input, target, weight, reduction)
 
 
@@ -642,10 +402,13 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     pos_weight: Tensor | None = None,
 ) -> Tensor:
-    """The same of logits, without overflow; ``pos_weight`` scales the positive term."""
+    """``binary_cross_entropy(sigmoid(input), target)`` without overflow; ``pos_weight`` scales the positive term."""
     return _C.binary_cross_entropy_with_logits(input, target, weight, reduction, pos_weight)
 
 
 def kl_div(input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False) -> Tensor:
-    """target (log target - input): input holds log-probabilities, target probabilities (or their logarithms)."""
+    """target (log target - input): input holds log-probabilities, target probabilities.
+
+    Of equal shapes. With ``log_target`` the target holds logarithms, too. "batchmean" divides the sum by the batch.
+    """
     return _C.kl_div(input, target, reduction, log_target)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.autograd import is_grad_enabled
-from fastnn.nn.arguments import Size, conv_padding, sizes
+from fastnn.nn.arguments import ConvOptions, Size, conv_options
 from fastnn.nn.utils.fusion import folded
 
 if TYPE_CHECKING:
@@ -73,26 +73,19 @@ def conv2d(
 
     ``activation``: None, "relu", "gelu", "silu", "sigmoid" or "tanh"; ValueError for another.
     """
-    step = sizes(stride, 2, "stride")
-    pad, same = conv_padding(padding, 2, step)
-    rate = sizes(dilation, 2, "dilation")
-    return _conv2d(input, weight, bias, step, pad, rate, groups, same, activation, residual)
+    options = conv_options(2, stride, padding, dilation, groups)
+    return _conv2d(input, weight, bias, options, activation, residual)
 
 
 def _conv2d(
     input: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    stride: tuple[int, ...],
-    padding: tuple[int, ...],
-    dilation: tuple[int, ...],
-    groups: int,
-    same_padding: bool,
+    options: ConvOptions,
     activation: str | None,
     residual: Tensor | None,
 ) -> Tensor:
     """The same with ready-made arguments."""
-    options = (stride, padding, dilation, groups, same_padding)
     if _recorded(input, weight, bias, residual):
         return _finish(_C.conv2d(input, weight, bias, *options), activation, residual)
     return _C.fused_conv2d(input, weight, bias, *options, residual, activation or "")
@@ -136,17 +129,8 @@ class ConvBN:
         weights = self._weights(conv, bn, input)
         if weights is None:
             return _finish(bn(conv(input)), activation, residual)
-        return _conv2d(
-            input,
-            *weights,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            conv.same_padding,
-            activation,
-            residual,
-        )
+        options = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.same_padding)
+        return _conv2d(input, *weights, options, activation, residual)
 
     def _weights(self, conv: "Conv2d", bn: "BatchNorm2d", input: Tensor) -> tuple[Tensor, Tensor] | None:
         """The folded weight and bias, or None where folding does not apply."""

@@ -10,7 +10,7 @@ from fastnn.nn.module import Module, Parameter
 
 
 class Linear(Module):
-    """y = x W^T + b over the last axis: (..., in_features) -> (..., out_features).
+    """y = x W^T + b over the last axis: (..., in_features) -> (..., out_features), of one dtype.
 
     weight (out_features, in_features) and bias (out_features) start uniform in +-1/sqrt(in_features).
     """

@@ -1,4 +1,7 @@
-"""Losses as modules. The formulas stand in ``fastnn.nn.functional``; all options are keywords."""
+"""Losses as modules; all options but class weights are keywords. See ``fastnn.nn.functional`` for formulas and errors.
+
+``reduction``: "mean" (the default) and "sum" give a 0-d tensor, "none" the losses; ValueError for another word.
+"""
 
 from fastnn._C import Tensor
 from fastnn.nn import functional as F
@@ -56,7 +59,7 @@ class NLLLoss(_WeightedLoss):
 
 
 class MSELoss(_Loss):
-    """(input - target)^2 of equal shapes."""
+    """(input - target)^2, of equal shapes."""
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -66,7 +69,7 @@ class MSELoss(_Loss):
 
 
 class L1Loss(_Loss):
-    """|input - target|."""
+    """|input - target|, of equal shapes."""
 
     def __init__(self, *, reduction: str = "mean") -> None:
         super().__init__(reduction)
@@ -76,7 +79,7 @@ class L1Loss(_Loss):
 
 
 class HuberLoss(_Loss):
-    """Squared near zero, absolute beyond ``delta``."""
+    """Squared near zero, absolute beyond ``delta``; of equal shapes. Huber 1964."""
 
     def __init__(self, *, reduction: str = "mean", delta: float = 1.0) -> None:
         super().__init__(reduction)
@@ -89,7 +92,7 @@ class HuberLoss(_Loss):
 
 
 class SmoothL1Loss(_Loss):
-    """The Huber loss divided by ``beta``."""
+    """The Huber loss divided by ``beta``; of equal shapes. Girshick 2015."""
 
     def __init__(self, *, reduction: str = "mean", beta: float = 1.0) -> None:
         super().__init__(reduction)

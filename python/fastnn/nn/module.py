@@ -47,6 +47,7 @@ class RemovableHandle:
         self._key = key
 
     def remove(self) -> None:
+        """Does nothing the second time."""
         self._hooks.pop(self._key, None)
 
 
@@ -134,13 +135,13 @@ class Module:
         object.__setattr__(self, name, value)
 
     def register_parameter(self, name: str, param: Parameter | None) -> None:
-        """The same as assigning the attribute; refuses anything but a Parameter or None."""
+        """The same as assigning the attribute; TypeError for anything but a Parameter or None."""
         if not (param is None or isinstance(param, Parameter)):
             raise TypeError(f"register_parameter: '{name}' must be an nn.Parameter or None, got {type(param).__name__}")
         setattr(self, name, param)
 
     def register_buffer(self, name: str, tensor: Tensor | None, persistent: bool = True) -> None:
-        """A tensor that moves and is saved with the module but is not trained."""
+        """A tensor that moves with the module but is not trained; ``persistent`` ones are saved with it, too."""
         if not (tensor is None or isinstance(tensor, Tensor)):
             raise TypeError(f"register_buffer: '{name}' must be a Tensor or None, got {type(tensor).__name__}")
         if "." in name or not name:
@@ -149,7 +150,7 @@ class Module:
         setattr(self, name, tensor)
 
     def add_module(self, name: str, module: "Module | None") -> None:
-        """The same as assigning the attribute, for names that are not identifiers."""
+        """The same as assigning the attribute, for names that are not identifiers; a dot in one is a ValueError."""
         if not (module is None or isinstance(module, Module)):
             raise TypeError(f"add_module: '{name}' must be a Module or None, got {type(module).__name__}")
         if "." in name or not name:
@@ -164,9 +165,11 @@ class Module:
         return ((name, value) for name, value in found if isinstance(value, Tensor))
 
     def named_children(self) -> Iterator[tuple[str, "Module"]]:
+        """The modules that are attributes of this one, in the order of their assignment."""
         return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def children(self) -> Iterator["Module"]:
+        """``named_children`` without the names."""
         return (module for _, module in self.named_children())
 
     def named_modules(
@@ -183,6 +186,7 @@ class Module:
             yield from child.named_modules(memo, _join(prefix, name), remove_duplicate)
 
     def modules(self) -> Iterator["Module"]:
+        """``named_modules`` without the names: this one first."""
         return (module for _, module in self.named_modules())
 
     def _named(
@@ -200,17 +204,24 @@ class Module:
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Parameter]]:
+        """Parameters by dotted name, with ``recurse`` of all modules below, too; a shared one once, under its first.
+
+        ``remove_duplicate=False`` gives it under each of its names.
+        """
         return self._named(Module._own_parameters, prefix, recurse, remove_duplicate)
 
     def parameters(self, recurse: bool = True) -> Iterator[Parameter]:
+        """``named_parameters`` without the names: what an optimizer takes."""
         return (value for _, value in self.named_parameters(recurse=recurse))
 
     def named_buffers(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, Tensor]]:
+        """Buffers by dotted name, as ``named_parameters`` gives parameters."""
         return self._named(Module._own_buffers, prefix, recurse, remove_duplicate)
 
     def buffers(self, recurse: bool = True) -> Iterator[Tensor]:
+        """``named_buffers`` without the names."""
         return (value for _, value in self.named_buffers(recurse=recurse))
 
     def get_submodule(self, target: str) -> "Module":
@@ -285,14 +296,17 @@ class Module:
         return self
 
     def eval(self) -> Self:
+        """``train(False)``."""
         return self.train(False)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Sets ``requires_grad`` of all parameters; with False the module is frozen."""
         for parameter in self.parameters():
             parameter.requires_grad_(requires_grad)
         return self
 
     def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients of all parameters; without ``set_to_none`` fills them with zeros."""
         for parameter in self.parameters():
             clear_grad(parameter, set_to_none)
 
@@ -325,21 +339,27 @@ class Module:
         return self._convert(convert)
 
     def type(self, dtype: Any) -> Self:
+        """``to(dtype)``."""
         return self.to(dtype)
 
     def float(self) -> Self:
+        """``to(float32)``."""
         return self.to(_C.float32)
 
     def double(self) -> Self:
+        """``to(float64)``."""
         return self.to(_C.float64)
 
     def half(self) -> Self:
+        """``to(float16)``."""
         return self.to(_C.float16)
 
     def bfloat16(self) -> Self:
+        """``to(bfloat16)``."""
         return self.to(_C.bfloat16)
 
     def cpu(self) -> Self:
+        """``to("cpu")``."""
         return self.to("cpu")
 
     def cuda(self, device: int | str | _C.device | None = None) -> Self:

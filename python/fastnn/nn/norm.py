@@ -1,5 +1,8 @@
 """Normalization layers: batch (Ioffe and Szegedy 2015), instance (Ulyanov et al. 2016), group (Wu and He 2018), layer
 (Ba et al. 2016) and RMS (Zhang and Sennrich 2019).
+
+Weights and biases have the input's dtype, or float32 where that has 16 bits. ValueError for shapes that do not fit,
+TypeError for dtypes.
 """
 
 from collections.abc import Sequence

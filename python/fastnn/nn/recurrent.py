@@ -1,4 +1,4 @@
-"""Recurrent layers: RNN, LSTM and GRU over sequences, and their cells over one step.
+"""Recurrent layers: RNN, LSTM and GRU over sequences. Their cells over one step are in ``recurrent_cell.py``.
 
 Parameters, their names and layouts are PyTorch's: ``weight_ih_l{k}`` (gates * hidden, inputs), ``weight_hh_l{k}``
 (gates * hidden, outputs), ``bias_ih_l{k}``, ``bias_hh_l{k}``, for an LSTM with a projection ``weight_hr_l{k}``
@@ -15,22 +15,11 @@ from typing import Any
 from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.nn import init
+from fastnn.nn.arguments import positive, probability
 from fastnn.nn.module import Module, Parameter
 from fastnn.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 Sequences = Tensor | PackedSequence
-
-
-def _positive(name: str, value: int) -> int:
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, got {value}")
-    return value
-
-
-def _probability(name: str, value: float) -> float:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must be a probability in [0, 1], got {value}")
-    return float(value)
 
 
 class _Recurrent(Module):
@@ -54,14 +43,14 @@ class _Recurrent(Module):
         dtype: Any,
     ) -> None:
         super().__init__()
-        self.input_size = _positive("input_size", input_size)
-        self.hidden_size = _positive("hidden_size", hidden_size)
-        self.num_layers = _positive("num_layers", num_layers)
+        self.input_size = positive("input_size", input_size)
+        self.hidden_size = positive("hidden_size", hidden_size)
+        self.num_layers = positive("num_layers", num_layers)
         self.bias = bias
         self.batch_first = batch_first
-        self.dropout = _probability("dropout", dropout)
+        self.dropout = probability("dropout", dropout)
         self.bidirectional = bidirectional
-        self.input_dropout = _probability("input_dropout", input_dropout)
+        self.input_dropout = probability("input_dropout", input_dropout)
         if not 0 <= proj_size < hidden_size:
             raise ValueError(f"proj_size must be 0 or less than hidden_size {hidden_size}, got {proj_size}")
         self.proj_size = proj_size
@@ -257,7 +246,7 @@ class RNN(_Recurrent):
         *,
         input_dropout: float = 0.0,
     ) -> None:
-        self._cell = _rnn_cell(nonlinearity)
+        self._cell = rnn_cell(nonlinearity)
         self.nonlinearity = nonlinearity
         super().__init__(
             input_size,
@@ -326,7 +315,7 @@ class LSTM(_Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | Iterable[int] | None = None,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
-        output, (h_n, c_n) = self._sequences(input, list(_pair(hx)), lengths)
+        output, (h_n, c_n) = self._sequences(input, list(state_pair(hx)), lengths)
         return output, (h_n, c_n)
 
 
@@ -382,121 +371,17 @@ class GRU(_Recurrent):
         return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
 
-def _rnn_cell(nonlinearity: str) -> str:
+def rnn_cell(nonlinearity: str) -> str:
+    """The name of an RNN's cell, as ``_C.recurrent`` calls it."""
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"nonlinearity must be 'tanh' or 'relu', got {nonlinearity!r}")
     return f"rnn_{nonlinearity}"
 
 
-def _pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+def state_pair(hx: tuple[Tensor, Tensor] | None) -> tuple[Tensor | None, Tensor | None]:
+    """An LSTM's (h, c), or None for each."""
     if hx is None:
         return None, None
     if isinstance(hx, Tensor) or len(hx) != 2:
         raise TypeError(f"an LSTM's state is a pair (h_0, c_0), got {type(hx).__name__}")
     return hx[0], hx[1]
-
-
-# ---- one step -------------------------------------------------------------------------------------
-
-
-class _Cell(Module):
-    """What the three cells share."""
-
-    _gates: int
-    _cell: str
-
-    def __init__(self, input_size: int, hidden_size: int, bias: bool, device: Any, dtype: Any) -> None:
-        super().__init__()
-        self.input_size = _positive("input_size", input_size)
-        self.hidden_size = _positive("hidden_size", hidden_size)
-        self.bias = bias
-        rows = self._gates * hidden_size
-        self.weight_ih = Parameter(_C.empty((rows, input_size), device=device, dtype=dtype))
-        self.weight_hh = Parameter(_C.empty((rows, hidden_size), device=device, dtype=dtype))
-        self.bias_ih = Parameter(_C.empty((rows,), device=device, dtype=dtype)) if bias else None
-        self.bias_hh = Parameter(_C.empty((rows,), device=device, dtype=dtype)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        for parameter in self.parameters():
-            init.fan_in_uniform_(parameter, self.hidden_size)
-
-    def _step(self, x: Tensor, h: Tensor | None, c: Tensor | None = None) -> list[Tensor]:
-        """The states after one step of (B, input_size), or of (input_size,)."""
-        name = type(self).__name__
-        if x.dim() not in (1, 2):
-            raise ValueError(f"{name}: an input (B, input_size) or (input_size,) is expected, got {tuple(x.shape)}")
-        if x.dim() == 1:
-            batched = [s if s is None else s.unsqueeze(0) for s in (h, c)]
-            return [s.squeeze(0) for s in self._step(x.unsqueeze(0), *batched)]
-        _, *states = _C.recurrent(
-            self._cell, x.unsqueeze(0), self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, None, h, c
-        )
-        return states
-
-    def extra_repr(self) -> str:
-        text = f"{self.input_size}, {self.hidden_size}"
-        return text if self.bias else f"{text}, bias=False"
-
-
-class RNNCell(_Cell):
-    """One step of ``RNN``: input (B, input_size) and h (B, hidden_size), zeros when left out -> h'.
-
-    Both may come without the batch axis.
-    """
-
-    _gates = 1
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        nonlinearity: str = "tanh",
-        device: Any = None,
-        dtype: Any = None,
-    ) -> None:
-        self._cell = _rnn_cell(nonlinearity)
-        self.nonlinearity = nonlinearity
-        super().__init__(input_size, hidden_size, bias, device, dtype)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, hx)[0]
-
-
-class LSTMCell(_Cell):
-    """One step of ``LSTM``: input (B, input_size) and (h, c), each (B, hidden_size) -> (h', c')."""
-
-    _gates = 4
-    _cell = "lstm"
-
-    def __init__(
-        self, input_size: int, hidden_size: int, bias: bool = True, device: Any = None, dtype: Any = None
-    ) -> None:
-        super().__init__(input_size, hidden_size, bias, device, dtype)
-
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        h, c = self._step(input, *_pair(hx))
-        return h, c
-
-
-class GRUCell(_Cell):
-    """One step of ``GRU``, with ``reset_after`` as there: input (B, input_size) and h (B, hidden_size) -> h'."""
-
-    _gates = 3
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        device: Any = None,
-        dtype: Any = None,
-        *,
-        reset_after: bool = True,
-    ) -> None:
-        self._cell = "gru" if reset_after else "gru_reset_before"
-        super().__init__(input_size, hidden_size, bias, device, dtype)
-
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        return self._step(input, hx)[0]

@@ -146,7 +146,7 @@ class TransformerDecoderLayer(_Layer):
 
 
 class TransformerEncoder(Module):
-    """A stack of ``num_layers`` copies of an encoder layer, and a norm after them if given."""
+    """A stack of ``num_layers`` copies of an encoder layer, and a norm after them if given; called as the layer is."""
 
     def __init__(self, encoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class TransformerEncoder(Module):
 
 
 class TransformerDecoder(Module):
-    """A stack of ``num_layers`` copies of a decoder layer, and a norm after them if given."""
+    """A stack of ``num_layers`` copies of a decoder layer, and a norm after them if given; called as the layer is."""
 
     def __init__(self, decoder_layer: Module, num_layers: int, norm: Module | None = None) -> None:
         super().__init__()

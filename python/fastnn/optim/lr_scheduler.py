@@ -3,7 +3,7 @@
 A schedule is a closed form: ``get_lr()`` gives the rate of every group at ``last_epoch``, from
 ``base_lrs`` alone, so no rounding builds up and any epoch can be asked for. A schedule of one's own
 overrides ``get_lr``. Of two schedules on one optimizer the last one stepped decides: to follow one
-by another, use SequentialLR.
+by another, use SequentialLR. ValueError for settings out of range, naming them.
 """
 
 import math
@@ -47,6 +47,7 @@ class LRScheduler:
         return {name: value for name, value in vars(self).items() if name != "optimizer" and not _has_function(value)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes over what ``state_dict`` gave; functions stay those of this schedule."""
         vars(self).update(state_dict)
 
 

@@ -61,6 +61,7 @@ class TensorDataset(Dataset):
         return tuple(t[index] for t in self.tensors)
 
     def batch(self, indices: Sequence[int]) -> list[Tensor]:
+        """The rows at the indices, of every tensor."""
         rows = _C.from_numpy(np.asarray(indices, dtype=np.int64))
         return [_C.index_select(t, 0, rows) for t in self.tensors]
 

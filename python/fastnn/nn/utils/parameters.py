@@ -25,19 +25,19 @@ def clip_grad_norm_(
 
 @no_grad()
 def clip_grad_value_(parameters: Tensor | Iterable[Tensor], clip_value: float) -> None:
-    """Clips every gradient element to [-clip_value, clip_value]."""
+    """Clips every element of the gradients to [-clip_value, clip_value], in place."""
     for gradient in gradients_of(parameters):
         gradient.clamp_(-clip_value, clip_value)
 
 
 def parameters_to_vector(parameters: Iterable[Tensor]) -> Tensor:
-    """All parameters as one vector."""
+    """All parameters, flattened and joined: a tensor of one dimension."""
     return _C.cat([p.reshape(-1) for p in parameters])
 
 
 @no_grad()
 def vector_to_parameters(vector: Tensor, parameters: Iterable[Tensor]) -> None:
-    """Copies the parts of one vector into the parameters."""
+    """Copies the parts of one vector into the parameters, in their order. ValueError for another length."""
     tensors = list(parameters)
     total = sum(p.numel() for p in tensors)
     if vector.dim() != 1 or vector.numel() != total:
