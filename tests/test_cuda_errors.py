@@ -83,7 +83,7 @@ if child == 0:
 os.waitpid(child, 0)
 print((x + 1).tolist())
 """
-    assert "forked; start it with 'spawn'" in passes(program)
+    assert "forked; start it with 'spawn'" in passes(program, timeout=120)
 
 
 @gpu
@@ -105,7 +105,9 @@ except fastnn.DeviceError as error:
     print(error)
 """
     late = {"FASTNN_EMULATED_LATE_ERRORS": "1"}  # as on a GPU
-    asked, error = passes(program, FASTNN_CUDA_SYNC="0", **late).splitlines()
+    asked, error = passes(program, timeout=120, FASTNN_CUDA_SYNC="0", **late).splitlines()
     assert asked == "asked"
     assert "FASTNN_CUDA_SYNC=1 makes the error name its operation" in error
-    assert passes(program, FASTNN_CUDA_SYNC="1", **late).startswith("elementwise_binary: the CUDA kernel failed: ")
+    assert passes(program, timeout=120, FASTNN_CUDA_SYNC="1", **late).startswith(
+        "elementwise_binary: the CUDA kernel failed: "
+    )
