@@ -1,21 +1,8 @@
 #include "core/caching_allocator.h"
 
-#include <algorithm>
-
 #include "core/check.h"
 
 namespace fastnn {
-
-namespace {
-constexpr size_t kSmallest = 64;  // one cache line
-}
-
-size_t size_class(size_t bytes) {
-  if (bytes <= kSmallest) return kSmallest;
-  const size_t power = size_t(1) << (63 - __builtin_clzll(bytes));
-  const size_t step = std::max(power / 4, kSmallest);
-  return (bytes + step - 1) / step * step;
-}
 
 CachingAllocator::CachingAllocator(std::string place, int64_t capacity)
     : place_(std::move(place)), capacity_(capacity) {
@@ -29,15 +16,11 @@ void* CachingAllocator::allocate(size_t bytes) {
   const size_t rounded = size_class(bytes);
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    ++stats_.allocations;
-    stats_.allocated += int64_t(rounded);
-    stats_.peak_allocated = std::max(stats_.peak_allocated, stats_.allocated);
     auto& blocks = free_[rounded];
     if (!blocks.empty()) {
       void* block = blocks.back();
       blocks.pop_back();
-      stats_.cached -= int64_t(rounded);
-      ++stats_.cache_hits;
+      stats_.hand_out(int64_t(rounded), true);
       return block;
     }
   }
@@ -49,12 +32,10 @@ void* CachingAllocator::allocate(size_t bytes) {
   }
   std::lock_guard<std::mutex> lock(mutex_);
   stats_.retries += retry;
-  if (!block) {
-    stats_.allocated -= int64_t(rounded);
+  if (!block)
     fail<MemoryError>("cannot allocate ", bytes, " bytes: ", place_, " has ", capacity_, ", of which fastnn holds ",
                       stats_.allocated);
-  }
-  stats_.peak_reserved = std::max(stats_.peak_reserved, stats_.allocated + stats_.cached);
+  stats_.hand_out(int64_t(rounded), false);
   return block;
 }
 
@@ -62,12 +43,9 @@ void CachingAllocator::release(void* block, size_t bytes) {
   const size_t rounded = size_class(bytes);
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    stats_.allocated -= int64_t(rounded);
-    if (stats_.cached + int64_t(rounded) <= stats_.cache_limit) {
-      free_[rounded].push_back(block);
-      stats_.cached += int64_t(rounded);
-      return;
-    }
+    stats_.take_back(int64_t(rounded));
+    if (!stats_.has_too_much()) return free_[rounded].push_back(block);
+    stats_.give_up(int64_t(rounded));
   }
   system_free(block);
 }
@@ -76,9 +54,9 @@ void CachingAllocator::empty_cache() {
   std::lock_guard<std::mutex> lock(mutex_);
   for (auto& [bytes, blocks] : free_) {
     for (void* block : blocks) system_free(block);
+    stats_.give_up(int64_t(bytes * blocks.size()));
     blocks.clear();
   }
-  stats_.cached = 0;
 }
 
 MemoryStats CachingAllocator::stats() {
@@ -88,15 +66,14 @@ MemoryStats CachingAllocator::stats() {
 
 void CachingAllocator::reset_peak() {
   std::lock_guard<std::mutex> lock(mutex_);
-  stats_.peak_allocated = stats_.allocated;
-  stats_.peak_reserved = stats_.allocated + stats_.cached;
+  stats_.reset_peak();
 }
 
 void CachingAllocator::set_limit(int64_t bytes) {
   {
     std::lock_guard<std::mutex> lock(mutex_);
     stats_.cache_limit = bytes;
-    if (stats_.cached <= bytes) return;
+    if (!stats_.has_too_much()) return;
   }
   empty_cache();
 }

@@ -1,8 +1,8 @@
 // The caching allocator of the CPU's memory; core/stream_allocator.h is that of a GPU's.
 //
 // Fresh memory costs more than most kernels (a page fault per 4 KiB), so freed blocks are kept in free lists by size
-// class and handed out again. Classes are 1, 1.25, 1.5 and 1.75 times a power of two: at most 25 % waste. When the
-// system has no more, the cache is emptied and the request tried once again.
+// class (core/blocks.h) and handed out again. When the system has no more, the cache is emptied and the request tried
+// once again.
 #pragma once
 
 #include <cstddef>
@@ -11,11 +11,9 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/memory.h"
+#include "core/blocks.h"
 
 namespace fastnn {
-
-size_t size_class(size_t bytes);
 
 class CachingAllocator {
  public:
@@ -40,7 +38,7 @@ class CachingAllocator {
   const int64_t capacity_;
   std::mutex mutex_;
   std::unordered_map<size_t, std::vector<void*>> free_;
-  MemoryStats stats_;
+  BlockStats stats_;
 };
 
 }  // namespace fastnn

@@ -51,11 +51,14 @@ void CudaGraph::capture_end() {
   cudaError_t error = cudaStreamEndCapture(handle_of(stream_), &graph);
   make_marks(stream_);
   check_cuda(error, "capture_end");
+  size_t nodes = 0;
   cudaGraphExec_t executable = nullptr;
-  error = cudaGraphInstantiate(&executable, graph, 0);
+  error = cudaGraphGetNodes(graph, nullptr, &nodes);
+  if (error == cudaSuccess) error = cudaGraphInstantiate(&executable, graph, 0);
   cudaGraphDestroy(graph);
   check_cuda(error, "capture_end");
   executable_ = executable;
+  nodes_ = int64_t(nodes);
 }
 
 void CudaGraph::replay() {
@@ -96,6 +99,11 @@ void CudaGraph::reset() {
 CudaGraph::Pool CudaGraph::pool() const {
   check<RuntimeError>(pool_ != nullptr, "pool: the graph has captured nothing yet");
   return pool_;
+}
+
+int64_t CudaGraph::node_count() const {
+  check<RuntimeError>(executable_ != nullptr, "node_count: the graph holds no finished capture");
+  return nodes_;
 }
 
 bool cuda_is_capturing() { return captured != nullptr; }

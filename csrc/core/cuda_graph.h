@@ -28,6 +28,7 @@ class CudaGraph {
   void replay();  // on the current stream
   void reset();
   Pool pool() const;
+  int64_t node_count() const;  // kernels, copies and fills of a replay
 
  private:
   friend RandomStream captured_random_stream();
@@ -35,6 +36,7 @@ class CudaGraph {
 
   CudaStream stream_;
   void* executable_ = nullptr;  // cudaGraphExec_t
+  int64_t nodes_ = 0;
   Pool pool_;
   uint64_t* random_ = nullptr;  // on the device: seed and first offset of a replay
   uint64_t random_streams_ = 0;

@@ -1,5 +1,5 @@
 // Index mathematics of CUDA kernels, apart from them so that a compiler can test it without a GPU
-// (tests/test_cuda.py evaluates it at compile time).
+// (tests/test_cuda_host.py evaluates it at compile time).
 #pragma once
 
 #include <cstdint>

@@ -59,6 +59,7 @@ void CudaGraph::capture_end() { absent(); }
 void CudaGraph::replay() { absent(); }
 void CudaGraph::reset() { absent(); }
 CudaGraph::Pool CudaGraph::pool() const { absent(); }
+int64_t CudaGraph::node_count() const { absent(); }
 
 void cuda_check_none_found(const Tensor&, std::function<std::string(int64_t)>) { absent(); }
 void cuda_throw_found() {}

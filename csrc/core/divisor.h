@@ -1,5 +1,5 @@
 // Division of indices by one number many times: a multiplication and a shift instead of some 20 instructions for 32
-// bits or 70 for 64 (Granlund and Montgomery 1994). Tested without a GPU by tests/test_cuda.py.
+// bits or 70 for 64 (Granlund and Montgomery 1994). Tested without a GPU by tests/test_cuda_host.py.
 #pragma once
 
 #include <cstdint>

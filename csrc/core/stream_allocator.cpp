@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "core/caching_allocator.h"
 #include "core/check.h"
 
 namespace fastnn {
@@ -31,12 +30,10 @@ void* StreamAllocator::allocate(size_t bytes, void* stream, const PoolHandle& po
   std::lock_guard<std::recursive_mutex> lock(mutex_);
   if (captures_ == 0) cache_passed();
   void* data = take(pool ? *pool : *common_, stream, rounded);
-  if (!data) data = fresh(bytes, rounded);
+  const bool was_cached = data != nullptr;
+  if (!was_cached) data = fresh(bytes, rounded);
   live_.emplace(data, Block{data, rounded, stream, pool, {}});
-  ++stats_.allocations;
-  stats_.allocated += int64_t(rounded);
-  stats_.peak_allocated = std::max(stats_.peak_allocated, stats_.allocated);
-  stats_.peak_reserved = std::max(stats_.peak_reserved, stats_.allocated + stats_.cached);
+  stats_.hand_out(int64_t(rounded), was_cached);
   return data;
 }
 
@@ -45,8 +42,6 @@ void* StreamAllocator::take(Pool& pool, void* stream, size_t bytes) {
   if (found == pool.free.end() || found->second.empty()) return nullptr;
   void* data = found->second.back();
   found->second.pop_back();
-  stats_.cached -= int64_t(bytes);
-  ++stats_.cache_hits;
   return data;
 }
 
@@ -74,8 +69,7 @@ void StreamAllocator::release(void* data) {
   if (found == live_.end()) return;
   Block block = std::move(found->second);
   live_.erase(found);
-  stats_.allocated -= int64_t(block.bytes);
-  stats_.cached += int64_t(block.bytes);
+  stats_.take_back(int64_t(block.bytes));
   cache_or_mark(std::move(block));
 }
 
@@ -97,8 +91,8 @@ void StreamAllocator::cache_or_mark(Block block) {
 }
 
 void StreamAllocator::cache(const Block& block) {
-  if (captures_ == 0 && stats_.cached > stats_.cache_limit) {
-    stats_.cached -= int64_t(block.bytes);
+  if (captures_ == 0 && stats_.has_too_much()) {
+    stats_.give_up(int64_t(block.bytes));
     return system_free(block.data);
   }
   (block.pool ? *block.pool : *common_).free[{block.stream, block.bytes}].push_back(block.data);
@@ -149,7 +143,7 @@ void StreamAllocator::end_capture() {
 void StreamAllocator::free_cached(Pool& pool) {
   for (auto& [key, blocks] : pool.free) {
     for (void* block : blocks) system_free(block);
-    stats_.cached -= int64_t(key.second) * int64_t(blocks.size());
+    stats_.give_up(int64_t(key.second * blocks.size()));
   }
   pool.free.clear();
 }
@@ -174,14 +168,13 @@ MemoryStats StreamAllocator::stats() {
 
 void StreamAllocator::reset_peak() {
   std::lock_guard<std::recursive_mutex> lock(mutex_);
-  stats_.peak_allocated = stats_.allocated;
-  stats_.peak_reserved = stats_.allocated + stats_.cached;
+  stats_.reset_peak();
 }
 
 void StreamAllocator::set_cache_limit(int64_t bytes) {
   std::lock_guard<std::recursive_mutex> lock(mutex_);
   stats_.cache_limit = bytes;
-  if (stats_.cached > bytes && captures_ == 0) free_everything();
+  if (stats_.has_too_much() && captures_ == 0) free_everything();
 }
 
 void StreamAllocator::set_memory_limit(int64_t bytes) {

@@ -3,7 +3,7 @@
 // A block belongs to the stream that it was allocated for. Freed, it is handed out again to that stream at once: what
 // the next user asks of the stream runs behind all that the last one asked. A block that other streams worked on too
 // (record_stream) is marked on each of them when it is freed, and waits until the marks have passed. Size classes are
-// those of core/caching_allocator.h.
+// those of core/blocks.h.
 //
 // A pool keeps its blocks apart from all others: those of a captured graph, whose every replay writes to the same
 // addresses. They return to the system when its last holder and its last live block have gone.
@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#include "core/memory.h"
+#include "core/blocks.h"
 
 namespace fastnn {
 
@@ -95,7 +95,7 @@ class StreamAllocator {
   std::deque<Marked> marked_;        // freed, in that order
   std::vector<Block> to_be_marked_;  // freed during a capture
   int captures_ = 0;
-  MemoryStats stats_;
+  BlockStats stats_;
 };
 
 }  // namespace fastnn

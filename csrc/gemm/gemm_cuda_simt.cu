@@ -12,13 +12,13 @@
 // Predicted: 80 % of the peak where C has 2 tiles for each multiprocessor.
 #include "gemm/epilogue_cuda.h"
 #include "gemm/gemm_cuda.h"
-#include "gemm/mma_cuda.h"
+#include "gemm/simt_cuda.h"
 
 // SASS simt_kernel: LDGSTS
 namespace fastnn {
 namespace {
 
-constexpr int kThreads = 256, kSide = 16;  // threads of a block: 16 x 16
+constexpr int kThreads = kSimtThreads;
 constexpr int kDepth = 16, kStages = 4;
 constexpr int64_t kLeastSplit = 8 * kDepth;
 
@@ -64,7 +64,6 @@ struct Operand {
 
 template <class T, int kTile>
 struct Shape {
-  static constexpr int kGroups = kTile / (4 * kSide);      // of 4 rows or columns of a thread
   static constexpr int kPitch = kTile + 2 * kPackOf16<T>;  // of the tile of sums
   static constexpr int kStageBytes = 2 * Operand<T, kTile>::kBytes;
   static constexpr int kShared = kStages * kStageBytes > kTile * kPitch * int(sizeof(T))
@@ -72,26 +71,12 @@ struct Shape {
                                      : kTile * kPitch * int(sizeof(T));
 };
 
-// The 4 * kGroups elements of a thread, of one k.
-template <class T, int kTile, int kGroups>
-__device__ inline void load_groups(T (&values)[4 * kGroups], const T* row, int thread) {
-  constexpr int kItems = kPackOf16<T>;
-#pragma unroll
-  for (int group = 0; group < kGroups; ++group)
-#pragma unroll
-    for (int i = 0; i < 4; i += kItems) {
-      const Pack<T, kItems> pack = load_pack<kItems>(row + group * (kTile / kGroups) + thread * 4 + i);
-#pragma unroll
-      for (int j = 0; j < kItems; ++j) values[group * 4 + i + j] = pack.at[j];
-    }
-}
-
 template <class T, int kTile>
 __global__ void __launch_bounds__(kThreads, 2)
     simt_kernel(const __grid_constant__ GemmArgs args, const __grid_constant__ GemmGrid grid) {
   using S = Shape<T, kTile>;
   using Tile = Operand<T, kTile>;
-  constexpr int kEach = 4 * S::kGroups;
+  using Simt = SimtTile<T, kTile>;
   FASTNN_DYNAMIC_SHARED(shared);
   const GemmTile tile = grid.at(blockIdx.x);
   const GemmItem item = device_item<T>(args, tile.item);
@@ -109,9 +94,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     async_copy_commit();
   };
-  const int across = int(threadIdx.x) % 8 + int(threadIdx.x) / 32 % 2 * 8;
-  const int down = int(threadIdx.x) % 32 / 8 + int(threadIdx.x) / 64 * 4;
-  T sums[kEach][kEach] = {};
+  const int across = simt_across(), down = simt_down();
+  typename Simt::Sums sums = {};
   for (int step = 0; step < kStages - 1; ++step) fetch(step);
   for (int64_t step = 0; begin + step * kDepth < end; ++step) {
     async_copy_wait<kStages - 2>();
@@ -120,29 +104,13 @@ __global__ void __launch_bounds__(kThreads, 2)
     const T* const tile_a = reinterpret_cast<const T*>(stage(step));
     const T* const tile_b = reinterpret_cast<const T*>(stage(step) + Tile::kBytes);
 #pragma unroll
-    for (int p = 0; p < kDepth; ++p) {
-      T row[kEach], column[kEach];
-      load_groups<T, kTile, S::kGroups>(row, tile_a + p * Tile::kPitch, down);
-      load_groups<T, kTile, S::kGroups>(column, tile_b + p * Tile::kPitch, across);
-#pragma unroll
-      for (int i = 0; i < kEach; ++i)
-#pragma unroll
-        for (int j = 0; j < kEach; ++j) sums[i][j] += row[i] * column[j];
-    }
+    for (int p = 0; p < kDepth; ++p)
+      Simt::multiply(sums, tile_a + p * Tile::kPitch, tile_b + p * Tile::kPitch, down, across);
   }
   async_copy_wait<0>();
   block_sync();
   T* const tile_c = reinterpret_cast<T*>(shared);
-#pragma unroll
-  for (int i = 0; i < kEach; ++i)
-#pragma unroll
-    for (int j = 0; j < kEach; j += kPackOf16<T>) {
-      Pack<T, kPackOf16<T>> pack;
-#pragma unroll
-      for (int e = 0; e < kPackOf16<T>; ++e) pack.at[e] = sums[i][j + e];
-      constexpr int kApart = kTile / S::kGroups;
-      store_pack(tile_c + (i / 4 * kApart + down * 4 + i % 4) * S::kPitch + j / 4 * kApart + across * 4 + j % 4, pack);
-    }
+  Simt::template store<S::kPitch>(sums, tile_c, false, down, across);
   block_sync();
   store_tile<T, kTile, kTile, S::kPitch, kThreads>(tile_c, args, item, grid, tile);
 }

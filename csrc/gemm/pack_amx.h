@@ -74,11 +74,6 @@ struct RangeLanes {
     smallest =
         _mm512_min_epu32(smallest, _mm512_sub_epi32(magnitude, _mm512_set1_epi32(int(PartRange::kSmallestNormal))));
   }
-  // Of 32 bfloat16: the largest magnitude only.
-  void add_words(__m512i words) {
-    const __m512i magnitude = _mm512_and_si512(words, _mm512_set1_epi32(0x7fff7fff));
-    largest = _mm512_max_epu32(largest, _mm512_max_epu32(magnitude, _mm512_slli_epi32(magnitude, 16)));
-  }
   PartRange finish() const {
     PartRange range;
     range.largest = _mm512_reduce_max_epu32(largest);

@@ -1,5 +1,5 @@
 // How a matrix product is cut over the blocks of a GPU, and how its tiles lie in shared memory: index mathematics,
-// which a compiler tests without a GPU (tests/test_cuda.py).
+// which a compiler tests without a GPU (tests/test_cuda_host.py).
 #pragma once
 
 #include <cstdint>

@@ -157,7 +157,8 @@ void bind_graphs(py::module_& m) {
       .def("capture_end", &CudaGraph::capture_end)
       .def("replay", &CudaGraph::replay, "Does the recorded work again, on the current stream.")
       .def("reset", &CudaGraph::reset, "Forgets the recorded work and gives its memory back.")
-      .def("pool", [](const CudaGraph& self) { return GraphPool{self.pool()}; });
+      .def("pool", [](const CudaGraph& self) { return GraphPool{self.pool()}; })
+      .def("node_count", &CudaGraph::node_count, "How many kernels, copies and fills a replay runs.");
   m.def("cuda_is_capturing", cuda_is_capturing);
 }
 

@@ -321,9 +321,10 @@ py::object to_dlpack(const Tensor& x, py::object stream, py::object max_version,
   Tensor source = x;
   if (!dl_device.is_none()) {
     const auto wanted = dl_device.cast<std::pair<int, int>>();
-    const bool same = wanted.first == (x.device().is_cuda() ? kDLCUDA : kDLCPU);
+    const bool same =
+        x.device().is_cuda() ? wanted == std::pair(int(kDLCUDA), int(x.device().index)) : wanted.first == kDLCPU;
     check<BufferError>(same || (wanted.first == kDLCPU && may_copy), "__dlpack__: cannot export from ", x.device(),
-                       " to device type ", wanted.first, may_copy ? "" : " without a copy");
+                       " to device type ", wanted.first, " number ", wanted.second, may_copy ? "" : " without a copy");
     if (!same) {
       source = to(x, Device());
       copies = true;

@@ -220,11 +220,12 @@ void bind_optim(Binder& b) {
   b.function(
       "optimizer_step",
       [](const std::string& rule, const Tensors& params, const Tensors& grads, const std::vector<Tensors>& states,
-         const std::vector<double>& coefficients, double weight_decay, double shrink, bool maximize) {
-        optimizer_step(rule, params, grads, states, coefficients, {weight_decay, shrink, maximize});
+         const std::vector<double>& coefficients, double weight_decay, double shrink, bool maximize,
+         const StepCount& step) {
+        optimizer_step(rule, params, grads, states, coefficients, {weight_decay, shrink, maximize}, step);
       },
       arg("rule"), arg("params"), arg("grads"), arg("states"), arg("coefficients"), arg("weight_decay") = 0.0,
-      arg("shrink") = 1.0, arg("maximize") = false);
+      arg("shrink") = 1.0, arg("maximize") = false, arg("step") = 1);
   b.function("grad_norm", grad_norm, arg("grads"), arg("norm_type") = 2.0);
   b.function("clip_grad_norm_", clip_grad_norm_, arg("grads"), arg("max_norm"), arg("norm_type") = 2.0,
              arg("error_if_nonfinite") = false);

@@ -23,7 +23,7 @@ void* cuda_allocate(size_t bytes, Device) {
   check_cuda(cudaMalloc(&block, bytes), "cudaMalloc");
   return block;
 }
-void cuda_release(void* block, size_t, Device) { cudaFree(block); }
+void cuda_release(void* block, Device) { cudaFree(block); }
 
 namespace {
 

@@ -16,6 +16,7 @@ constexpr size_t kDeviceBytes = size_t(8) << 30;
 struct Model {
   unsigned processors;  // FASTNN_EMULATED_PROCESSORS, 4 unless told
   int capability;       // FASTNN_EMULATED_CAPABILITY, 90 unless told: 80 chooses the kernels for Ampere
+  bool late_errors;     // FASTNN_EMULATED_LATE_ERRORS=1: a kernel's fault is an error of the next wait, as on a GPU
 };
 const Model& model();
 

@@ -3,7 +3,6 @@
 #include "runtime.h"
 
 #include <sys/mman.h>
-#include "cuda.h"
 
 #include <chrono>
 #include <cstdio>
@@ -47,7 +46,8 @@ const Model& model() {
       const char* text = getenv(name);
       return text ? atoi(text) : otherwise;
     };
-    return Model{unsigned(number("FASTNN_EMULATED_PROCESSORS", 4)), number("FASTNN_EMULATED_CAPABILITY", 90)};
+    return Model{unsigned(number("FASTNN_EMULATED_PROCESSORS", 4)), number("FASTNN_EMULATED_CAPABILITY", 90),
+                 number("FASTNN_EMULATED_LATE_ERRORS", 0) == 1};
   }();
   return chosen;
 }
@@ -68,6 +68,20 @@ cudaError_t fail_with(cudaError_t error, std::string words = "") {
   last_error = error;
   last_words = std::move(words);
   return error;
+}
+
+// A kernel's fault: an error of its launch, or of the next wait.
+std::string late_words;
+
+cudaError_t fault_of_kernel(std::string words) {
+  if (!model().late_errors) return fail_with(cudaErrorLaunchFailure, std::move(words));
+  if (late_words.empty()) late_words = std::move(words);
+  return cudaSuccess;
+}
+
+cudaError_t waited() {
+  std::lock_guard<std::recursive_mutex> lock(mutex());
+  return late_words.empty() ? cudaSuccess : fail_with(cudaErrorLaunchFailure, std::exchange(late_words, {}));
 }
 
 cudaError_t enqueue(cudaStream_t stream, Work work) {
@@ -139,7 +153,7 @@ cudaError_t launch_grid(cudaStream_t stream, const void*, const Shape& shape, st
   return enqueue(stream, [shape, thread_body = std::move(thread_body)] {
     MemoryScope open;
     const std::string wrong = run_grid("launch", shape, thread_body);
-    return wrong.empty() ? cudaSuccess : fail_with(cudaErrorLaunchFailure, wrong);
+    return wrong.empty() ? cudaSuccess : fault_of_kernel(wrong);
   });
 }
 
@@ -224,7 +238,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
   properties->l2CacheSize = 50 << 20;
   return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize() { return waited(); }
 cudaError_t cudaDriverGetVersion(int* version) {
   *version = 13000;
   return cudaSuccess;
@@ -340,7 +354,10 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamGetDevice(cudaStream_t, int* device) { return cudaGetDevice(device); }
-cudaError_t cudaStreamSynchronize(cudaStream_t stream) { return while_capturing(stream, "cudaStreamSynchronize"); }
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const cudaError_t error = while_capturing(stream, "cudaStreamSynchronize");
+  return error == cudaSuccess ? waited() : error;
+}
 cudaError_t cudaStreamQuery(cudaStream_t stream) { return while_capturing(stream, "cudaStreamQuery"); }
 cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t function, void* data) {
@@ -365,7 +382,7 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
   return cudaSuccess;
 }
 cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
+cudaError_t cudaEventSynchronize(cudaEvent_t) { return waited(); }
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
   *milliseconds = float(end->milliseconds - start->milliseconds);
   return cudaSuccess;
@@ -412,47 +429,9 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
   delete exec;
   return cudaSuccess;
 }
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, void*, size_t* count) {
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t*, size_t* count) {
   *count = graph->works.size();
   return cudaSuccess;
-}
-
-// ------------------------------------------------------------------------------ the driver
-
-// Refuses what the driver refuses, and boxes that do not fill the rows of their swizzle.
-static CUresult encode_tiled(CUtensorMap* map, CUtensorMapDataType type, cuuint32_t rank, void* data,
-                             const cuuint64_t* sizes, const cuuint64_t* strides, const cuuint32_t* box,
-                             const cuuint32_t* steps, CUtensorMapInterleave, CUtensorMapSwizzle swizzle,
-                             CUtensorMapL2promotion, CUtensorMapFloatOOBfill) {
-  const uint8_t item_size = type == CU_TENSOR_MAP_DATA_TYPE_UINT8 ? 1 : type == CU_TENSOR_MAP_DATA_TYPE_FLOAT32 ? 4 : 2;
-  bool good = rank >= 1 && rank <= 5 && uintptr_t(data) % 16 == 0 && is_device_address(data);
-  for (cuuint32_t d = 0; d < rank && good; ++d) {
-    good = sizes[d] >= 1 && sizes[d] <= uint64_t(1) << 32 && box[d] >= 1 && box[d] <= 256 && steps[d] == 1;
-    if (d + 1 < rank) good = good && strides[d] % 16 == 0 && strides[d] < uint64_t(1) << 40;
-  }
-  const uint32_t row_bytes = box[0] * item_size;
-  good = good && row_bytes % 16 == 0 && (swizzle == CU_TENSOR_MAP_SWIZZLE_NONE || row_bytes == 16u << swizzle);
-  if (!good) return CUDA_ERROR_INVALID_VALUE;
-  *map = {};
-  map->data = static_cast<unsigned char*>(data);
-  for (cuuint32_t d = 0; d < rank; ++d) {
-    map->sizes[d] = sizes[d];
-    map->strides[d] = d ? strides[d - 1] : item_size;
-    map->box[d] = box[d];
-  }
-  map->rank = uint8_t(rank);
-  map->item_size = item_size;
-  map->swizzle = uint8_t(swizzle);
-  map->valid = 1;
-  return CUDA_SUCCESS;
-}
-
-cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function, unsigned, unsigned long long,
-                                             cudaDriverEntryPointQueryResult* status) {
-  const bool known = strcmp(symbol, "cuTensorMapEncodeTiled") == 0;
-  *function = known ? reinterpret_cast<void*>(encode_tiled) : nullptr;
-  if (status) *status = known ? cudaDriverEntryPointSuccess : cudaDriverEntryPointSymbolNotFound;
-  return known ? cudaSuccess : fail_with(cudaErrorSymbolNotFound, symbol);
 }
 
 }  // extern "C"

@@ -9,35 +9,37 @@ def _moments(g, m, v, beta1, beta2):
     return beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
 
 
-def _adam(p, g, m, v, beta1, beta2, step_size, correction, eps):
+def _adam(p, g, m, v, beta1, beta2, lr, eps, t):
     m, v = _moments(g, m, v, beta1, beta2)
-    return p - step_size * m / (np.sqrt(v) / correction + eps), m, v
+    return p - lr * (m / (1 - beta1**t)) / (np.sqrt(v / (1 - beta2**t)) + eps), m, v
 
 
-def _amsgrad(p, g, m, v, v_max, beta1, beta2, step_size, correction, eps):
+def _amsgrad(p, g, m, v, v_max, beta1, beta2, lr, eps, t):
     m, v = _moments(g, m, v, beta1, beta2)
     v_max = np.maximum(v_max, v)
-    return p - step_size * m / (np.sqrt(v_max) / correction + eps), m, v, v_max
+    return p - lr * (m / (1 - beta1**t)) / (np.sqrt(v_max / (1 - beta2**t)) + eps), m, v, v_max
 
 
-def _nadam(p, g, m, v, beta1, beta2, of_g, of_m, correction, eps):
+def _nadam(p, g, m, v, beta1, beta2, of_g, of_m, eps, t):
     m, v = _moments(g, m, v, beta1, beta2)
-    return p - (of_g * g + of_m * m) / (np.sqrt(v) / correction + eps), m, v
+    return p - (of_g * g + of_m * m) / (np.sqrt(v / (1 - beta2**t)) + eps), m, v
 
 
-def _radam(p, g, m, v, beta1, beta2, step_size, eps):
+def _radam(p, g, m, v, beta1, beta2, lr, eps, t):
+    """Liu et al. 2020, algorithm 2, with eps added to the root of the uncorrected v, as PyTorch does."""
     m, v = _moments(g, m, v, beta1, beta2)
-    return p - step_size * m / (np.sqrt(v) + eps), m, v
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * t * beta2**t / (1 - beta2**t)
+    direction = m / (1 - beta1**t)
+    if length > 5:
+        ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+        direction = direction * np.sqrt(ratio) * np.sqrt(1 - beta2**t) / (np.sqrt(v) + eps)
+    return p - lr * direction, m, v
 
 
-def _radam_start(p, g, m, v, beta1, beta2, step_size):
-    m, v = _moments(g, m, v, beta1, beta2)
-    return p - step_size * m, m, v
-
-
-def _adamax(p, g, m, u, beta1, beta2, step_size, eps):
+def _adamax(p, g, m, u, beta1, beta2, lr, eps, t):
     m, u = beta1 * m + (1 - beta1) * g, np.maximum(beta2 * u, np.abs(g) + eps)
-    return p - step_size * m / u, m, u
+    return p - lr / (1 - beta1**t) * m / u, m, u
 
 
 def _momentum(p, g, buffer, lr, momentum, kept, fresh):
@@ -72,9 +74,9 @@ def _rmsprop_centered_momentum(p, g, v, mean, buffer, alpha, lr, eps, momentum):
     return p - lr * buffer, v, mean, buffer
 
 
-def _adagrad(p, g, total, lr, eps):
+def _adagrad(p, g, total, lr, lr_decay, eps, t):
     total = total + g * g
-    return p - lr * g / (np.sqrt(total) + eps), total
+    return p - lr / (1 + (t - 1) * lr_decay) * g / (np.sqrt(total) + eps), total
 
 
 def _adadelta(p, g, v, deltas, rho, lr, eps):
@@ -96,7 +98,6 @@ UPDATE_RULES = {
     "amsgrad": _amsgrad,
     "nadam": _nadam,
     "radam": _radam,
-    "radam_start": _radam_start,
     "adamax": _adamax,
     "rmsprop": _rmsprop,
     "rmsprop_momentum": _rmsprop_momentum,
@@ -108,8 +109,11 @@ UPDATE_RULES = {
 }
 
 
-def optimizer_step(rule, p, g, states, coefficients, weight_decay=0.0, shrink=1.0, maximize=False):
+COUNTING_RULES = {"adam", "amsgrad", "nadam", "radam", "adamax", "adagrad"}
+
+
+def optimizer_step(rule, p, g, states, coefficients, weight_decay=0.0, shrink=1.0, maximize=False, step=1):
     """The parameter and its states after one step."""
     p = shrink * p
     g = (-g if maximize else g) + weight_decay * p
-    return UPDATE_RULES[rule](p, g, *states, *coefficients)
+    return UPDATE_RULES[rule](p, g, *states, *coefficients, *([step] if rule in COUNTING_RULES else []))

@@ -15,7 +15,7 @@
 //
 // Predicted: 70 % of the peak where there are 2 tiles for each multiprocessor.
 #include "core/cuda_launch.h"
-#include "gemm/mma_cuda.h"
+#include "gemm/simt_cuda.h"
 #include "ops/conv/conv_cuda.h"
 #include "ops/conv/result_cuda.h"
 
@@ -26,13 +26,12 @@ namespace {
 using conv_cuda::PackedShape;
 using conv_cuda::Pass;
 
-constexpr int kThreads = 256, kSide = 16;  // threads of a block: 16 x 16
+constexpr int kThreads = kSimtThreads;
 constexpr int kDepth = 16, kStages = 4;
 
 template <class T, int kTile>
 struct Shape {
-  static constexpr int kItems = kPackOf16<T>, kGroups = kTile / (4 * kSide);  // groups of 4 rows or columns of a thread
-  static constexpr int kEach = 4 * kGroups, kApart = kTile / kGroups;
+  static constexpr int kItems = kPackOf16<T>;
   static constexpr int kPitch = kTile + kItems;
   static constexpr int kOperandBytes = kDepth * kPitch * int(sizeof(T)), kStageBytes = 2 * kOperandBytes;
   static constexpr int kSumBytes = kTile * kPitch * int(sizeof(T));
@@ -88,43 +87,11 @@ __device__ inline void fetch_pixels(const T* image, int64_t stride, int64_t pres
   });
 }
 
-// The elements of a thread, of one step.
-template <class T, int kTile>
-__device__ inline void load_groups(T (&values)[Shape<T, kTile>::kEach], const T* line, int thread) {
-  using S = Shape<T, kTile>;
-#pragma unroll
-  for (int group = 0; group < S::kGroups; ++group)
-#pragma unroll
-    for (int i = 0; i < 4; i += S::kItems) {
-      const Pack<T, S::kItems> pack = load_pack<S::kItems>(line + group * S::kApart + thread * 4 + i);
-#pragma unroll
-      for (int j = 0; j < S::kItems; ++j) values[group * 4 + i + j] = pack.at[j];
-    }
-}
-
-// Sums into shared memory: lines of columns, or transposed of rows.
-template <class T, int kTile>
-__device__ inline void spread_sums(const T (&sums)[Shape<T, kTile>::kEach][Shape<T, kTile>::kEach], T* tile,
-                                   bool transposed, int down, int across) {
-  using S = Shape<T, kTile>;
-  const auto place = [](int index, int thread) { return index / 4 * S::kApart + thread * 4 + index % 4; };
-#pragma unroll
-  for (int i = 0; i < S::kEach; ++i)
-#pragma unroll
-    for (int j = 0; j < S::kEach; j += S::kItems) {
-      Pack<T, S::kItems> pack;
-#pragma unroll
-      for (int e = 0; e < S::kItems; ++e) pack.at[e] = transposed ? sums[j + e][i] : sums[i][j + e];
-      store_pack(tile + (transposed ? place(i, across) * S::kPitch + place(j, down)
-                                    : place(i, down) * S::kPitch + place(j, across)),
-                 pack);
-    }
-}
-
 template <class T, int kTile, bool kWeightGrad>
 __global__ void __launch_bounds__(kThreads, kTile == 128 ? 1 : 2)
     simt_conv_kernel(const __grid_constant__ ConvProduct p) {
   using S = Shape<T, kTile>;
+  using Simt = SimtTile<T, kTile>;
   FASTNN_DYNAMIC_SHARED(shared);
   Place* const rows = reinterpret_cast<Place*>(shared + S::kTileBytes);
   Place* const ring = rows + kTile;
@@ -162,9 +129,8 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 1 : 2)
     }
     async_copy_commit();
   };
-  const int across = int(threadIdx.x) % 8 + int(threadIdx.x) / 32 % 2 * 8;
-  const int down = int(threadIdx.x) % 32 / 8 + int(threadIdx.x) / 64 * 4;
-  T sums[S::kEach][S::kEach] = {};
+  const int across = simt_across(), down = simt_down();
+  typename Simt::Sums sums = {};
   for (int stage = 0; stage < kStages - 1; ++stage) fetch(stage);
   for (int stage = 0; stage < stages; ++stage) {
     async_copy_wait<kStages - 2>();
@@ -176,20 +142,13 @@ __global__ void __launch_bounds__(kThreads, kTile == 128 ? 1 : 2)
     const T* const tile_rows = reinterpret_cast<const T*>(shared + stage % kStages * S::kStageBytes);
     const T* const tile_columns = tile_rows + S::kOperandBytes / sizeof(T);
 #pragma unroll
-    for (int step = 0; step < kDepth; ++step) {
-      T row[S::kEach], column[S::kEach];
-      load_groups<T, kTile>(row, tile_rows + step * S::kPitch, down);
-      load_groups<T, kTile>(column, tile_columns + step * S::kPitch, across);
-#pragma unroll
-      for (int i = 0; i < S::kEach; ++i)
-#pragma unroll
-        for (int j = 0; j < S::kEach; ++j) sums[i][j] += row[i] * column[j];
-    }
+    for (int step = 0; step < kDepth; ++step)
+      Simt::multiply(sums, tile_rows + step * S::kPitch, tile_columns + step * S::kPitch, down, across);
   }
   async_copy_wait<0>();
   block_sync();
   T* const lines = reinterpret_cast<T*>(shared);
-  spread_sums<T, kTile>(sums, lines, lines_are_columns<kWeightGrad>(p), down, across);
+  Simt::template store<S::kPitch>(sums, lines, lines_are_columns<kWeightGrad>(p), down, across);
   block_sync();
   store_product<T, kTile, kTile, S::kPitch, kThreads, kWeightGrad>(p, tile, rows, lines);
 }

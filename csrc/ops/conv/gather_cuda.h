@@ -1,5 +1,5 @@
 // Convolution as a matrix product whose left operand is gathered from an image (implicit GEMM): index mathematics,
-// which a compiler tests without a GPU (tests/test_cuda.py).
+// which a compiler tests without a GPU (tests/test_cuda_host.py).
 //
 //                    rows                columns          summed over          gathered     beside it
 //   forward          pixels of y         channels of y    taps, channels of x  x            weights

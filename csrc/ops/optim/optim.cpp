@@ -4,16 +4,16 @@
 #include <cmath>
 
 #include "core/autograd.h"
-#include "core/cuda_graph.h"
 #include "ops/copy/copy.h"
 #include "ops/copy/create.h"
+#include "ops/optim/counted.h"
 #include "ops/optim/rules.h"
 
 namespace fastnn {
 
 Kernel<UpdateArgs> optim_update{"optimizer_step"};
 Kernel<GradNormArgs> optim_grad_norm{"grad_norm"};
-Kernel<ScaleArgs> optim_scale{"scale_"};
+Kernel<ClipArgs> optim_clip{"clip_grad_norm_"};
 
 namespace {
 
@@ -63,6 +63,23 @@ class ChunkTable {
     return rows;
   }
 
+  // The counts of steps, one for each parameter. They are written to.
+  void add_counts(const std::vector<Tensor>& counts) {
+    check(counts.size() == params_.size(), op_, ": expected ", params_.size(),
+          " counts of steps, one a parameter, got ", counts.size());
+    for (size_t i = 0; i < counts.size(); ++i) {
+      const Tensor& count = counts[i];
+      check(count.ndim() == 0 && count.dtype() == DType::Float32, op_, ": step[", i, "] has shape ", count.shape(),
+            " and type ", count.dtype(), "; expected one float32 number");
+      check<DeviceError>(count.device().is_cuda(), op_, ": step[", i, "] is on ", count.device(),
+                         "; counts that are tensors are kept on a GPU");
+      check_same_device(op_, params_[i], count);
+      check_writable(op_, count);
+      written_.push_back(count);
+    }
+    counts_ = counts;
+  }
+
   // grads and up to three lists of states, or none. Valid while the tensors and this live.
   OptimTable build(const std::vector<Tensor>& grads, const std::vector<std::vector<Tensor>>& states = {}) {
     int64_t total = 0;
@@ -75,6 +92,7 @@ class ChunkTable {
         chunk.param = at(params_[i]);
         chunk.grad = grads.empty() ? nullptr : at(grads[i]);
         for (size_t k = 0; k < states.size(); ++k) chunk.state[k] = at(states[k][i]);
+        chunk.step = counts_.empty() ? nullptr : counts_[i].data<float>();
         chunk.n = std::min(kOptimChunk, params_[i].numel() - begin);
         chunk.dtype = params_[i].dtype();
         chunks_.push_back(chunk);
@@ -103,7 +121,7 @@ class ChunkTable {
 
   const char* op_;
   std::vector<Tensor> params_;  // dense
-  std::vector<Tensor> written_;
+  std::vector<Tensor> written_, counts_;
   std::vector<std::pair<Tensor, Tensor>> copies_;
   std::vector<OptimChunk> chunks_;
 };
@@ -127,98 +145,77 @@ const RuleInfo& rule_named(const std::string& name) {
   fail("optimizer_step: there is no rule '", name, "'");
 }
 
-// Do the coefficients of a rule change from step to step, so that a replay of one would be a wrong one?
-bool counts_steps(UpdateRule rule) {
-  switch (rule) {
-    case UpdateRule::adam:
-    case UpdateRule::amsgrad:
-    case UpdateRule::nadam:
-    case UpdateRule::radam:
-    case UpdateRule::radam_start:
-    case UpdateRule::adamax: return true;
-    default: return false;
-  }
-}
-
 }  // namespace
 
 void optimizer_step(const std::string& rule, const std::vector<Tensor>& params, const std::vector<Tensor>& grads,
                     const std::vector<std::vector<Tensor>>& states, const std::vector<double>& coefficients,
-                    const UpdateOptions& options) {
+                    const UpdateOptions& options, const StepCount& step) {
   GradMode off(false);
   const RuleInfo& info = rule_named(rule);
   check(states.size() == info.states, "optimizer_step: '", rule, "' has ", info.states, " states a parameter, got ",
         states.size());
   check(coefficients.size() == info.coefficients, "optimizer_step: '", rule, "' has ", info.coefficients,
         " coefficients, got ", coefficients.size());
-  check<RuntimeError>(!counts_steps(info.rule) || !cuda_is_capturing(), "optimizer_step: '", rule,
-                      "' counts its steps on the host, and a CUDA graph would repeat the captured one; capture the "
-                      "forward and backward pass only and call step() after each replay");
   ChunkTable table("optimizer_step", params, Access::Write);
   const std::vector<Tensor> gradients = table.add(grads, "grads", Access::Read);
   std::vector<std::vector<Tensor>> rows;
   for (const std::vector<Tensor>& state : states) rows.push_back(table.add(state, "states", Access::Write));
   UpdateArgs args{};
-  args.table = table.build(gradients, rows);
   args.rule = info.rule;
   args.sign = options.maximize ? -1 : 1;
   args.shrink = options.shrink;
   args.weight_decay = options.weight_decay;
-  std::copy(coefficients.begin(), coefficients.end(), args.coefficients);
+  std::copy(coefficients.begin(), coefficients.end(), args.coefficients.at);
+  if (const auto* counts = std::get_if<std::vector<Tensor>>(&step)) {
+    table.add_counts(*counts);
+  } else {
+    const int64_t count = std::get<int64_t>(step);
+    check(count >= 1, "optimizer_step: steps count from 1, got ", count);
+    args.coefficients = counted(info.rule, args.coefficients, double(count));
+  }
+  args.table = table.build(gradients, rows);
   optim_update(table.device(), args);
   table.finish();
 }
 
 namespace {
 
-// The norm, not yet rounded to the gradients' type.
-struct Norm {
-  double value;
-  DType dtype;
-  Device device;
-  Tensor tensor() const { return scalar_tensor(Scalar(value), dtype, device); }
-};
-
-Norm norm_of(const char* op, const std::vector<Tensor>& grads, double p) {
+// A float64 number on the gradients' device.
+Tensor norm_of(const char* op, const std::vector<Tensor>& grads, double p) {
   check(p > 0, op, ": expected p > 0, got ", p);
-  GradMode off(false);
   ChunkTable table(op, grads, Access::Read);
-  DType dtype = grads.empty() ? DType::Float32 : grads[0].dtype();
-  for (const Tensor& x : grads) dtype = promote(dtype, x.dtype());
   const OptimTable chunks = table.build(table.params());
   const Tensor partials = empty({chunks.n_chunks}, DType::Float64, table.device());
-  optim_grad_norm(table.device(), {chunks, p, partials.data<double>()});
-  const Tensor found = to(partials, Device());
-  double total = 0;
-  for (int64_t i = 0; i < chunks.n_chunks; ++i) {
-    const double partial = found.data<double>()[i];
-    if (p != INFINITY)
-      total += partial;
-    else if (partial > total || partial != partial)
-      total = partial;
-  }
-  if (p != INFINITY) total = p == 2 ? std::sqrt(total) : std::pow(total, 1 / p);
-  return {total, dtype, table.device()};
+  const Tensor norm = empty({}, DType::Float64, table.device());
+  optim_grad_norm(table.device(), {chunks, p, partials.data<double>(), norm.data<double>()});
+  return norm;
+}
+
+Tensor rounded(const Tensor& norm, const std::vector<Tensor>& grads) {
+  DType dtype = grads.empty() ? DType::Float32 : grads[0].dtype();
+  for (const Tensor& x : grads) dtype = promote(dtype, x.dtype());
+  return to(norm, dtype);
 }
 
 }  // namespace
 
-Tensor grad_norm(const std::vector<Tensor>& grads, double p) { return norm_of("grad_norm", grads, p).tensor(); }
-
-void scale_(const std::vector<Tensor>& tensors, double factor) {
+Tensor grad_norm(const std::vector<Tensor>& grads, double p) {
   GradMode off(false);
-  ChunkTable table("scale_", tensors, Access::Write);
-  optim_scale(table.device(), {table.build({}), factor});
-  table.finish();
+  return rounded(norm_of("grad_norm", grads, p), grads);
 }
 
 Tensor clip_grad_norm_(const std::vector<Tensor>& grads, double max_norm, double p, bool error_if_nonfinite) {
-  const Norm norm = norm_of("clip_grad_norm_", grads, p);
-  check<RuntimeError>(!error_if_nonfinite || std::isfinite(norm.value),
-                      "clip_grad_norm_: the norm of the gradients is ", norm.value, ", so they cannot be clipped");
-  const double factor = max_norm / (norm.value + 1e-6);
-  if (!(factor >= 1)) scale_(grads, factor);
-  return norm.tensor();
+  GradMode off(false);
+  const Tensor norm = norm_of("clip_grad_norm_", grads, p);
+  if (error_if_nonfinite) {
+    const double value = item(norm).to_double();
+    check<RuntimeError>(std::isfinite(value), "clip_grad_norm_: the norm of the gradients is ", value,
+                        ", so they cannot be clipped");
+  }
+  ChunkTable table("clip_grad_norm_", grads, Access::Write);
+  optim_clip(table.device(), {table.build({}), max_norm, norm.data<double>()});
+  table.finish();
+  return rounded(norm, grads);
 }
 
 }  // namespace fastnn

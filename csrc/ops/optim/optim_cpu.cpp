@@ -83,7 +83,7 @@ void update_piece_of(const UpdateArgs& args, const Rule& rule, Piece<T>& piece, 
 
 template <class T>
 void update_piece_by_rule(const UpdateArgs& args, Piece<T>& piece, const OptimChunk& chunk, int64_t begin, int64_t n) {
-  with_rule<T>(args.rule, args.coefficients,
+  with_rule<T>(args.rule, args.coefficients.at,
                [&](const auto& rule) { update_piece_of(args, rule, piece, chunk, begin, n); });
 }
 
@@ -93,7 +93,7 @@ void update(const UpdateArgs& args) {
   });
 }
 
-// ------------------------------------------------------------------------------- norms and scaling
+// ------------------------------------------------------------------------------- norms and clipping
 
 // Eight sums side by side in double.
 template <class T, class Term>
@@ -136,6 +136,9 @@ void grad_norm(const GradNormArgs& args) {
     if (begin == 0) args.partials[c] = 0;
     norm_piece(args, piece.load(0, chunk.grad, chunk.dtype, begin, n), n, args.partials[c]);
   });
+  double total = 0;
+  for (int64_t c = 0; c < args.table.n_chunks; ++c) total = join_partials(args.p, total, args.partials[c]);
+  *args.norm = norm_of_total(args.p, total);
 }
 
 template <class T>
@@ -144,11 +147,13 @@ void scale_piece(T* x, double factor, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] *= by;
 }
 
-void scale(const ScaleArgs& args) {
+void clip(const ClipArgs& args) {
+  const double factor = clip_factor(args.max_norm, *args.norm);
+  if (factor == 1) return;
   for_each_piece(args.table, [&](auto& piece, int64_t c, int64_t begin, int64_t n) {
     const OptimChunk& chunk = args.table.chunks[c];
     auto* row = piece.load(0, chunk.param, chunk.dtype, begin, n);
-    scale_piece(row, args.factor, n);
+    scale_piece(row, factor, n);
     piece.store(row, chunk.param, chunk.dtype, begin, n);
   });
 }
@@ -157,6 +162,6 @@ void scale(const ScaleArgs& args) {
 
 FASTNN_CPU_KERNEL(optim_update, update)
 FASTNN_CPU_KERNEL(optim_grad_norm, grad_norm)
-FASTNN_CPU_KERNEL(optim_scale, scale)
+FASTNN_CPU_KERNEL(optim_clip, clip)
 
 }  // namespace fastnn

@@ -3,11 +3,14 @@
 // bytes: SGD with momentum 20 an element in float32, Adam 28 (170 G elements/s at 4.8 TB/s); arithmetic: 10 to 30
 // instructions an element.
 //
-// One launch for up to 56 tensors: their table is an argument of the kernel, so nothing is copied to the GPU before it,
+// One launch for up to 55 tensors: their table is an argument of the kernel, so nothing is copied to the GPU before it,
 // and a captured graph holds it. A block takes 4096 elements of a tensor, which it finds by the number of the tensor's
 // first block; a thread four at a time. 16-bit floats are computed in float32 and rounded back.
+//
+// Where the GPU counts steps, a small launch goes first: a thread a tensor counts, and works out its coefficients.
 #include <algorithm>
 
+#include "ops/optim/counted.h"
 #include "ops/optim/rules.h"
 #include "simd/row_cuda.h"
 
@@ -17,7 +20,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int64_t kBlockElements = 4096;
 constexpr int kEach = 4;  // elements that a thread takes at a time
-constexpr int kTensors = 56;
+constexpr int kTensors = 55;
 
 // Chunks that follow each other in memory, as one.
 struct OptimTensor {
@@ -35,6 +38,7 @@ static_assert(sizeof(Tensors) < 4000, "arguments of a kernel: 4 KB with what goe
 // The piece of this block: elements [begin, end) of `tensor`.
 struct Piece {
   const OptimTensor& tensor;
+  int number;  // of the tensor
   int64_t begin, end;
 };
 __device__ inline Piece piece_of(const Tensors& tensors, int64_t elements) {
@@ -48,7 +52,7 @@ __device__ inline Piece piece_of(const Tensors& tensors, int64_t elements) {
   }
   const OptimTensor& tensor = tensors.at[low];
   const int64_t begin = (int(blockIdx.x) - tensor.first_block) * elements;
-  return {tensor, begin, begin + elements < tensor.memory.n ? begin + elements : tensor.memory.n};
+  return {tensor, low, begin, begin + elements < tensor.memory.n ? begin + elements : tensor.memory.n};
 }
 
 // Calls visit(TypeTag<Stored>()) with the type of floats that are computed in T.
@@ -94,10 +98,21 @@ struct Before {
   T sign, shrink, weight_decay;
 };
 
+constexpr int kCountThreads = 64;
+static_assert(kTensors <= kCountThreads, "a thread a tensor");
+
+__global__ void __launch_bounds__(kCountThreads)
+    count_kernel(const __grid_constant__ Tensors tensors, UpdateRule rule, Coefficients given, Coefficients* made) {
+  const int number = int(threadIdx.x);
+  if (number < tensors.count) made[number] = counted(rule, given, *tensors.at[number].memory.step += 1);
+}
+
+// `made` has the coefficients of each tensor; null: `common` is the rule of all.
 template <class T, class Rule>
 __global__ void __launch_bounds__(kThreads)
-    update_kernel(const __grid_constant__ Tensors tensors, Rule rule, Before<T> before) {
+    update_kernel(const __grid_constant__ Tensors tensors, Rule common, Before<T> before, const Coefficients* made) {
   const Piece piece = piece_of(tensors, kBlockElements);
+  const Rule rule = made ? Rule(made[piece.number].at) : common;
   const OptimChunk& memory = piece.tensor.memory;
   for (int64_t i = piece.begin + threadIdx.x * kEach; i < piece.end; i += kThreads * kEach) {
     T p[kEach], grad[kEach], a[kEach], b[kEach], c[kEach];
@@ -126,7 +141,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// ----------------------------------------------------------------------------------- norms and scaling
+// ---------------------------------------------------------------------------------- norms and clipping
 
 // partials[block] of pieces as long as a chunk.
 template <class T>
@@ -151,8 +166,21 @@ __global__ void __launch_bounds__(kThreads)
   if (threadIdx.x == 0) partials[blockIdx.x] = joined;
 }
 
+// One block, in a fixed order.
+__global__ void __launch_bounds__(kThreads) total_kernel(const double* partials, int64_t n, double p, double* norm) {
+  __shared__ double shared[kWarp];
+  double total = 0;
+  for (int64_t i = threadIdx.x; i < n; i += kThreads) total = join_partials(p, total, partials[i]);
+  total = p == INFINITY ? block_reduce<Max>(total, shared) : block_reduce<Sum>(total, shared);
+  if (threadIdx.x == 0) *norm = norm_of_total(p, total);
+}
+
 template <class T>
-__global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__ Tensors tensors, T factor) {
+__global__ void __launch_bounds__(kThreads)
+    clip_kernel(const __grid_constant__ Tensors tensors, double max_norm, const double* norm) {
+  const double clipped = clip_factor(max_norm, *norm);
+  if (clipped == 1) return;
+  const T factor = T(clipped);
   const Piece piece = piece_of(tensors, kBlockElements);
   for (int64_t i = piece.begin + threadIdx.x * kEach; i < piece.end; i += kThreads * kEach) {
     T x[kEach];
@@ -168,9 +196,10 @@ __global__ void __launch_bounds__(kThreads) scale_kernel(const __grid_constant__
 bool continues(const OptimChunk& before, const OptimChunk& chunk) {
   const int64_t bytes = before.n * int64_t(item_size(before.dtype));
   auto follows = [&](const void* a, const void* b) { return a ? static_cast<const char*>(a) + bytes == b : !b; };
-  return chunk.dtype == before.dtype && before.n % kOptimChunk == 0 && follows(before.param, chunk.param) &&
-         follows(before.grad, chunk.grad) && follows(before.state[0], chunk.state[0]) &&
-         follows(before.state[1], chunk.state[1]) && follows(before.state[2], chunk.state[2]);
+  return chunk.dtype == before.dtype && before.n % kOptimChunk == 0 && chunk.step == before.step &&
+         follows(before.param, chunk.param) && follows(before.grad, chunk.grad) &&
+         follows(before.state[0], chunk.state[0]) && follows(before.state[1], chunk.state[1]) &&
+         follows(before.state[2], chunk.state[2]);
 }
 
 bool fits_packs(const OptimChunk& chunk) {
@@ -204,9 +233,13 @@ void update(const UpdateArgs& args) {
   for_tensors(args.table, kBlockElements, [&](const Tensors& tensors, int64_t, auto tag) {
     using T = typename decltype(tag)::type;
     const Before<T> before{T(args.sign), T(args.shrink), T(args.weight_decay)};
-    with_rule<T>(args.rule, args.coefficients, [&](const auto& rule) {
+    const bool counts = tensors.at[0].memory.step != nullptr;
+    const CudaScratch made(counts ? size_t(tensors.count) * sizeof(Coefficients) : 0);
+    if (counts)
+      launch(count_kernel, 1, kCountThreads, 0, tensors, args.rule, args.coefficients, made.as<Coefficients>());
+    with_rule<T>(args.rule, args.coefficients.at, [&](const auto& rule) {
       launch(update_kernel<T, std::decay_t<decltype(rule)>>, unsigned(tensors.blocks), kThreads, 0, tensors, rule,
-             before);
+             before, made.as<Coefficients>());
     });
   });
 }
@@ -216,12 +249,13 @@ void grad_norm(const GradNormArgs& args) {
     using T = typename decltype(tag)::type;
     launch(norm_kernel<T>, unsigned(tensors.blocks), kThreads, 0, tensors, args.p, args.partials + first_chunk);
   });
+  launch(total_kernel, 1, kThreads, 0, args.partials, args.table.n_chunks, args.p, args.norm);
 }
 
-void scale(const ScaleArgs& args) {
+void clip(const ClipArgs& args) {
   for_tensors(args.table, kBlockElements, [&](const Tensors& tensors, int64_t, auto tag) {
     using T = typename decltype(tag)::type;
-    launch(scale_kernel<T>, unsigned(tensors.blocks), kThreads, 0, tensors, T(args.factor));
+    launch(clip_kernel<T>, unsigned(tensors.blocks), kThreads, 0, tensors, args.max_norm, args.norm);
   });
 }
 
@@ -229,6 +263,6 @@ void scale(const ScaleArgs& args) {
 
 FASTNN_CUDA_KERNEL(optim_update, update)
 FASTNN_CUDA_KERNEL(optim_grad_norm, grad_norm)
-FASTNN_CUDA_KERNEL(optim_scale, scale)
+FASTNN_CUDA_KERNEL(optim_clip, clip)
 
 }  // namespace fastnn

@@ -1,9 +1,9 @@
 // The update rules of the optimizers, one element at a time: they take the parameter p, its gradient g
 // and its states (updated in place), and return the new parameter.
 //
-// Weight decay and the sign of the gradient come before every rule (see optim.h). What depends on the
-// step alone, such as Adam's bias corrections, is worked out in double by the caller and arrives as a
-// coefficient, in the order of the members.
+// Weight decay and the sign of the gradient come before every rule (see optim.h). What depends on the count of steps
+// alone, such as Adam's bias corrections, is worked out by counted.h and arrives as a coefficient, in the order of the
+// members. kCoefficients: how many the caller gives for them.
 #pragma once
 
 #include "ops/optim/optim.h"
@@ -17,7 +17,7 @@ template <class T>
 struct Descent {
   static constexpr int kStates = 0, kCoefficients = 1;
   T lr;
-  explicit Descent(const double* c) : lr(T(c[0])) {}
+  FASTNN_HD explicit Descent(const double* c) : lr(T(c[0])) {}
   FASTNN_HD T operator()(T p, T g) const { return p - lr * g; }
 };
 
@@ -26,7 +26,7 @@ template <class T>
 struct Average {
   static constexpr int kStates = 0, kCoefficients = 1;
   T share;
-  explicit Average(const double* c) : share(T(c[0])) {}
+  FASTNN_HD explicit Average(const double* c) : share(T(c[0])) {}
   FASTNN_HD T operator()(T p, T g) const { return p + share * (g - p); }
 };
 
@@ -35,7 +35,7 @@ template <class T, bool LooksAhead>
 struct Momentum {
   static constexpr int kStates = 1, kCoefficients = 4;
   T lr, momentum, kept, fresh;  // kept, fresh: the shares of the buffer and of g; 0 and 1 in the first step
-  explicit Momentum(const double* c) : lr(T(c[0])), momentum(T(c[1])), kept(T(c[2])), fresh(T(c[3])) {}
+  FASTNN_HD explicit Momentum(const double* c) : lr(T(c[0])), momentum(T(c[1])), kept(T(c[2])), fresh(T(c[3])) {}
   FASTNN_HD T operator()(T p, T g, T& buffer) const {
     buffer = kept * buffer + fresh * g;
     return p - lr * (LooksAhead ? g + momentum * buffer : buffer);
@@ -46,7 +46,7 @@ struct Momentum {
 template <class T>
 struct Moments {
   T fresh1, beta2, fresh2;
-  explicit Moments(const double* c) : fresh1(T(1 - c[0])), beta2(T(c[1])), fresh2(T(1 - c[1])) {}
+  FASTNN_HD explicit Moments(const double* c) : fresh1(T(1 - c[0])), beta2(T(c[1])), fresh2(T(1 - c[1])) {}
   FASTNN_HD void operator()(T g, T& m, T& v) const {
     m += fresh1 * (g - m);
     v = beta2 * v + fresh2 * g * g;
@@ -56,10 +56,10 @@ struct Moments {
 // Kingma and Ba 2015. step_size: lr / (1 - beta1^t); correction: sqrt(1 - beta2^t).
 template <class T>
 struct Adam {
-  static constexpr int kStates = 2, kCoefficients = 5;
+  static constexpr int kStates = 2, kCoefficients = 4;
   Moments<T> moments;
   T step_size, correction, eps;
-  explicit Adam(const double* c) : moments(c), step_size(T(c[2])), correction(T(c[3])), eps(T(c[4])) {}
+  FASTNN_HD explicit Adam(const double* c) : moments(c), step_size(T(c[2])), correction(T(c[3])), eps(T(c[4])) {}
   FASTNN_HD T operator()(T p, T g, T& m, T& v) const {
     moments(g, m, v);
     return p - step_size * (m / (sqrt_(v) / correction + eps));
@@ -69,9 +69,9 @@ struct Adam {
 // Reddi et al. 2018: the largest v so far takes the place of v; NaN stays.
 template <class T>
 struct AmsGrad {
-  static constexpr int kStates = 3, kCoefficients = 5;
+  static constexpr int kStates = 3, kCoefficients = 4;
   Adam<T> adam;
-  explicit AmsGrad(const double* c) : adam(c) {}
+  FASTNN_HD explicit AmsGrad(const double* c) : adam(c) {}
   FASTNN_HD T operator()(T p, T g, T& m, T& v, T& largest) const {
     adam.moments(g, m, v);
     largest = largest > v || largest != largest ? largest : v;
@@ -82,39 +82,30 @@ struct AmsGrad {
 // Dozat 2016. of_g, of_m: the step sizes of the gradient and of its average.
 template <class T>
 struct NAdam {
-  static constexpr int kStates = 2, kCoefficients = 6;
+  static constexpr int kStates = 2, kCoefficients = 5;
   Moments<T> moments;
   T of_g, of_m, correction, eps;
-  explicit NAdam(const double* c) : moments(c), of_g(T(c[2])), of_m(T(c[3])), correction(T(c[4])), eps(T(c[5])) {}
+  FASTNN_HD explicit NAdam(const double* c)
+      : moments(c), of_g(T(c[2])), of_m(T(c[3])), correction(T(c[4])), eps(T(c[5])) {}
   FASTNN_HD T operator()(T p, T g, T& m, T& v) const {
     moments(g, m, v);
     return p - (of_g * g + of_m * m) / (sqrt_(v) / correction + eps);
   }
 };
 
-// Liu et al. 2020, steps whose variance is tractable; step_size holds the rectification.
+// Liu et al. 2020. While the variance of v is not tractable, the step is the average alone; then step_size holds the
+// rectification.
 template <class T>
 struct RAdam {
   static constexpr int kStates = 2, kCoefficients = 4;
   Moments<T> moments;
-  T step_size, eps;
-  explicit RAdam(const double* c) : moments(c), step_size(T(c[2])), eps(T(c[3])) {}
-  FASTNN_HD T operator()(T p, T g, T& m, T& v) const {
-    moments(g, m, v);
-    return p - step_size * (m / (sqrt_(v) + eps));
-  }
-};
-
-// The first steps of RAdam: the average alone, while v is prepared.
-template <class T>
-struct RAdamStart {
-  static constexpr int kStates = 2, kCoefficients = 3;
-  Moments<T> moments;
   T step_size;
-  explicit RAdamStart(const double* c) : moments(c), step_size(T(c[2])) {}
+  bool tractable;
+  T eps;
+  FASTNN_HD explicit RAdam(const double* c) : moments(c), step_size(T(c[2])), tractable(c[3] != 0), eps(T(c[4])) {}
   FASTNN_HD T operator()(T p, T g, T& m, T& v) const {
     moments(g, m, v);
-    return p - step_size * m;
+    return p - step_size * (m / (tractable ? sqrt_(v) + eps : T(1)));
   }
 };
 
@@ -123,7 +114,7 @@ template <class T>
 struct Adamax {
   static constexpr int kStates = 2, kCoefficients = 4;
   T fresh1, beta2, step_size, eps;
-  explicit Adamax(const double* c) : fresh1(T(1 - c[0])), beta2(T(c[1])), step_size(T(c[2])), eps(T(c[3])) {}
+  FASTNN_HD explicit Adamax(const double* c) : fresh1(T(1 - c[0])), beta2(T(c[1])), step_size(T(c[2])), eps(T(c[3])) {}
   FASTNN_HD T operator()(T p, T g, T& m, T& u) const {
     m += fresh1 * (g - m);
     const T size = fabs_(g) + eps;
@@ -138,7 +129,7 @@ template <class T, bool WithMomentum>
 struct RmsProp {
   static constexpr int kStates = 1 + WithMomentum, kCoefficients = 4;
   T alpha, fresh, lr, eps, momentum;
-  explicit RmsProp(const double* c)
+  FASTNN_HD explicit RmsProp(const double* c)
       : alpha(T(c[0])), fresh(T(1 - c[0])), lr(T(c[1])), eps(T(c[2])), momentum(T(c[3])) {}
   FASTNN_HD T operator()(T p, T g, T& v) const {
     v = alpha * v + fresh * g * g;
@@ -156,7 +147,7 @@ template <class T, bool WithMomentum>
 struct CenteredRmsProp {
   static constexpr int kStates = 2 + WithMomentum, kCoefficients = 4;
   RmsProp<T, WithMomentum> plain;
-  explicit CenteredRmsProp(const double* c) : plain(c) {}
+  FASTNN_HD explicit CenteredRmsProp(const double* c) : plain(c) {}
   FASTNN_HD T scaled(T g, T& v, T& mean) const {
     v = plain.alpha * v + plain.fresh * g * g;
     mean += plain.fresh * (g - mean);
@@ -172,9 +163,9 @@ struct CenteredRmsProp {
 // Duchi et al. 2011.
 template <class T>
 struct Adagrad {
-  static constexpr int kStates = 1, kCoefficients = 2;
+  static constexpr int kStates = 1, kCoefficients = 3;
   T lr, eps;
-  explicit Adagrad(const double* c) : lr(T(c[0])), eps(T(c[1])) {}
+  FASTNN_HD explicit Adagrad(const double* c) : lr(T(c[0])), eps(T(c[1])) {}
   FASTNN_HD T operator()(T p, T g, T& sum) const {
     sum += g * g;
     return p - lr * (g / (sqrt_(sum) + eps));
@@ -186,7 +177,7 @@ template <class T>
 struct Adadelta {
   static constexpr int kStates = 2, kCoefficients = 3;
   T rho, fresh, lr, eps;
-  explicit Adadelta(const double* c) : rho(T(c[0])), fresh(T(1 - c[0])), lr(T(c[1])), eps(T(c[2])) {}
+  FASTNN_HD explicit Adadelta(const double* c) : rho(T(c[0])), fresh(T(1 - c[0])), lr(T(c[1])), eps(T(c[2])) {}
   FASTNN_HD T operator()(T p, T g, T& v, T& deltas) const {
     v = rho * v + fresh * g * g;
     const T delta = sqrt_(deltas + eps) / sqrt_(v + eps) * g;
@@ -200,7 +191,7 @@ template <class T>
 struct Lion {
   static constexpr int kStates = 1, kCoefficients = 3;
   T beta1, fresh1, beta2, fresh2, lr;
-  explicit Lion(const double* c)
+  FASTNN_HD explicit Lion(const double* c)
       : beta1(T(c[0])), fresh1(T(1 - c[0])), beta2(T(c[1])), fresh2(T(1 - c[1])), lr(T(c[2])) {}
   FASTNN_HD T operator()(T p, T g, T& m) const {
     const T direction = beta1 * m + fresh1 * g;
@@ -222,6 +213,20 @@ template <class T>
 using PlainCentered = CenteredRmsProp<T, false>;
 template <class T>
 using MomentumCentered = CenteredRmsProp<T, true>;
+
+// ------------------------------------------------------------------------------- norms and clipping
+
+FASTNN_HD inline double join_partials(double p, double a, double b) {
+  if (p != INFINITY) return a + b;
+  return b > a || b != b ? b : a;  // NaN stays
+}
+FASTNN_HD inline double norm_of_total(double p, double total) {
+  return p == INFINITY ? total : p == 2 ? sqrt_(total) : pow_(total, 1 / p);
+}
+FASTNN_HD inline double clip_factor(double max_norm, double norm) {
+  const double factor = max_norm / (norm + 1e-6);
+  return factor >= 1 ? 1 : factor;  // NaN stays
+}
 
 // Calls use(rule) with the functor of a rule, made of its coefficients.
 template <class T, class Use>

@@ -164,10 +164,9 @@ template <class T>
 void forward_of(const RecurrentArgs& args) {
   using Value = Compute<T>;
   const int64_t hidden = args.hidden, gates = cell_gates(args.cell), n_rows = args.rows.n_rows;
-  const bool lstm = args.cell == Cell::Lstm, gru = args.cell >= Cell::Gru;
   const bool two_products = args.weight_hr || args.cell == Cell::GruResetBefore;
   const CudaScratch sums(size_t(n_rows * gates * hidden) * sizeof(Value));
-  const CudaScratch carried(lstm || gru ? size_t(args.rows.batch * hidden) * sizeof(Value) : 0);
+  const Carried<Value> carried(args.cell, args.rows.batch, hidden);
   const CudaScratch middle(two_products && !args.middle ? size_t(n_rows * hidden) * sizeof(T) : 0);
   const Forward<T> layer{args.cell,
                          hidden,
@@ -182,21 +181,19 @@ void forward_of(const RecurrentArgs& args) {
                          static_cast<const T*>(args.c0),
                          static_cast<T*>(args.hn),
                          static_cast<T*>(args.cn),
-                         gru ? carried.as<Value>() : nullptr,
-                         lstm ? carried.as<Value>() : nullptr};
+                         carried.h(),
+                         carried.c()};
   input_sums<T>(args, sums.as<Value>());
-  if (lstm) return walk_forward<T, 4>(args, layer);
-  if (args.cell == Cell::Gru) return walk_forward<T, 3>(args, layer);
-  gru ? walk_forward<T, 2>(args, layer) : walk_forward<T, 1>(args, layer);
+  switch (args.cell) {
+    case Cell::Lstm: return walk_forward<T, 4>(args, layer);
+    case Cell::Gru: return walk_forward<T, 3>(args, layer);
+    case Cell::GruResetBefore: return walk_forward<T, 2>(args, layer);
+    default: return walk_forward<T, 1>(args, layer);
+  }
 }
 
 void forward(const RecurrentArgs& args) {
-  if (args.form_ih) {  // weights are used as they are
-    *args.form_ih = *args.form_hh = {};
-    return;
-  }
-  if (args.rows.batch == 0) return;
-  with_float_type(args.dtype, [&](auto tag) { forward_of<typename decltype(tag)::type>(args); });
+  run_layer(args, {args.form_ih, args.form_hh}, [&](auto tag) { forward_of<typename decltype(tag)::type>(args); });
 }
 
 }  // namespace

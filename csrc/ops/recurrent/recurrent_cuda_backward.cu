@@ -172,12 +172,12 @@ template <class T>
 void backward_of(const RecurrentBackwardArgs& args) {
   using Value = Compute<T>;
   const int64_t hidden = args.hidden, outputs = args.outputs;
-  const bool lstm = args.cell == Cell::Lstm, gru = args.cell >= Cell::Gru, resets = args.cell == Cell::GruResetBefore;
+  const bool resets = args.cell == Cell::GruResetBefore;
   const int64_t depth = (resets ? 2 : cell_gates(args.cell)) * hidden, second_depth = resets ? hidden : outputs;
   const bool two_products = args.weight_hr || resets;
   const CudaScratch first_weights(size_t(outputs * depth) * sizeof(T));
   const CudaScratch second_weights(two_products ? size_t(hidden * second_depth) * sizeof(T) : 0);
-  const CudaScratch carried(lstm || gru ? size_t(args.rows.batch * hidden) * sizeof(Value) : 0);
+  const Carried<Value> carried(args.cell, args.rows.batch, hidden);
   const BackwardLayer<T> layer{args.cell,
                                hidden,
                                outputs,
@@ -192,8 +192,8 @@ void backward_of(const RecurrentBackwardArgs& args) {
                                static_cast<T*>(args.doutputs),
                                static_cast<T*>(args.dh0),
                                static_cast<T*>(args.dc0),
-                               gru ? carried.as<Value>() : nullptr,
-                               lstm ? carried.as<Value>() : nullptr};
+                               carried.h(),
+                               carried.c()};
 
   const T* weights = static_cast<const T*>(args.weight_hh);
   transpose(weights, depth, outputs, args.cell == Cell::Gru ? 2 * hidden : 0, first_weights.as<T>());
@@ -210,12 +210,7 @@ void backward_of(const RecurrentBackwardArgs& args) {
 }
 
 void backward(const RecurrentBackwardArgs& args) {
-  if (args.form_hh) {
-    *args.form_hh = {};
-    return;
-  }
-  if (args.rows.batch == 0) return;
-  with_float_type(args.dtype, [&](auto tag) { backward_of<typename decltype(tag)::type>(args); });
+  run_layer(args, {args.form_hh}, [&](auto tag) { backward_of<typename decltype(tag)::type>(args); });
 }
 
 }  // namespace

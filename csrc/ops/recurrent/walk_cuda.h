@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <initializer_list>
 
 #include "ops/recurrent/step_cuda.h"
 
@@ -214,6 +215,33 @@ void run(const Walk<First, Second>& walk) {
     launch_phase(walk.first, step);
     if (walk.second.weights.data) launch_phase(walk.second, step);
   }
+}
+
+// ---------------------------------------------------------------------------------- what launchers share
+
+// (batch, hidden) in the compute type, carried from step to step: c of an LSTM, h of a GRU, or their gradients.
+template <class Value>
+class Carried {
+ public:
+  Carried(Cell cell, int64_t batch, int64_t hidden)
+      : lstm_(cell == Cell::Lstm),
+        gru_(cell >= Cell::Gru),
+        memory_(lstm_ || gru_ ? size_t(batch * hidden) * sizeof(Value) : 0) {}
+  Value* h() const { return gru_ ? memory_.template as<Value>() : nullptr; }
+  Value* c() const { return lstm_ ? memory_.template as<Value>() : nullptr; }
+
+ private:
+  bool lstm_, gru_;
+  CudaScratch memory_;
+};
+
+// Calls of_type(tag) unless there is nothing to do. Weights are used as they are: nothing of them would be packed.
+template <class Args, class OfType>
+void run_layer(const Args& args, std::initializer_list<PackedForm*> forms, const OfType& of_type) {
+  bool asked = false;
+  for (PackedForm* form : forms)
+    if (form) *form = {}, asked = true;
+  if (!asked && args.rows.batch > 0) with_float_type(args.dtype, of_type);
 }
 
 }  // namespace

@@ -1,10 +1,9 @@
 """Adam and its relatives: steps scaled by running moments of the gradient."""
 
-import math
 from typing import Any, Unpack
 
 from fastnn._C import Tensor
-from fastnn.optim.optimizer import Implementation, Optimizer, Params
+from fastnn.optim.optimizer import Count, Implementation, Optimizer, Params
 
 
 class _Moments(Optimizer):
@@ -19,10 +18,10 @@ class _Moments(Optimizer):
         self._check_not_negative(group, "eps")
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for step, members in self._by_step(params).items():
+        for step, members in self._by_step(group, params):
             self._step_members(group, members, step)
 
-    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: Count) -> None:
         raise NotImplementedError
 
 
@@ -55,15 +54,16 @@ class Adam(_Moments):
         options |= {"maximize": maximize, "decoupled_weight_decay": decoupled_weight_decay}
         super().__init__(params, options, **implementation)
 
-    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
-        (beta1, beta2), amsgrad = group["betas"], group["amsgrad"]
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: Count) -> None:
+        amsgrad = group["amsgrad"]
         self._update(
             "amsgrad" if amsgrad else "adam",
             group,
             params,
             (*self.states, "max_exp_avg_sq") if amsgrad else self.states,
-            [beta1, beta2, group["lr"] / (1 - beta1**step), math.sqrt(1 - beta2**step), group["eps"]],
+            [*group["betas"], group["lr"], group["eps"]],
             group["decoupled_weight_decay"],
+            step,
         )
 
 
@@ -95,7 +95,11 @@ class NAdam(_Moments):
     mu_t = beta1 * (1 - 0.96^(t * momentum_decay) / 2)
     p = p - lr * ((1 - mu_t) * g / (1 - mu_1 ... mu_t) + mu_(t+1) * m / (1 - mu_1 ... mu_(t+1)))
                / (sqrt(v / (1 - beta2^t)) + eps)
+
+    The product of mu is kept by the host, so that a step cannot be captured.
     """
+
+    _capture_advice = "capture the forward and backward pass only, and call step() after each replay"
 
     def __init__(
         self,
@@ -118,7 +122,11 @@ class NAdam(_Moments):
         super()._check_options(group)
         self._check_not_negative(group, "momentum_decay")
 
-    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
+    def _counts_on_gpu(self, group: dict[str, Any], p: Tensor) -> bool:
+        return False
+
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: Count) -> None:
+        assert isinstance(step, int)
         (beta1, beta2), lr, decay = group["betas"], group["lr"], group["momentum_decay"]
         mu, mu_next = (beta1 * (1 - 0.5 * 0.96 ** (t * decay)) for t in (step, step + 1))
         by_product: dict[float, list[Tensor]] = {}  # parameters of one age, unless their options ever differed
@@ -127,8 +135,8 @@ class NAdam(_Moments):
             by_product.setdefault(product, []).append(p)
         for product, members in by_product.items():
             of_g, of_m = lr * (1 - mu) / (1 - product), lr * mu_next / (1 - product * mu_next)
-            coefficients = [beta1, beta2, of_g, of_m, math.sqrt(1 - beta2**step), group["eps"]]
-            self._update("nadam", group, members, self.states, coefficients, group["decoupled_weight_decay"])
+            coefficients = [beta1, beta2, of_g, of_m, group["eps"]]
+            self._update("nadam", group, members, self.states, coefficients, group["decoupled_weight_decay"], step)
 
 
 class RAdam(_Moments):
@@ -149,17 +157,9 @@ class RAdam(_Moments):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, {**options, "decoupled_weight_decay": decoupled_weight_decay}, **implementation)
 
-    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
-        beta1, beta2 = group["betas"]
-        step_size, correction2 = group["lr"] / (1 - beta1**step), 1 - beta2**step
-        longest = 2 / (1 - beta2) - 1  # length of the average that v becomes, and its length now
-        length = longest - 2 * step * beta2**step / correction2
-        if length > 5:
-            ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
-            rule, coefficients = "radam", [beta1, beta2, step_size * math.sqrt(ratio * correction2), group["eps"]]
-        else:
-            rule, coefficients = "radam_start", [beta1, beta2, step_size]
-        self._update(rule, group, params, self.states, coefficients, group["decoupled_weight_decay"])
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: Count) -> None:
+        coefficients = [*group["betas"], group["lr"], group["eps"]]
+        self._update("radam", group, params, self.states, coefficients, group["decoupled_weight_decay"], step)
 
 
 class Adamax(_Moments):
@@ -186,7 +186,6 @@ class Adamax(_Moments):
         options = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize}
         super().__init__(params, options, **implementation)
 
-    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: int) -> None:
-        beta1, beta2 = group["betas"]
-        coefficients = [beta1, beta2, group["lr"] / (1 - beta1**step), group["eps"]]
-        self._update("adamax", group, params, self.states, coefficients)
+    def _step_members(self, group: dict[str, Any], params: list[Tensor], step: Count) -> None:
+        coefficients = [*group["betas"], group["lr"], group["eps"]]
+        self._update("adamax", group, params, self.states, coefficients, step=step)

@@ -2,7 +2,6 @@
 
 from typing import Any, Unpack
 
-from fastnn import _C
 from fastnn._C import Tensor
 from fastnn.optim.optimizer import Implementation, Optimizer, Params
 
@@ -37,12 +36,10 @@ class Adagrad(_Adaptive):
         super().__init__(params, {**options, "initial_accumulator_value": initial_accumulator_value}, **implementation)
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        for step, members in self._by_step(params).items():
-            for p in members:
-                if "sum" not in self.state[p]:
-                    self.state[p]["sum"] = _C.full_like(p.detach(), group["initial_accumulator_value"])
-            lr = group["lr"] / (1 + (step - 1) * group["lr_decay"])
-            self._update("adagrad", group, members, ("sum",), [lr, group["eps"]])
+        coefficients = [group["lr"], group["lr_decay"], group["eps"]]
+        for step, members in self._by_step(group, params):
+            self._state_of(members, "sum", group["initial_accumulator_value"])
+            self._update("adagrad", group, members, ("sum",), coefficients, step=step)
 
 
 class Adadelta(_Adaptive):
@@ -74,9 +71,9 @@ class Adadelta(_Adaptive):
             raise ValueError(f"Adadelta: rho must be in [0, 1], got {group['rho']}")
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        self._by_step(params)
         coefficients = [group["rho"], group["lr"], group["eps"]]
-        self._update("adadelta", group, params, ("square_avg", "acc_delta"), coefficients)
+        for step, members in self._by_step(group, params):
+            self._update("adadelta", group, members, ("square_avg", "acc_delta"), coefficients, step=step)
 
 
 class RMSprop(_Adaptive):
@@ -105,11 +102,11 @@ class RMSprop(_Adaptive):
         super().__init__(params, {**options, "centered": centered, "maximize": maximize}, **implementation)
 
     def _step_group(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        self._by_step(params)
         rule, states = "rmsprop", ["square_avg"]
         if group["centered"]:
             rule, states = f"{rule}_centered", [*states, "grad_avg"]
         if group["momentum"] > 0:
             rule, states = f"{rule}_momentum", [*states, "momentum_buffer"]
         coefficients = [group["alpha"], group["lr"], group["eps"], group["momentum"]]
-        self._update(rule, group, params, states, coefficients)
+        for step, members in self._by_step(group, params):
+            self._update(rule, group, members, states, coefficients, step=step)

@@ -12,8 +12,12 @@ from fastnn.nn.utils import gradients_of
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
+# The count of the step that is taken, of all parameters; or one on the GPU for each, which the step itself raises.
+Count = int | list[Tensor]
+
+
 class Implementation(TypedDict, total=False):
-    """PyTorch's choice among its implementations: accepted and without effect, for every step here is fused."""
+    """PyTorch's choice among its implementations. ``foreach`` and ``fused`` change nothing: every step is fused."""
 
     foreach: bool | None
     fused: bool | None
@@ -25,10 +29,15 @@ class Optimizer:
     """The base: a subclass gives ``defaults`` and ``_step_group``.
 
     ``params`` are tensors, (name, tensor) pairs, or dicts with ``params`` and options that override the
-    defaults. A step is one fused call for each group. Of the keywords for PyTorch's implementations
-    (``foreach``, ``fused``, ``capturable``, ``differentiable``) only ``differentiable=True`` is refused:
-    a step is outside autograd.
+    defaults. A step is one fused call for each group. Of the keywords for PyTorch's implementations ``foreach`` and
+    ``fused`` change nothing, and ``differentiable=True`` is refused: a step is outside autograd.
+
+    With ``capturable=True`` steps of parameters on a GPU are counted there, so that a CUDA graph may hold them
+    (``fastnn.cuda.graph``): every replay is the next step. The states must be there before the capture: take a step
+    first. Learning rates and other options are numbers, and stay what they were at the capture.
     """
+
+    _capture_advice = "make the optimizer with capturable=True"  # what else to do where the host counts
 
     def __init__(self, params: Params, defaults: dict[str, Any], **implementation: Unpack[Implementation]) -> None:
         kind = type(self).__name__
@@ -38,7 +47,7 @@ class Optimizer:
             raise ValueError(f"{kind}: differentiable=True is not supported, a step is outside autograd")
         if isinstance(params, Tensor):
             raise TypeError("an optimizer takes an iterable of tensors or dicts, got a single Tensor")
-        self.defaults = defaults
+        self.defaults = {**defaults, "capturable": implementation.get("capturable", False)}
         self.state: dict[Tensor, dict[str, Any]] = {}
         self.param_groups: list[dict[str, Any]] = []
         groups = list(params)
@@ -89,24 +98,51 @@ class Optimizer:
         """Updates the parameters of one group that have a gradient."""
         raise NotImplementedError
 
-    def _by_step(self, params: list[Tensor]) -> dict[int, list[Tensor]]:
-        """Counts a step for each parameter; the parameters by that count.
+    def _by_step(self, group: dict[str, Any], params: list[Tensor]) -> list[tuple[Count, list[Tensor]]]:
+        """Counts a step for each parameter; the parameters by that count, or all of them where the GPU counts.
 
         A layer unfrozen later counts from its own start.
         """
+        if self._counts_on_gpu(group, params[0]):
+            return [([self._count_on_gpu(p) for p in params], params)]
+        if params[0].is_cuda and _C.cuda_is_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}: its steps are counted on the host, and a CUDA graph would repeat the captured "
+                f"one; {self._capture_advice}"
+            )
         found: dict[int, list[Tensor]] = {}
         for p in params:
-            state = self.state.setdefault(p, {"step": 0})
-            state["step"] += 1
-            found.setdefault(state["step"], []).append(p)
-        return found
+            state = self.state.setdefault(p, {})
+            state["step"] = step = int(state.get("step", 0)) + 1
+            found.setdefault(step, []).append(p)
+        return list(found.items())
 
-    def _state_of(self, params: list[Tensor], name: str) -> list[Tensor]:
-        """The states of this name; one that is not there yet starts at zero."""
+    def _counts_on_gpu(self, group: dict[str, Any], p: Tensor) -> bool:
+        return group["capturable"] and p.is_cuda
+
+    def _count_on_gpu(self, p: Tensor) -> Tensor:
+        """How many steps were taken: a number of float32, as PyTorch keeps it."""
+        state = self.state.setdefault(p, {})
+        if not isinstance(state.get("step"), Tensor):
+            self._check_may_begin()
+            state["step"] = _C.full((), float(state.get("step", 0)), dtype=_C.float32, device=p.device)
+        count: Tensor = state["step"]
+        return count
+
+    def _check_may_begin(self) -> None:
+        if _C.cuda_is_capturing():
+            raise RuntimeError(
+                f"{type(self).__name__}: the first step makes the states, and every replay of a CUDA graph would make "
+                "them anew; take a step before the capture"
+            )
+
+    def _state_of(self, params: list[Tensor], name: str, start: float = 0.0) -> list[Tensor]:
+        """The states of this name; one that is not there yet is filled with ``start``."""
         for p in params:
             state = self.state.setdefault(p, {})
             if name not in state:
-                state[name] = _C.zeros_like(p.detach())
+                self._check_may_begin()
+                state[name] = _C.full_like(p.detach(), start)
         return [self.state[p][name] for p in params]
 
     def _update(
@@ -117,8 +153,9 @@ class Optimizer:
         states: Iterable[str],
         coefficients: list[float],
         decoupled: bool = False,
+        step: Count = 1,
     ) -> None:
-        """One fused step of these parameters.
+        """One fused step of these parameters, the ``step``-th.
 
         With ``decoupled`` the weight decay acts on the parameter itself, else it adds to the gradient.
         """
@@ -133,6 +170,7 @@ class Optimizer:
             0.0 if decoupled else decay,
             1 - group["lr"] * decay if decoupled else 1.0,
             group["maximize"],
+            step,
         )
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -183,6 +221,10 @@ class Optimizer:
         for group in groups:
             self._check_options(group)
         self.state, self.param_groups = state, groups
+        for group in groups:
+            for p in group["params"]:
+                if "step" in state.get(p, {}) and self._counts_on_gpu(group, p):
+                    self._count_on_gpu(p)
 
     def _restored(self, p: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
         """The state of one parameter: tensors copied to its dtype and device, the step count as an int."""
