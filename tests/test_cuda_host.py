@@ -56,7 +56,8 @@ static_assert(is_wide());
 
 // The prepared walk is the same one, in 32 bits where it says so: a transposed, a reversed and a broadcast operand.
 constexpr bool walks_alike(int64_t step, bool narrow) {
-  const int64_t shape[4] = {2, 3, 5, 7}, transposed[4] = {step, 2, 6, 30}, reversed[4] = {-105, 35, -7, 1}, none[4] = {};
+  const int64_t shape[4] = {2, 3, 5, 7}, transposed[4] = {step, 2, 6, 30}, reversed[4] = {-105, 35, -7, 1};
+  const int64_t none[4] = {};
   const int64_t* const strides[3] = {transposed, reversed, none};
   for (int ndim = 0; ndim <= 4; ++ndim) {
     const StridedWalk walk(ndim, shape, strides);

@@ -239,8 +239,9 @@ __device__ typename Reducer::Wide join_team(const Reducer& reducer, typename Red
   return joined;
 }
 
+// Two blocks a multiprocessor: left to choose, ptxas spills to fit in a third.
 template <class Reducer, int kWidth>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 2)
     reduce_rows(const __grid_constant__ Reducer reducer, const __grid_constant__ Chunks chunks, int team) {
   using T = typename Reducer::T;
   using Wide = typename Reducer::Wide;
