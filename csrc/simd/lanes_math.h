@@ -217,7 +217,8 @@ inline Values<float> negated_where(Numbers<float> number, Values<float> x) {  //
 }
 inline Values<float> sin_lanes(Values<float> x) {
   const QuadrantLanes q(x);
-  return negated_where(q.number, (q.number & 1) != 0 ? cos_small(q.r) : sin_small(q.r));
+  const Values<float> sine = x == 0.0f ? x : sin_small(q.r);  // keeps the sign of 0
+  return negated_where(q.number, (q.number & 1) != 0 ? cos_small(q.r) : sine);
 }
 inline Values<float> cos_lanes(Values<float> x) {
   const QuadrantLanes q(x);
