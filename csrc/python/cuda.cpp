@@ -135,7 +135,8 @@ void bind_streams(py::module_& m, py::class_<CudaStream>& stream, py::class_<Cud
       "cuda_external_stream",
       [](uintptr_t handle, const DeviceArg& device) {
         check(handle != 0, "ExternalStream: expected the address of a stream; 1 names the legacy default stream");
-        return CudaStream{device_or_current(device), reinterpret_cast<void*>(handle)};
+        const CudaStream own = cuda_default_stream(device_or_current(device));  // opens the device, or says why not
+        return CudaStream{own.device, reinterpret_cast<void*>(handle)};
       },
       arg("stream_ptr"), arg("device") = py::none());
   m.def("cuda_set_stream", cuda_set_stream, arg("stream"));
