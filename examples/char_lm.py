@@ -131,7 +131,7 @@ class Gpt(nn.Module):
 MODELS = {  # how to make it, steps of training, largest learning rate
     "gru": (lambda: Recurrent(nn.GRU), 1200, 4e-3),
     "lstm": (lambda: Recurrent(nn.LSTM), 1200, 4e-3),
-    "gpt": (Gpt, 3000, 3e-3),
+    "gpt": (Gpt, 2400, 3e-3),
 }
 
 
