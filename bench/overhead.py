@@ -40,6 +40,7 @@ FORWARD = {
     "softmax(x, 0)": "F.softmax(x, 0)",
     "x.add_(y)": "z.add_(y)",
     "Linear(8, 8)(m)": "layer(m)",
+    "LSTM(8, 8), one step": "lstm(s)",
     "Adam step, 4 tensors": "adam.step()",
 }
 NUMPY = {
@@ -64,6 +65,7 @@ def names_of(lib: Any, requires_grad: bool) -> dict[str, Any]:
     if lib is not np:
         variables["F"] = lib.nn.functional
         variables["layer"] = lib.nn.Linear(8, 8)
+        variables["lstm"], variables["s"] = lib.nn.LSTM(8, 8), make(1, 1, 8)
         variables["adam"] = adam(lib)
     if requires_grad:
         for name in ("x", "m"):
