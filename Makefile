@@ -46,7 +46,7 @@ stubs: $(VENV)
 
 # Compiles all C++ but the Python bindings for 64-bit ARM; links and runs nothing.
 AARCH64_CXX ?= aarch64-linux-gnu-g++
-AARCH64_FLAGS = -std=c++17 -O1 -Wall -Wextra -Wno-init-list-lifetime -Icsrc \
+AARCH64_FLAGS = -std=c++17 -O0 -Wall -Wextra -Wno-init-list-lifetime -Icsrc \
   -DFASTNN_BUILT_LEVEL='"baseline"' -DFASTNN_LEVEL=baseline
 CUDA_SOURCES = $(patsubst %,csrc/core/%.cpp,cuda cuda_found cuda_graph cuda_launch cuda_memory cuda_stream)
 AARCH64_SOURCES = $(shell find csrc -name '*.cpp' -not -path 'csrc/python/*' $(patsubst %,-not -path %,$(CUDA_SOURCES)) -not -name '*_amx*')

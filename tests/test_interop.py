@@ -74,6 +74,13 @@ def test_strided_arrays_keep_their_values(view):
     np.testing.assert_allclose(tensor.sum().item(), array.sum(dtype=np.float64), rtol=1e-5)
 
 
+def test_a_c_contiguous_array_gives_contiguous_strides():
+    # numpy leaves strides of (256, 4, 32, 4) here, which read as channels_last.
+    images = np.zeros((3, 8, 8), np.float32)[:, None][np.arange(3)]
+    assert images.flags.c_contiguous
+    assert fastnn.from_numpy(images).stride() == (64, 64, 8, 1)
+
+
 def test_tensor_keeps_the_array_alive_and_releases_it():
     class Tracked(np.ndarray):
         pass

@@ -32,11 +32,12 @@ const char* cpu_level_name(CpuLevel level) {
   return names[static_cast<int>(level)];
 }
 
+#if defined(__x86_64__)
 namespace {
 
 // The tile registers: the CPU has them with bfloat16, and Linux, asked once, lets this process use them.
 bool amx_granted() {
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__linux__)
   constexpr unsigned kTile = 1u << 24, kBfloat16 = 1u << 22;  // cpuid 7.0, edx
   constexpr unsigned kConversions = 1u << 5;                  // cpuid 7.1, eax: AVX512_BF16
   constexpr long kRequestPermission = 0x1023, kTileData = 18;
@@ -52,6 +53,7 @@ bool amx_granted() {
 }
 
 }  // namespace
+#endif
 
 CpuLevel best_cpu_level() {
   // FASTNN_BUILT_LEVEL names the best level that the build compiled.

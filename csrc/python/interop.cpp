@@ -57,6 +57,8 @@ ArrayInfo check_array(py::handle array) {
     info.shape.push_back(untyped.shape(i));
     info.strides.push_back(bytes / item);
   }
+  // numpy's stride of an axis of one element means nothing; read as PyTorch reads one, it could say channels_last.
+  if (untyped.flags() & py::array::c_style) info.strides = contiguous_strides(info.shape);
   info.data = const_cast<void*>(untyped.data());
   info.writable = untyped.writeable();
   return info;
