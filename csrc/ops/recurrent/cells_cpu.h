@@ -97,35 +97,45 @@ inline FASTNN_INLINED Units<T> rnn_cell(bool relu, Units<T>* x) {
   return x[0];
 }
 
-// c becomes the new one; the result is h before the projection.
+// The gates and c, which becomes the new one; then h before the projection.
 template <class T>
-inline FASTNN_INLINED Units<T> lstm_cell(Units<T>* x, Units<T>& c) {
-  Units<T> h;
+inline FASTNN_INLINED void lstm_gates(Units<T>* x, Units<T>& c) {
   FASTNN_EACH_HALF {
     x[0][i] = sigmoid_of(x[0][i]);
     x[1][i] = sigmoid_of(x[1][i]);
     x[2][i] = tanh_of(x[2][i]);
     x[3][i] = sigmoid_of(x[3][i]);
     c[i] = lstm_state(x[0][i], x[1][i], x[2][i], c[i]);
-    h[i] = tanh_of(c[i]) * x[3][i];
   }
+}
+template <class T>
+inline FASTNN_INLINED Units<T> lstm_output(const Units<T>& output, const Units<T>& c) {
+  Units<T> h;
+  FASTNN_EACH_HALF h[i] = tanh_of(c[i]) * output[i];
   return h;
 }
 
-// `hidden_n` is h W_hn^T + b_hn.
+// r, z and the sum of n. `hidden_n` is h W_hn^T + b_hn.
 template <class T>
-inline FASTNN_INLINED Units<T> gru_cell(Units<T>* x, const Units<T>& hidden_n, const Units<T>& h) {
-  Units<T> next;
+inline FASTNN_INLINED void gru_gates(Units<T>* x, const Units<T>& hidden_n) {
   FASTNN_EACH_HALF {
     x[0][i] = sigmoid_of(x[0][i]);
     x[1][i] = sigmoid_of(x[1][i]);
-    x[2][i] = tanh_of(x[2][i] + x[0][i] * hidden_n[i]);
-    next[i] = gru_state(x[2][i], x[1][i], h[i]);
+    x[2][i] += x[0][i] * hidden_n[i];
+  }
+}
+// The sum of n becomes n; the result is h'.
+template <class T>
+inline FASTNN_INLINED Units<T> gru_update(Units<T>& n, const Units<T>& z, const Units<T>& h) {
+  Units<T> next;
+  FASTNN_EACH_HALF {
+    n[i] = tanh_of(n[i]);
+    next[i] = gru_state(n[i], z[i], h[i]);
   }
   return next;
 }
 
-// The two halves of a GRU that resets before the product: r h, then h'.
+// Of a GRU that resets before the product: r, z; the result is r h.
 template <class T>
 inline FASTNN_INLINED Units<T> gru_reset(Units<T>* x, const Units<T>& h) {
   Units<T> reset;
@@ -135,15 +145,6 @@ inline FASTNN_INLINED Units<T> gru_reset(Units<T>* x, const Units<T>& h) {
     reset[i] = x[0][i] * h[i];
   }
   return reset;
-}
-template <class T>
-inline FASTNN_INLINED Units<T> gru_update(Units<T>& n, const Units<T>& z, const Units<T>& h) {
-  Units<T> next;
-  FASTNN_EACH_HALF {
-    n[i] = tanh_of(n[i]);
-    next[i] = gru_state(n[i], z[i], h[i]);
-  }
-  return next;
 }
 
 // --------------------------------------------------------------------------------- backward

@@ -188,7 +188,6 @@ class ForwardWalk {
     const NewMiddles middles = new_middles(step, tile);
     const SavedGates saved = saved_gates(step, tile);
     const UnitRows<T> cells = cell == Cell::Lstm ? c_.rows(tile.first, tile.unit) : UnitRows<T>{};
-    const bool projected = projected_;
     for (int64_t row = 0; row < tile.count; ++row) {
       Units<T> x[4];
 #pragma GCC unroll 4
@@ -199,24 +198,42 @@ class ForwardWalk {
       }
       if constexpr (cell == Cell::Lstm) {
         Units<T> c = cells.get(row);
-        const Units<T> h = lstm_cell(x, c);
+        lstm_gates(x, c);
         cells.set(row, c);
         saved.set_cells(row, c);
-        projected ? middles.set(row, h) : states.set(row, h);
+        Product::set_units(sums, 3, row, x[3]);
       } else if constexpr (cell == Cell::GruResetBefore) {
         middles.set(row, gru_reset(x, states.carried.get(row)));
         inputs.set(row, 1, x[1]);
       } else if constexpr (cell == Cell::Gru) {
         x[3] = Product::units(sums, 2, row);
         add_units(x[3], bias_n);
-        states.set(row, gru_cell(x, x[3], states.carried.get(row)));
+        gru_gates(x, x[3]);
         saved.set(row, 3, x[3]);
+        Product::set_units(sums, 1, row, x[1]);
+        Product::set_units(sums, 2, row, x[2]);
       } else {
         states.set(row, rnn_cell(cell == Cell::RnnRelu, x));
       }
 #pragma GCC unroll 4
-      for (int gate = 0; gate < kGates; ++gate) saved.set(row, gate, x[gate]);
+      for (int gate = 0; gate < kGates; ++gate)
+        if (cell != Cell::Gru || gate != 2) saved.set(row, gate, x[gate]);
     }
+    // What follows these activations, for all rows again: a row's chain of operations is too long to be hidden behind
+    // the next one's.
+    if constexpr (cell == Cell::Lstm) {
+      const auto finish = [&](const auto& results) FASTNN_INLINED {
+        for (int64_t row = 0; row < tile.count; ++row)
+          results.set(row, lstm_output(Product::units(sums, 3, row), cells.get(row)));
+      };
+      projected_ ? finish(middles) : finish(states);
+    }
+    if constexpr (cell == Cell::Gru)
+      for (int64_t row = 0; row < tile.count; ++row) {
+        Units<T> n = Product::units(sums, 2, row);
+        states.set(row, gru_update(n, Product::units(sums, 1, row), states.carried.get(row)));
+        saved.set(row, 2, n);
+      }
   }
 
   void project(int64_t s, const Piece& piece) {
