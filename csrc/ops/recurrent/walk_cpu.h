@@ -99,7 +99,7 @@ struct Piece {
 
 inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work, int64_t bytes, int64_t blocks) {
   const int64_t threads = num_threads();
-  if (threads == 1 || work * rows.batch * rows.n_steps < kTeamWork) return {true, 1};
+  if (threads == 1 || work * rows.batch * rows.n_steps < kTeamWork) return {false, 1, bytes > kKeptWeights};
   if (bytes <= kCachedWeights && rows.batch >= kLeastRows * threads) return {true, threads};
   const int64_t parts = min(min(threads, blocks), work * rows.batch / (phases * kPieceWork));
   return {false, max(parts, 1), bytes > kKeptWeights * max(parts, 1)};
