@@ -49,11 +49,16 @@ inline FASTNN_INLINED Values<float> quotient(Values<float> a, Values<float> b) {
 // e^(factor x) = scale e^(factor rest), scale a power of two, |factor rest| <= ln 2 / 2.
 struct ExpOfUnits {
   Values<float> scale, rest;
-  ExpOfUnits(Values<float> x, float factor) {
+  FASTNN_INLINED ExpOfUnits(Values<float> x, float factor) {
     constexpr float kRoundToExponent = kRoundToInteger + 127.0f;  // leaves the exponent of 2^n in the low bits
     const Values<float> shifted = x * (factor * 1.44269504f) + kRoundToExponent;
+    const Values<float> n = shifted - kRoundToExponent;
     scale = Values<float>(Numbers<float>(shifted) << 23);
-    rest = x - (shifted - kRoundToExponent) * (0.693147181f / factor);
+#if defined(__FMA__) || defined(__aarch64__)
+    rest = x - n * (0.693147181f / factor);
+#else  // the product is rounded: ln 2 in two parts, the first of few bits
+    rest = (x - n * (0.693359375f / factor)) + n * (2.12194440e-4f / factor);
+#endif
   }
 };
 
