@@ -215,6 +215,23 @@ def test_kept_weights_follow_changes(make: type) -> None:
             np.testing.assert_allclose(ours.detach().numpy(), theirs.detach().numpy(), rtol=0, atol=1e-5)
 
 
+def test_activations() -> None:
+    """Cells' own tanh and sigmoid: a few units in the last place, also of results near 0; their limits; NaN."""
+    sizes = np.concatenate([np.geomspace(1e-30, 1e-3, 200), np.linspace(0.001, 89, 3000), [np.inf]])
+    sums = np.concatenate([-sizes, [0.0, np.nan], sizes]).astype(np.float32)
+    n, exact = len(sums), sums.astype(np.float64)
+    one, start = fastnn.ones(1, 1, 1), fastnn.ones(1, 1, n)
+    column, zeros = fastnn.from_numpy(sums[:, None].copy()), fastnn.zeros(n, 1)
+    no_state = fastnn.zeros(n, n)
+    tanh = fastnn._C.recurrent("rnn_tanh", one, column, no_state)[0]
+    sigmoid = fastnn._C.recurrent(
+        "gru", one, fastnn.cat([zeros, column, zeros]), fastnn.cat([no_state] * 3), None, None, None, start[0]
+    )[0]  # z h, since n is 0
+    power = np.exp(-np.abs(exact))
+    for got, want in ((tanh, np.tanh(exact)), (sigmoid, np.where(exact < 0, power, 1) / (1 + power))):
+        np.testing.assert_allclose(got.numpy().reshape(-1), want, rtol=5 * 2.0**-23, atol=2e-38)
+
+
 @pytest.mark.parametrize("bad", [np.inf, np.nan, 1e38])
 def test_numbers_that_tiles_cannot_cut(bad: float) -> None:
     """Infinities, NaN and huge states in a batch for matrix tiles come out as in a small one."""

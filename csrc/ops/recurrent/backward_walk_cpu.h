@@ -85,123 +85,218 @@ class BackwardWalk {
 
   int64_t row_at(const Step& step, int64_t row) const { return step.begin + row * args_.rows.row_stride; }
 
-  Units<T> saved_gate(const Step& step, int64_t row, int64_t block, int64_t gate) const {
-    const int64_t at = saved_gates_at<T>(args_.cell, args_.rows, row_at(step, row), block) + gate * kUnits<T>;
-    return load_units<T>(args_.saved, args_.dtype, at, kUnits<T>);
+  // A tile's rows of a matrix, `width` wide.
+  template <class Data>
+  StoredRows<T, Data> rows_of(Data* matrix, int64_t width, const Step& step, const TileOfRows& tile) const {
+    return {matrix, args_.dtype, row_at(step, tile.first) * width + tile.unit, args_.rows.row_stride * width};
   }
-  Units<T> saved_cells(const Step& step, int64_t row, int64_t block) const {
-    const int64_t at = saved_cells_at<T>(args_.rows, args_.hidden, row_at(step, row), block);
-    return load_units<T>(args_.saved, args_.dtype, at, kUnits<T>);
+  using SavedRows = StoredRows<T, const void>;
+  SavedRows saved_gates(const Step& step, const TileOfRows& tile) const {
+    return {args_.saved, args_.dtype, saved_gates_at<T>(args_.cell, args_.rows, row_at(step, tile.first), tile.block),
+            args_.rows.row_stride * cell_gradients(args_.cell) * kUnits<T>};
   }
-
-  // h that a row of the s-th step came from.
-  Units<T> h_before(int64_t forward_s, int64_t row, int64_t unit, int64_t n) const {
-    const Step before = step_at(args_.rows, forward_s - 1);
-    if (row < before.rows) return load_units<T>(args_.y, args_.dtype, row_at(before, row) * args_.hidden + unit, n);
-    return load_units<T>(args_.h0, args_.dtype, row * args_.hidden + unit, n);
-  }
-  Units<T> c_before(int64_t forward_s, int64_t row, int64_t block, int64_t n) const {
-    const Step before = step_at(args_.rows, forward_s - 1);
-    if (row < before.rows) return saved_cells(before, row, block);
-    return load_units<T>(args_.c0, args_.dtype, row * args_.hidden + block * kUnits<T>, n);
+  SavedRows saved_cells(const Step& step, const TileOfRows& tile) const {
+    return {args_.saved, args_.dtype, saved_cells_at<T>(args_.rows, args_.hidden, row_at(step, tile.first), tile.block),
+            args_.rows.row_stride * kUnits<T>};
   }
 
-  // A gate's gradient goes to dgates and, where `into` is one, to an operand.
-  void set_gate(Operand* into, const Step& step, int64_t row, int64_t gate, int64_t unit, const Units<T>& d,
-                int64_t n) {
-    store_units(args_.dgates, args_.dtype, row_at(step, row) * width_ + gate * args_.hidden + unit, d, n);
-    if (into) into->set(row, gate * Product::padded(args_.hidden) + unit, d, n);
+  // The states that the rows of a step came from: those that the step before made, and for the others the first.
+  struct StatesBefore {
+    SavedRows made, first;
+    int64_t n_made, n_in_made, n_in_first;
+
+    FASTNN_INLINED Units<T> load(int64_t row) const {
+      return row < n_made ? made.load(row, n_in_made) : first.load(row, n_in_first);
+    }
+  };
+  SavedRows first_states(const void* states, int64_t width, const TileOfRows& tile) const {
+    return {states, args_.dtype, tile.first * width + tile.unit, width};
+  }
+  StatesBefore h_before(int64_t forward_s, const TileOfRows& tile) const {
+    const Step before = step_at(args_.rows, forward_s - 1);
+    return {rows_of(args_.y, args_.hidden, before, tile), first_states(args_.h0, args_.hidden, tile),
+            before.rows - tile.first, tile.n, tile.n};
+  }
+  StatesBefore c_before(int64_t forward_s, const TileOfRows& tile) const {
+    const Step before = step_at(args_.rows, forward_s - 1);
+    return {saved_cells(before, tile), first_states(args_.c0, args_.hidden, tile), before.rows - tile.first, kUnits<T>,
+            tile.n};
+  }
+
+  // Gates' gradients go to dgates, and to the operand of the next products.
+  struct NewGradients {
+    StoredRows<T, void> dgates;
+    Operand operand;
+    TileOfRows tile;
+    int64_t hidden, padded_hidden;
+
+    FASTNN_INLINED void store(int64_t row, int64_t gate, const Units<T>& d) const {
+      dgates.store(row, d, tile.n, gate * hidden);
+    }
+    FASTNN_INLINED void set(int64_t row, int64_t gate, const Units<T>& d) const {
+      store(row, gate, d);
+      operand.set(tile.first + row, gate * padded_hidden + tile.unit, d, tile.n);
+    }
+  };
+  NewGradients new_gradients(int64_t s, const Step& step, const TileOfRows& tile) const {
+    return {rows_of(args_.dgates, width_, step, tile), gates_[s % 2], tile, args_.hidden,
+            Product::padded(args_.hidden)};
   }
 
   // dh of the step before the one just made, and the gradients of its gates.
   void go_back(int64_t s, const Piece& piece) {
-    const int64_t forward_s = args_.rows.n_steps - 1 - s, outputs = args_.outputs;
+    const int64_t forward_s = args_.rows.n_steps - 1 - s;
     const Step made = step_at(args_.rows, forward_s + 1), step = step_at(args_.rows, forward_s);
-    const Operand& operand = gates_[(s + 1) % 2];
-    const int64_t n_rows = max(made.rows, step.rows);
     alignas(64) T sums[Product::kGateSums];
-    for_each_tile<Product>(outputs, args_.rows.batch, n_rows, piece, [&](int64_t block, int64_t first, int64_t count) {
-      const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, outputs - unit);
-      const int64_t with_sums = min(count, made.rows - first);
-      if (with_sums > 0) products_[0].multiply(operand, first, with_sums, block, sums);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = first + i;
-        Units<T> dh = dh_.get(row, unit);
-        if (i < with_sums) add_units(dh, Product::units(sums, 0, i));
-        if (row < step.rows) {
-          add_units(dh, load_units<T>(args_.dy, args_.dtype, row_at(step, row) * outputs + unit, n));
-          differentiate(s, forward_s, step, row, block, n, dh);
-        }
-        dh_.set(row, unit, dh);
-      }
-    });
-  }
-
-  // Through the cell; dh becomes what goes to the state before it directly.
-  void differentiate(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t block, int64_t n,
-                     Units<T>& dh) {
-    const int64_t unit = block * kUnits<T>;
-    if (projected_) {
-      middle_.set(row, unit, dh, n);
-      store_units(args_.doutputs, args_.dtype, row_at(step, row) * args_.outputs + unit, dh, n);
-      return clear(dh);
-    }
-    Operand& operand = gates_[s % 2];
-    if (args_.cell == Cell::Lstm) {
-      differentiate_lstm(s, forward_s, step, row, block, n, dh);
-      return clear(dh);
-    }
-    if (args_.cell < Cell::Lstm) {
-      Units<T> a = saved_gate(step, row, block, 0);
-      rnn_gradient(args_.cell == Cell::RnnRelu, &a, dh);
-      set_gate(&operand, step, row, 0, unit, a, n);
-      return clear(dh);
-    }
-    const Units<T> before = h_before(forward_s, row, unit, n);
-    if (resets_) {
-      Units<T> z = saved_gate(step, row, block, 1), candidate = saved_gate(step, row, block, 2);
-      gru_update_gradient(z, candidate, before, dh);
-      set_gate(&operand, step, row, 1, unit, z, n);
-      set_gate(nullptr, step, row, 2, unit, candidate, n);
-      return middle_.set(row, unit, candidate, n);
-    }
-    Units<T> a[4];
-    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved_gate(step, row, block, gate);
-    gru_gradient(a, before, dh);
-    for (int64_t gate = 0; gate < 4; ++gate) set_gate(gate < 3 ? &operand : nullptr, step, row, gate, unit, a[gate], n);
-  }
-
-  static void clear(Units<T>& units) {
-    for (int64_t i = 0; i < kUnits<T>; ++i) units[i] = 0;
-  }
-
-  void differentiate_lstm(int64_t s, int64_t forward_s, const Step& step, int64_t row, int64_t block, int64_t n,
-                          const Units<T>& dh) {
-    const int64_t unit = block * kUnits<T>;
-    Units<T> a[4], dc = dc_.get(row, unit);
-    for (int64_t gate = 0; gate < 4; ++gate) a[gate] = saved_gate(step, row, block, gate);
-    lstm_gradient(a, saved_cells(step, row, block), c_before(forward_s, row, block, n), dh, dc);
-    dc_.set(row, unit, dc);
-    for (int64_t gate = 0; gate < 4; ++gate) set_gate(&gates_[s % 2], step, row, gate, unit, a[gate], n);
-  }
-
-  template <class Visit>
-  void for_each_second(const Step& step, const Piece& piece, const Visit& visit) {
-    alignas(64) T sums[Product::kGateSums];
-    for_each_tile<Product>(args_.hidden, args_.rows.batch, step.rows, piece,
-                           [&](int64_t block, int64_t first, int64_t count) {
-                             products_[1].multiply(middle_, first, count, block, sums);
-                             const int64_t n = min(kUnits<T>, args_.hidden - block * kUnits<T>);
-                             for (int64_t i = 0; i < count; ++i) visit(first + i, block, n, Product::units(sums, 0, i));
+    for_each_tile<Product>(args_.outputs, args_.rows.batch, max(made.rows, step.rows), piece,
+                           [&](const TileOfRows& tile) {
+                             const int64_t with_sums = min(tile.count, made.rows - tile.first);
+                             if (with_sums > 0)
+                               products_[0].multiply(gates_[(s + 1) % 2], tile.first, with_sums, tile.block, sums);
+                             const UnitRows<T> dh = dh_.rows(tile.first, tile.unit);
+                             for (int64_t row = 0; row < with_sums; ++row) {
+                               Units<T> sum = dh.get(row);
+                               add_units(sum, Product::units(sums, 0, row));
+                               dh.set(row, sum);
+                             }
+                             TileOfRows there = tile;
+                             there.count = min(tile.count, step.rows - tile.first);
+                             if (there.count > 0) differentiate(s, forward_s, step, there);
                            });
   }
 
+  // Through the cells; dh becomes what goes to the states before it directly.
+  void differentiate(int64_t s, int64_t forward_s, const Step& step, const TileOfRows& tile) {
+    if (projected_) return differentiate_projected(step, tile);
+    switch (args_.cell) {
+      case Cell::RnnTanh: return differentiate_rnn<false>(s, step, tile);
+      case Cell::RnnRelu: return differentiate_rnn<true>(s, step, tile);
+      case Cell::Lstm: return differentiate_lstm(s, forward_s, step, tile, whole_dh(step, tile));
+      case Cell::Gru: return differentiate_gru(s, forward_s, step, tile);
+      case Cell::GruResetBefore: return differentiate_gru_update(s, forward_s, step, tile);
+    }
+  }
+
+  // What came from later steps, and dy.
+  struct WholeGradients {
+    UnitRows<T> dh;
+    SavedRows dy;
+    int64_t n;
+
+    FASTNN_INLINED Units<T> get(int64_t row) const {
+      Units<T> sum = dh.get(row);
+      add_units(sum, dy.load(row, n));
+      return sum;
+    }
+    // Leaves nothing for the step before.
+    FASTNN_INLINED Units<T> take(int64_t row) const {
+      const Units<T> sum = get(row);
+      dh.set(row, {});
+      return sum;
+    }
+  };
+  WholeGradients whole_dh(const Step& step, const TileOfRows& tile) const {
+    return {dh_.rows(tile.first, tile.unit), rows_of(args_.dy, args_.outputs, step, tile), tile.n};
+  }
+
+  void differentiate_projected(const Step& step, const TileOfRows& tile) {
+    const WholeGradients whole = whole_dh(step, tile);
+    const StoredRows<T, void> doutputs = rows_of(args_.doutputs, args_.outputs, step, tile);
+    const Operand middle = middle_;
+    for (int64_t row = 0; row < tile.count; ++row) {
+      const Units<T> dh = whole.take(row);
+      middle.set(tile.first + row, tile.unit, dh, tile.n);
+      doutputs.store(row, dh, tile.n);
+    }
+  }
+
+  template <bool relu>
+  __attribute__((noinline)) void differentiate_rnn(int64_t s, const Step& step, const TileOfRows tile) {
+    const WholeGradients whole = whole_dh(step, tile);
+    const SavedRows saved = saved_gates(step, tile);
+    const NewGradients gradients = new_gradients(s, step, tile);
+    for (int64_t row = 0; row < tile.count; ++row) {
+      Units<T> a = saved.load(row, kUnits<T>);
+      rnn_gradient(relu, &a, whole.take(row));
+      gradients.set(row, 0, a);
+    }
+  }
+
+  // `whole` gives dh of a row.
+  template <class Whole>
+  __attribute__((noinline)) void differentiate_lstm(int64_t s, int64_t forward_s, const Step& step,
+                                                    const TileOfRows tile, const Whole whole) {
+    const SavedRows saved = saved_gates(step, tile), cells = saved_cells(step, tile);
+    const StatesBefore before = c_before(forward_s, tile);
+    const NewGradients gradients = new_gradients(s, step, tile);
+    const UnitRows<T> carried = dc_.rows(tile.first, tile.unit);
+    for (int64_t row = 0; row < tile.count; ++row) {
+      Units<T> a[4], dc = carried.get(row);
+#pragma GCC unroll 4
+      for (int gate = 0; gate < 4; ++gate) a[gate] = saved.load(row, kUnits<T>, gate * kUnits<T>);
+      lstm_gradient(a, cells.load(row, kUnits<T>), before.load(row), whole.take(row), dc);
+      carried.set(row, dc);
+#pragma GCC unroll 4
+      for (int gate = 0; gate < 4; ++gate) gradients.set(row, gate, a[gate]);
+    }
+  }
+
+  __attribute__((noinline)) void differentiate_gru(int64_t s, int64_t forward_s, const Step& step,
+                                                   const TileOfRows tile) {
+    const WholeGradients whole = whole_dh(step, tile);
+    const SavedRows saved = saved_gates(step, tile);
+    const StatesBefore before = h_before(forward_s, tile);
+    const NewGradients gradients = new_gradients(s, step, tile);
+    for (int64_t row = 0; row < tile.count; ++row) {
+      Units<T> a[4], dh = whole.get(row);
+#pragma GCC unroll 4
+      for (int gate = 0; gate < 4; ++gate) a[gate] = saved.load(row, kUnits<T>, gate * kUnits<T>);
+      gru_gradient(a, before.load(row), dh);
+      whole.dh.set(row, dh);
+#pragma GCC unroll 3
+      for (int gate = 0; gate < 3; ++gate) gradients.set(row, gate, a[gate]);
+      gradients.store(row, 3, a[3]);
+    }
+  }
+
+  // The update gate and the candidate of a GRU that resets before the product.
+  void differentiate_gru_update(int64_t s, int64_t forward_s, const Step& step, const TileOfRows& tile) {
+    const WholeGradients whole = whole_dh(step, tile);
+    const SavedRows saved = saved_gates(step, tile);
+    const StatesBefore before = h_before(forward_s, tile);
+    const NewGradients gradients = new_gradients(s, step, tile);
+    const Operand middle = middle_;
+    for (int64_t row = 0; row < tile.count; ++row) {
+      Units<T> dh = whole.get(row);
+      Units<T> z = saved.load(row, kUnits<T>, kUnits<T>), candidate = saved.load(row, kUnits<T>, 2 * kUnits<T>);
+      gru_update_gradient(z, candidate, before.load(row), dh);
+      whole.dh.set(row, dh);
+      gradients.set(row, 1, z);
+      gradients.store(row, 2, candidate);
+      middle.set(tile.first + row, tile.unit, candidate, tile.n);
+    }
+  }
+
+  // Calls visit(tile, sums) with what the second product gives.
+  template <class Visit>
+  void for_each_second(const Step& step, const Piece& piece, const Visit& visit) {
+    alignas(64) T sums[Product::kGateSums];
+    for_each_tile<Product>(args_.hidden, args_.rows.batch, step.rows, piece, [&](const TileOfRows& tile) {
+      products_[1].multiply(middle_, tile.first, tile.count, tile.block, sums);
+      visit(tile, sums);
+    });
+  }
+
   // dh before the projection, and the LSTM's gates.
+  struct UnprojectedGradients {
+    T* sums;
+    FASTNN_INLINED Units<T> take(int64_t row) const { return Product::units(sums, 0, row); }
+  };
   void unproject(int64_t s, const Piece& piece) {
     const int64_t forward_s = args_.rows.n_steps - 1 - s;
     const Step step = step_at(args_.rows, forward_s);
-    for_each_second(step, piece, [&](int64_t row, int64_t block, int64_t n, const Units<T>& dh) {
-      differentiate_lstm(s, forward_s, step, row, block, n, dh);
+    for_each_second(step, piece, [&](const TileOfRows& tile, T* sums) {
+      differentiate_lstm(s, forward_s, step, tile, UnprojectedGradients{sums});
     });
   }
 
@@ -209,13 +304,17 @@ class BackwardWalk {
   void reset(int64_t s, const Piece& piece) {
     const int64_t forward_s = args_.rows.n_steps - 1 - s;
     const Step step = step_at(args_.rows, forward_s);
-    for_each_second(step, piece, [&](int64_t row, int64_t block, int64_t n, const Units<T>& dreset) {
-      const int64_t unit = block * kUnits<T>;
-      Units<T> r = saved_gate(step, row, block, 0);
-      Units<T> dh = dh_.get(row, unit);
-      gru_reset_gradient(r, dreset, h_before(forward_s, row, unit, n), dh);
-      set_gate(&gates_[s % 2], step, row, 0, unit, r, n);
-      dh_.set(row, unit, dh);
+    for_each_second(step, piece, [&](const TileOfRows& tile, T* sums) {
+      const UnitRows<T> carried = dh_.rows(tile.first, tile.unit);
+      const SavedRows saved = saved_gates(step, tile);
+      const StatesBefore before = h_before(forward_s, tile);
+      const NewGradients gradients = new_gradients(s, step, tile);
+      for (int64_t row = 0; row < tile.count; ++row) {
+        Units<T> r = saved.load(row, kUnits<T>), dh = carried.get(row);
+        gru_reset_gradient(r, Product::units(sums, 0, row), before.load(row), dh);
+        gradients.set(row, 0, r);
+        carried.set(row, dh);
+      }
     });
   }
 

@@ -23,7 +23,7 @@ FASTNN_HD inline Step step_at(const RecurrentRows& rows, int64_t s) {
 
 template <class T>
 FASTNN_HD inline T relu_state(T sum) {
-  return sum < T(0) ? T(0) : sum;  // NaN stays
+  return sum < 0.0f ? T{} : sum;  // NaN stays
 }
 template <class T>
 FASTNN_HD inline T lstm_state(T input, T forget, T candidate, T c) {
@@ -40,19 +40,19 @@ FASTNN_HD inline T gru_state(T candidate, T update, T h) {
 
 template <class T>
 FASTNN_HD inline T rnn_gradient(bool relu, T activation, T dh) {
-  if (relu) return activation > T(0) ? dh : T(0);
-  return dh * (T(1) - activation * activation);
+  if (relu) return activation > 0.0f ? dh : T{};
+  return dh * (1.0f - activation * activation);
 }
 
 // dc becomes that of the step before.
 template <class T>
 FASTNN_HD inline void lstm_gradient(T& input, T& forget, T& candidate, T& output, T tanh_c, T c_before, T dh, T& dc) {
   const T i = input, f = forget, g = candidate, o = output;
-  const T d = dc + dh * o * (T(1) - tanh_c * tanh_c);
-  input = d * g * i * (T(1) - i);
-  forget = d * c_before * f * (T(1) - f);
-  candidate = d * i * (T(1) - g * g);
-  output = dh * tanh_c * o * (T(1) - o);
+  const T d = dc + dh * o * (1.0f - tanh_c * tanh_c);
+  input = d * g * i * (1.0f - i);
+  forget = d * c_before * f * (1.0f - f);
+  candidate = d * i * (1.0f - g * g);
+  output = dh * tanh_c * o * (1.0f - o);
   dc = d * f;
 }
 
@@ -61,10 +61,10 @@ FASTNN_HD inline void lstm_gradient(T& input, T& forget, T& candidate, T& output
 template <class T>
 FASTNN_HD inline void gru_gradient(T& first, T& second, T& third, T& fourth, T h_before, T& dh) {
   const T r = first, z = second, n = third, hidden_n = fourth;
-  const T dn = dh * (T(1) - z) * (T(1) - n * n);
+  const T dn = dh * (1.0f - z) * (1.0f - n * n);
   first = dn * r;
-  second = dn * hidden_n * r * (T(1) - r);
-  third = dh * (h_before - n) * z * (T(1) - z);
+  second = dn * hidden_n * r * (1.0f - r);
+  third = dh * (h_before - n) * z * (1.0f - z);
   fourth = dn;
   dh = dh * z;
 }
@@ -73,14 +73,14 @@ FASTNN_HD inline void gru_gradient(T& first, T& second, T& third, T& fourth, T h
 template <class T>
 FASTNN_HD inline void gru_update_gradient(T& update, T& candidate, T h_before, T& dh) {
   const T z = update, n = candidate;
-  update = dh * (h_before - n) * z * (T(1) - z);
-  candidate = dh * (T(1) - z) * (T(1) - n * n);
+  update = dh * (h_before - n) * z * (1.0f - z);
+  candidate = dh * (1.0f - z) * (1.0f - n * n);
   dh = dh * z;
 }
 template <class T>
 FASTNN_HD inline void gru_reset_gradient(T& reset, T dreset, T h_before, T& dh) {
   const T r = reset;
-  reset = dreset * h_before * r * (T(1) - r);
+  reset = dreset * h_before * r * (1.0f - r);
   dh += dreset * r;
 }
 

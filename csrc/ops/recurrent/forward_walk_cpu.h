@@ -74,7 +74,7 @@ class ForwardWalk {
     if (!args_.packed_ih.ready) inputs_.pack();
     h_.load(args_.h0, args_.dtype);
     h_.for_each([&](int64_t row, int64_t unit, int64_t n) {
-      for (Operand& state : states_) state.set(row, unit, h_.get(row, unit), n);
+      for (const Operand& state : states_) state.set(row, unit, h_.rows(row, unit).get(0), n);
     });
     if (c_.taken()) c_.load(args_.c0, args_.dtype);
   }
@@ -87,108 +87,180 @@ class ForwardWalk {
 
   int64_t row_at(const Step& step, int64_t row) const { return step.begin + row * args_.rows.row_stride; }
 
-  // A row's new state of some units goes everywhere.
-  void set_state(int64_t s, const Step& step, int64_t row, int64_t unit, const Units<T>& h, int64_t n) {
-    h_.set(row, unit, h);
-    states_[(s + 1) % 2].set(row, unit, h, n);
-    store_units(args_.y, args_.dtype, row_at(step, row) * args_.outputs + unit, h, n);
+  // A tile's rows of a matrix of results, `width` wide.
+  StoredRows<T, void> result_rows(void* matrix, int64_t width, const Step& step, const TileOfRows& tile) const {
+    return {matrix, args_.dtype, row_at(step, tile.first) * width + tile.unit, args_.rows.row_stride * width};
+  }
+
+  // Rows' new states of some units go everywhere.
+  struct NewStates {
+    UnitRows<T> carried;
+    Operand operand;
+    StoredRows<T, void> y;
+    TileOfRows tile;
+
+    FASTNN_INLINED void set(int64_t row, const Units<T>& h) const {
+      carried.set(row, h);
+      operand.set(tile.first + row, tile.unit, h, tile.n);
+      y.store(row, h, tile.n);
+    }
+  };
+  NewStates new_states(int64_t s, const Step& step, const TileOfRows& tile) const {
+    return {h_.rows(tile.first, tile.unit), states_[(s + 1) % 2], result_rows(args_.y, args_.outputs, step, tile),
+            tile};
   }
 
   // What the second phase reads.
-  void set_middle(const Step& step, int64_t row, int64_t unit, const Units<T>& units, int64_t n) {
-    middle_.set(row, unit, units, n);
-    if (args_.middle) store_units(args_.middle, args_.dtype, row_at(step, row) * args_.hidden + unit, units, n);
+  struct NewMiddles {
+    Operand operand;
+    StoredRows<T, void> saved;
+    TileOfRows tile;
+
+    FASTNN_INLINED void set(int64_t row, const Units<T>& units) const {
+      operand.set(tile.first + row, tile.unit, units, tile.n);
+      if (saved.data) saved.store(row, units, tile.n);
+    }
+  };
+  NewMiddles new_middles(const Step& step, const TileOfRows& tile) const {
+    return {middle_, result_rows(args_.middle, args_.hidden, step, tile), tile};
   }
 
-  void save_gate(const Step& step, int64_t row, int64_t block, int64_t gate, const Units<T>& units) {
-    if (!args_.saved) return;
-    const int64_t at = saved_gates_at<T>(args_.cell, args_.rows, row_at(step, row), block) + gate * kUnits<T>;
-    store_units(args_.saved, args_.dtype, at, units, kUnits<T>);
-  }
-  void save_cells(const Step& step, int64_t row, int64_t block, const Units<T>& c) {
-    if (!args_.saved) return;
-    const int64_t at = saved_cells_at<T>(args_.rows, args_.hidden, row_at(step, row), block);
-    store_units(args_.saved, args_.dtype, at, c, kUnits<T>);
+  // The activations and the cells, kept for the backward.
+  struct SavedGates {
+    StoredRows<T, void> gates, cells;
+
+    FASTNN_INLINED void set(int64_t row, int64_t gate, const Units<T>& units) const {
+      if (gates.data) gates.store(row, units, kUnits<T>, gate * kUnits<T>);
+    }
+    FASTNN_INLINED void set_cells(int64_t row, const Units<T>& c) const {
+      if (cells.data) cells.store(row, c, kUnits<T>);
+    }
+  };
+  SavedGates saved_gates(const Step& step, const TileOfRows& tile) const {
+    const int64_t row = row_at(step, tile.first), stride = args_.rows.row_stride * kUnits<T>;
+    return {{args_.saved, args_.dtype, saved_gates_at<T>(args_.cell, args_.rows, row, tile.block),
+             stride * cell_gradients(args_.cell)},
+            {args_.saved, args_.dtype, saved_cells_at<T>(args_.rows, args_.hidden, row, tile.block), stride}};
   }
 
-  template <class Visit>
-  void for_each_row(int phase, const Operand& operand, const Step& step, const Piece& piece, const Visit& visit) {
-    const Product& product = products_[phase];
-    const int64_t n_units = weights_[phase].outputs, gates = weights_[phase].gates;
-    alignas(64) T sums[4 * Product::kGateSums];
-    for_each_tile<Product>(n_units, args_.rows.batch, step.rows, piece,
-                           [&](int64_t block, int64_t first, int64_t count) {
-                             const int64_t unit = block * kUnits<T>, n = min(kUnits<T>, n_units - unit);
-                             product.multiply(operand, first, count, block, sums);
-                             for (int64_t i = 0; i < count; ++i) {
-                               Units<T> made[4];
-                               for (int64_t gate = 0; gate < gates; ++gate) made[gate] = Product::units(sums, gate, i);
-                               visit(first + i, block, n, made);
-                             }
-                           });
+  // Calls visit(tile, sums) with the products of the operand's rows with a block's weights.
+  template <int kGates, class Visit>
+  void for_each_product(int phase, const Operand& operand, const Step& step, const Piece& piece, const Visit& visit) {
+    alignas(64) T sums[kGates * Product::kGateSums];
+    for_each_tile<Product>(weights_[phase].outputs, args_.rows.batch, step.rows, piece, [&](const TileOfRows& tile) {
+      products_[phase].multiply(operand, tile.first, tile.count, tile.block, sums);
+      visit(tile, sums);
+    });
   }
 
-  Units<T> bias_units(const void* bias, int64_t at, int64_t n) const {
-    return load_units(static_cast<const T*>(bias) + at, n);
-  }
-
-  // The input's part of a gate's sum.
-  Units<T> input_units(const typename Inputs::View& inputs, int64_t row, int64_t block, int64_t gate, int64_t n) const {
-    Units<T> sum = inputs_.get(inputs, row, block, gate);
-    if (args_.bias) add_units(sum, bias_units(args_.bias, gate * args_.hidden + block * kUnits<T>, n));
-    return sum;
+  // Zeros without a bias.
+  Units<T> bias_units(const void* bias, int64_t gate, const TileOfRows& tile) const {
+    return load_units<T>(bias, dtype_of<T>(), gate * args_.hidden + tile.unit, tile.n);
   }
 
   void advance(int64_t s, const Piece& piece) {
+    switch (args_.cell) {
+      case Cell::RnnTanh: return advance<Cell::RnnTanh>(s, piece);
+      case Cell::RnnRelu: return advance<Cell::RnnRelu>(s, piece);
+      case Cell::Lstm: return advance<Cell::Lstm>(s, piece);
+      case Cell::Gru: return advance<Cell::Gru>(s, piece);
+      case Cell::GruResetBefore: return advance<Cell::GruResetBefore>(s, piece);
+    }
+  }
+
+  template <Cell cell>
+  void advance(int64_t s, const Piece& piece) {
+    constexpr int kGates = cell == Cell::GruResetBefore ? 2 : int(cell_gates(cell));
     const Step step = step_at(args_.rows, s);
-    const int64_t gates = weights_[0].gates;
     const auto inputs = inputs_.make(s, piece);
-    for_each_row(0, states_[s % 2], step, piece, [&](int64_t row, int64_t block, int64_t n, Units<T>* made) {
-      const int64_t unit = block * kUnits<T>;
-      Units<T> x[4];
-      for (int64_t gate = 0; gate < gates; ++gate) {
-        x[gate] = input_units(inputs, row, block, gate, n);
-        if (args_.cell != Cell::Gru || gate != 2) add_units(x[gate], made[gate]);
-      }
-      if (args_.cell == Cell::Lstm) {
-        Units<T> c = c_.get(row, unit);
-        const Units<T> h = lstm_cell(x, c);
-        c_.set(row, unit, c);
-        save_cells(step, row, block, c);
-        projected_ ? set_middle(step, row, unit, h, n) : set_state(s, step, row, unit, h, n);
-      } else if (resets_) {
-        set_middle(step, row, unit, gru_reset(x, h_.get(row, unit)), n);
-        inputs_.set(inputs, row, block, 1, x[1]);
-      } else if (args_.cell == Cell::Gru) {
-        x[3] = made[2];
-        if (args_.bias_n) add_units(x[3], bias_units(args_.bias_n, unit, n));
-        set_state(s, step, row, unit, gru_cell(x, x[3], h_.get(row, unit)), n);
-        save_gate(step, row, block, 3, x[3]);
-      } else {
-        set_state(s, step, row, unit, rnn_cell(args_.cell == Cell::RnnRelu, x), n);
-      }
-      for (int64_t gate = 0; gate < gates; ++gate) save_gate(step, row, block, gate, x[gate]);
+    for_each_product<kGates>(0, states_[s % 2], step, piece, [&](const TileOfRows& tile, T* sums) {
+      advance_tile<cell, kGates>(s, step, tile, inputs_.of_block(inputs, tile.block, tile.first), sums);
     });
+  }
+
+  template <Cell cell, int kGates>
+  __attribute__((noinline)) void advance_tile(int64_t s, const Step& step, const TileOfRows tile,
+                                              const typename Inputs::BlockView inputs, T* sums) {
+    Units<T> bias[kGates], bias_n = {};
+    for (int gate = 0; gate < kGates; ++gate) bias[gate] = bias_units(args_.bias, gate, tile);
+    if (cell == Cell::Gru) bias_n = bias_units(args_.bias_n, 0, tile);
+    const NewStates states = new_states(s, step, tile);
+    const NewMiddles middles = new_middles(step, tile);
+    const SavedGates saved = saved_gates(step, tile);
+    const UnitRows<T> cells = cell == Cell::Lstm ? c_.rows(tile.first, tile.unit) : UnitRows<T>{};
+    for (int64_t row = 0; row < tile.count; ++row) {
+      Units<T> x[4];
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate) {
+        x[gate] = inputs.get(row, gate);
+        add_units(x[gate], bias[gate]);
+        if (cell != Cell::Gru || gate != 2) add_units(x[gate], Product::units(sums, gate, row));
+      }
+      if constexpr (cell == Cell::Lstm) {
+        Units<T> c = cells.get(row);
+        lstm_gates(x, c);
+        cells.set(row, c);
+        saved.set_cells(row, c);
+        Product::set_units(sums, 3, row, x[3]);
+      } else if constexpr (cell == Cell::GruResetBefore) {
+        middles.set(row, gru_reset(x, states.carried.get(row)));
+        inputs.set(row, 1, x[1]);
+      } else if constexpr (cell == Cell::Gru) {
+        x[3] = Product::units(sums, 2, row);
+        add_units(x[3], bias_n);
+        gru_gates(x, x[3]);
+        saved.set(row, 3, x[3]);
+        Product::set_units(sums, 1, row, x[1]);
+        Product::set_units(sums, 2, row, x[2]);
+      } else {
+        states.set(row, rnn_cell(cell == Cell::RnnRelu, x));
+      }
+#pragma GCC unroll 4
+      for (int gate = 0; gate < kGates; ++gate)
+        if (cell != Cell::Gru || gate != 2) saved.set(row, gate, x[gate]);
+    }
+    // What follows these activations, for all rows again: a row's chain of operations is too long to be hidden behind
+    // the next one's.
+    if constexpr (cell == Cell::Lstm) {
+      const auto finish = [&](const auto& results) FASTNN_INLINED {
+        for (int64_t row = 0; row < tile.count; ++row)
+          results.set(row, lstm_output(Product::units(sums, 3, row), cells.get(row)));
+      };
+      projected_ ? finish(middles) : finish(states);
+    }
+    if constexpr (cell == Cell::Gru)
+      for (int64_t row = 0; row < tile.count; ++row) {
+        Units<T> n = Product::units(sums, 2, row);
+        states.set(row, gru_update(n, Product::units(sums, 1, row), states.carried.get(row)));
+        saved.set(row, 2, n);
+      }
   }
 
   void project(int64_t s, const Piece& piece) {
     const Step step = step_at(args_.rows, s);
-    for_each_row(1, middle_, step, piece, [&](int64_t row, int64_t block, int64_t n, Units<T>* made) {
-      set_state(s, step, row, block * kUnits<T>, made[0], n);
+    for_each_product<1>(1, middle_, step, piece, [&](const TileOfRows& tile, T* sums) {
+      const NewStates states = new_states(s, step, tile);
+      for (int64_t row = 0; row < tile.count; ++row) states.set(row, Product::units(sums, 0, row));
     });
   }
 
   // The candidate and the state of a GRU that resets before the product.
   void update(int64_t s, const Piece& piece) {
     const Step step = step_at(args_.rows, s);
-    const auto inputs = inputs_.view(s, piece);
-    for_each_row(1, middle_, step, piece, [&](int64_t row, int64_t block, int64_t n, Units<T>* made) {
-      const int64_t unit = block * kUnits<T>;
-      Units<T> candidate = input_units(inputs, row, block, 2, n);
-      add_units(candidate, made[0]);
-      const Units<T> h = gru_update(candidate, inputs_.get(inputs, row, block, 1), h_.get(row, unit));
-      save_gate(step, row, block, 2, candidate);
-      set_state(s, step, row, unit, h, n);
+    const auto view = inputs_.view(s, piece);
+    for_each_product<1>(1, middle_, step, piece, [&](const TileOfRows& tile, T* sums) {
+      const Units<T> bias = bias_units(args_.bias, 2, tile);
+      const NewStates states = new_states(s, step, tile);
+      const SavedGates saved = saved_gates(step, tile);
+      const auto inputs = inputs_.of_block(view, tile.block, tile.first);
+      for (int64_t row = 0; row < tile.count; ++row) {
+        Units<T> candidate = inputs.get(row, 2);
+        add_units(candidate, bias);
+        add_units(candidate, Product::units(sums, 0, row));
+        const Units<T> h = gru_update(candidate, inputs.get(row, 1), states.carried.get(row));
+        saved.set(row, 2, candidate);
+        states.set(row, h);
+      }
     });
   }
 

@@ -60,13 +60,24 @@ class InputSums {
     return {part_sums(piece), (s - stretch.first) * stretch.height - stretch.row};
   }
 
-  Units<T> get(const View& view, int64_t row, int64_t block, int64_t gate) const {
-    const int64_t q = view.first + row;
-    return Product::units(tile(view.sums, block, q / Product::kRows), gate, q % Product::kRows);
-  }
-  void set(const View& view, int64_t row, int64_t block, int64_t gate, const Units<T>& units) {
-    const int64_t q = view.first + row;
-    Product::set_units(tile(view.sums, block, q / Product::kRows), gate, q % Product::kRows, units);
+  // Those of one block.
+  struct BlockView {
+    T* sums;
+    int64_t first, gates;
+
+    FASTNN_INLINED Units<T> get(int64_t row, int64_t gate) const {
+      return Product::units(tile(row), gate, (first + row) % Product::kRows);
+    }
+    FASTNN_INLINED void set(int64_t row, int64_t gate, const Units<T>& units) const {
+      Product::set_units(tile(row), gate, (first + row) % Product::kRows, units);
+    }
+    FASTNN_INLINED T* tile(int64_t row) const {
+      return sums + int64_t(uint64_t(first + row) / Product::kRows) * gates * Product::kGateSums;
+    }
+  };
+  // `row` is what the block's rows are counted from.
+  BlockView of_block(const View& view, int64_t block, int64_t row) const {
+    return {tile(view.sums, block, 0), view.first + row, weights_.gates};
   }
 
  private:

@@ -40,11 +40,14 @@ class TileProduct {
       exact_so_far = memory.take<bool>(1);
       if (data) *exact_so_far = true;
     }
-    void set(int64_t row, int64_t column, const Units<float>& units, int64_t n) {
-      const __m512 low = _mm512_maskz_loadu_ps(lane_mask(n), units.v),
-                   high = _mm512_maskz_loadu_ps(lane_mask(n - 16), units.v + 16);
+    FASTNN_INLINED void set(int64_t row, int64_t column, const Units<float>& units, int64_t n) const {
+      const __m512 low = _mm512_maskz_mov_ps(lane_mask(n), __m512(units[0])),
+                   high = _mm512_maskz_mov_ps(lane_mask(n - 16), __m512(units[1]));
       __m512i parts[P];
-      split<P>(low, high, parts, [](__m512 a, __m512 b) { return join_upper(a, b); });
+      if constexpr (P == 1)
+        parts[0] = __m512i(_mm512_cvtne2ps_pbh(high, low));
+      else
+        split<P>(low, high, parts, [](__m512 a, __m512 b) { return join_upper(a, b); });
       char* target = data + row * row_bytes + column * 2;
       for (int p = 0; p < P; ++p) _mm512_storeu_si512(target + p * part_bytes, parts[p]);
       if (P > 1 && !(is_exact(low) && is_exact(high))) clear_flag(exact_so_far);
@@ -116,17 +119,14 @@ class TileProduct {
                       min(kSteps, n_steps_ - step), rows > 16, wide, sums + gate * kSumsPerBlock, step == 0);
   }
 
-  static Units<float> units(float* sums, int64_t gate, int64_t row) {
-    Units<float> units;
+  static FASTNN_INLINED Units<float> units(float* sums, int64_t gate, int64_t row) {
     const float* from = block_row(sums + gate * kSumsPerBlock, row);
-    memcpy(units.v, from, 64);
-    memcpy(units.v + 16, from + 256, 64);
-    return units;
+    return {load_values(from), load_values(from + 256)};
   }
-  static void set_units(float* sums, int64_t gate, int64_t row, const Units<float>& units) {
+  static FASTNN_INLINED void set_units(float* sums, int64_t gate, int64_t row, const Units<float>& units) {
     float* to = block_row(sums + gate * kSumsPerBlock, row);
-    memcpy(to, units.v, 64);
-    memcpy(to + 256, units.v + 16, 64);
+    store_values(to, units[0]);
+    store_values(to + 256, units[1]);
   }
 
  private:

@@ -82,7 +82,7 @@ class VectorProduct {
       data = memory.take<T>(rows * width);
     }
     bool exact() const { return true; }
-    void set(int64_t row, int64_t column, const Units<T>& units, int64_t n) {
+    FASTNN_INLINED void set(int64_t row, int64_t column, const Units<T>& units, int64_t n) const {
       store_units(data + row * width + column, units, n);
     }
     void load(int64_t row, const void* matrix, DType dtype, int64_t at, int64_t n) {
@@ -129,10 +129,10 @@ class VectorProduct {
                             sums + gate * kGateSums, kGateSums);
   }
 
-  static Units<T> units(const T* sums, int64_t gate, int64_t row) {
+  static FASTNN_INLINED Units<T> units(const T* sums, int64_t gate, int64_t row) {
     return load_units(sums + gate * kGateSums + row * kUnits<T>, kUnits<T>);
   }
-  static void set_units(T* sums, int64_t gate, int64_t row, const Units<T>& units) {
+  static FASTNN_INLINED void set_units(T* sums, int64_t gate, int64_t row, const Units<T>& units) {
     store_units(sums + gate * kGateSums + row * kUnits<T>, units, kUnits<T>);
   }
 

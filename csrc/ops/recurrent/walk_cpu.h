@@ -99,7 +99,7 @@ struct Piece {
 
 inline Split split_work(const RecurrentRows& rows, int64_t phases, int64_t work, int64_t bytes, int64_t blocks) {
   const int64_t threads = num_threads();
-  if (threads == 1 || work * rows.batch * rows.n_steps < kTeamWork) return {true, 1};
+  if (threads == 1 || work * rows.batch * rows.n_steps < kTeamWork) return {false, 1, bytes > kKeptWeights};
   if (bytes <= kCachedWeights && rows.batch >= kLeastRows * threads) return {true, threads};
   const int64_t parts = min(min(threads, blocks), work * rows.batch / (phases * kPieceWork));
   return {false, max(parts, 1), bytes > kKeptWeights * max(parts, 1)};
@@ -136,18 +136,18 @@ class Carried {
     data_ = memory.take<T>(ceil_div(units, kUnits<T>) * rows * kUnits<T>);
   }
   bool taken() const { return data_ != nullptr; }
-  Units<T> get(int64_t row, int64_t unit) const { return load_units(at(row, unit), kUnits<T>); }
-  void set(int64_t row, int64_t unit, const Units<T>& units) { store_units(at(row, unit), units, kUnits<T>); }
+  // From a row on, of a block that begins at `unit`.
+  UnitRows<T> rows(int64_t row, int64_t unit) const { return {data_ + (unit / kUnits<T> * rows_ + row) * kUnits<T>}; }
 
   // From and to a matrix (rows, units); a null one is zeros.
   void load(const void* matrix, DType dtype) {
     for_each([&](int64_t row, int64_t unit, int64_t n) {
-      set(row, unit, load_units<T>(matrix, dtype, row * units_ + unit, n));
+      rows(row, unit).set(0, load_units<T>(matrix, dtype, row * units_ + unit, n));
     });
   }
   void store(void* matrix, DType dtype) const {
     for_each([&](int64_t row, int64_t unit, int64_t n) {
-      store_units(matrix, dtype, row * units_ + unit, get(row, unit), n);
+      store_units(matrix, dtype, row * units_ + unit, rows(row, unit).get(0), n);
     });
   }
   template <class Visit>
@@ -157,24 +157,29 @@ class Carried {
   }
 
  private:
-  T* at(int64_t row, int64_t unit) const { return data_ + (unit / kUnits<T> * rows_ + row) * kUnits<T>; }
-
   T* data_ = nullptr;
   int64_t rows_ = 0, units_ = 0;
 };
 
-// Calls visit(block, row, rows) for the tiles of a piece, of a batch of which `n_rows` are there.
+// Some rows of a block of units, of which n are there.
+struct TileOfRows {
+  int64_t block, unit, n, first, count;
+};
+
+// Calls visit(tile) for the tiles of a piece, of a batch of which `n_rows` are there.
 template <class Product, class Visit>
 void for_each_tile(int64_t units, int64_t batch, int64_t n_rows, const Piece& piece, const Visit& visit) {
-  const int64_t blocks = ceil_div(units, kUnits<typename Product::Sum>);
+  constexpr int64_t kWidth = kUnits<typename Product::Sum>;
+  const int64_t blocks = ceil_div(units, kWidth);
   const int64_t row_begin = piece.rows.begin(batch), row_end = min(piece.rows.end(batch), n_rows);
   const int64_t count = row_end - row_begin;
   if (count <= 0) return;
   const int64_t height = ceil_div(count, ceil_div(count, Product::kRows));
   const int64_t begin = piece.units.begin(blocks), last = piece.units.end(blocks) - 1;
   for (int64_t i = begin; i <= last; ++i) {
-    const int64_t block = piece.backwards ? begin + last - i : i;
-    for (int64_t row = row_begin; row < row_end; row += height) visit(block, row, min(height, row_end - row));
+    const int64_t block = piece.backwards ? begin + last - i : i, unit = block * kWidth;
+    for (int64_t row = row_begin; row < row_end; row += height)
+      visit(TileOfRows{block, unit, min(kWidth, units - unit), row, min(height, row_end - row)});
   }
 }
 
