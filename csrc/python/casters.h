@@ -37,8 +37,10 @@ PyObject* dtype_object(DType dtype);  // borrowed: one object per dtype
 bool as_dtype(PyObject* object, DType& dtype);
 void define_dtypes(pybind11::module_& module);
 void define_memory_formats(pybind11::module_& module);
-bool as_dims(PyObject* object, Dims& dims);       // an int, or a sequence of ints
-Dims dims_from_args(const pybind11::args& args);  // f(2, 3) or f((2, 3))
+bool as_dims(PyObject* object, Dims& dims);  // an int, or a sequence of ints
+// f(2, 3) or f((2, 3)).
+Dims dims_from_args(PyObject* const* args, Py_ssize_t n);
+Dims dims_from_args(const pybind11::args& args);
 PyObject* tuple_from_dims(const Dims& dims);
 
 }  // namespace fastnn::python
