@@ -2,8 +2,8 @@
 //
 //   bytes: SGD 12 an element in float32, with momentum 20, Adam 28; memory-bound
 //
-// A chunk is updated in pieces of 512: float32 and float64 in place, 16-bit floats through float32
-// buffers that are rounded back.
+// float32 and float64 are updated in place, a chunk at a time; 16-bit floats in pieces of 512 through float32 buffers
+// that are rounded back.
 #include "ops/optim/rules.h"
 #include "simd/convert.h"
 
@@ -38,8 +38,9 @@ void for_each_piece(const OptimTable& table, const Update& update) {
     Piece<double> twice;
     for (int64_t c = first; c < past; ++c) {
       const OptimChunk& chunk = table.chunks[c];
-      for (int64_t begin = 0; begin < chunk.n; begin += kRowChunk) {
-        const int64_t n = chunk.n - begin < kRowChunk ? chunk.n - begin : kRowChunk;
+      const int64_t piece = item_size(chunk.dtype) < sizeof(float) ? kRowChunk : chunk.n;
+      for (int64_t begin = 0; begin < chunk.n; begin += piece) {
+        const int64_t n = chunk.n - begin < piece ? chunk.n - begin : piece;
         if (chunk.dtype == DType::Float64)
           update(twice, c, begin, n);
         else
