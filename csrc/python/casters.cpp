@@ -74,6 +74,21 @@ void define_memory_formats(py::module_& module) {
   for (const auto& [name, format] : formats) module.attr(name) = py::cast(format);
 }
 
+bool as_tensors(PyObject* object, bool none_allowed, std::vector<Tensor>& tensors) {
+  if (is_tensor(object) || !PySequence_Check(object)) return false;
+  auto sequence = py::reinterpret_steal<py::object>(PySequence_Fast(object, "expected a sequence of tensors"));
+  if (!sequence) throw py::error_already_set();
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence.ptr());
+  tensors.reserve(size_t(n));
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject* entry = PySequence_Fast_GET_ITEM(sequence.ptr(), i);
+    const bool none = entry == Py_None;
+    if (none ? !none_allowed : !is_tensor(entry)) return false;
+    tensors.push_back(none ? Tensor() : unwrap(entry));
+  }
+  return true;
+}
+
 int64_t as_int(PyObject* object, const char* what) {
   PyObject* index = PyLong_CheckExact(object) ? Py_NewRef(object) : PyNumber_Index(object);
   if (!index) {

@@ -350,8 +350,18 @@ void bind_index(Binder& b) {
   b.method("masked_fill_", masked_fill_, arg("input"), arg("mask"), arg("value"));
   b.both("masked_select", masked_select, arg("input"), arg("mask"));
   b.both("nonzero", nonzero, arg("input"));
-  b.both("index_put", index_put, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
-  b.method("index_put_", index_put_, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
+  b.both(
+      "index_put",
+      [](const Tensor& x, const MaybeTensors& indices, const Tensor& values, bool accumulate) {
+        return index_put(x, indices.tensors, values, accumulate);
+      },
+      arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
+  b.method(
+      "index_put_",
+      [](const Tensor& x, const MaybeTensors& indices, const Tensor& values, bool accumulate) {
+        return index_put_(x, indices.tensors, values, accumulate);
+      },
+      arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
 }
 
 void bind_random(Binder& b) {
