@@ -217,6 +217,16 @@ def test_clamp_at_nan() -> None:
         fastnn.ones(3, dtype=fastnn.int64).clamp(nan)
 
 
+@pytest.mark.parametrize("bad", [2.0, -0.5, float("nan")])
+def test_binary_cross_entropy_of_no_probability(bad: float) -> None:
+    """Labels such as 1 and 2, or 1 and -1, would train towards nonsense."""
+    p, wrong = fastnn.tensor([0.5, 0.5]), fastnn.tensor([0.0, bad])
+    with pytest.raises(ValueError, match=r"binary_cross_entropy.*input.*\[0, 1\]"):
+        F.binary_cross_entropy(wrong, p)
+    with pytest.raises(ValueError, match=r"binary_cross_entropy.*target.*\[0, 1\]"):
+        F.binary_cross_entropy(p, wrong)
+
+
 def test_chunks_of_nothing() -> None:
     """As many as were asked for, and no more than can be."""
     assert [tuple(part.shape) for part in fastnn.ones(0, 3).chunk(3)] == [(0, 3)] * 3
