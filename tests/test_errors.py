@@ -213,7 +213,7 @@ def test_clamp_at_nan() -> None:
     x, nan = fastnn.ones(3), float("nan")
     for result in (x.clamp(nan), x.clamp(0, nan), x.clone().clamp_(nan, 2)):
         assert np.isnan(result.numpy()).all()
-    with pytest.raises(TypeError, match="clamp.*int64"):
+    with pytest.raises(TypeError, match=r"clamp.*int64"):
         fastnn.ones(3, dtype=fastnn.int64).clamp(nan)
 
 
