@@ -149,6 +149,8 @@ def tensor_stub() -> str:
     for name, value in sorted(vars(_C.Tensor).items()):
         if type(value).__name__ == "instancemethod":
             text.append(function_stub(name, value.__func__.__doc__, "    ", method=True))
+        elif type(value).__name__ == "method_descriptor":
+            text.append(function_stub(name, value.__doc__, "    ", method=True))
     return "".join(text)
 
 

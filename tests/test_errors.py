@@ -181,6 +181,67 @@ def test_unknown_keywords_and_dtypes() -> None:
         fastnn.ones(2).no_such_attribute  # noqa: B018
 
 
+def test_none_among_tensors() -> None:
+    """Where each of a list must be a tensor, None is refused; where None has a meaning, it is taken."""
+    x = fastnn.ones(2, 3, requires_grad=True)
+    for call in (
+        lambda: fastnn.cat([x, None], 1),
+        lambda: fastnn.stack([None, x]),
+        lambda: fastnn._C.grad_norm([x, None]),
+        lambda: fastnn._C.clip_grad_norm_([None], 1.0),
+        lambda: fastnn._C.optimizer_step("descent", [x, None], [x, x], [], [0.1]),
+        lambda: fastnn._C.optimizer_step("descent", [x], [None], [], [0.1]),
+        lambda: fastnn._C.backward([None], [None], False, False),
+        lambda: fastnn.autograd.grad(x.sum(), [None]),
+    ):
+        with pytest.raises(TypeError):
+            call()
+    assert fastnn.autograd.grad([x.sum()], [x], [None])[0].tolist() == [[1.0] * 3] * 2
+    row = fastnn.tensor([1])
+    assert fastnn.zeros(2, 3).index_put([None, row], fastnn.ones(2, 1)).sum().item() == 2
+
+
+def test_bool_has_no_difference() -> None:
+    yes = fastnn.tensor([True, False])
+    for call in (lambda: -yes, lambda: yes - yes, lambda: yes.sub_(yes), lambda: True - yes, lambda: yes.neg_()):
+        with pytest.raises(TypeError, match=r"(sub|neg).*bool"):
+            call()
+    assert (yes - 1).tolist() == [0, -1]
+
+
+def test_clamp_at_nan() -> None:
+    x, nan = fastnn.ones(3), float("nan")
+    for result in (x.clamp(nan), x.clamp(0, nan), x.clone().clamp_(nan, 2)):
+        assert np.isnan(result.numpy()).all()
+    with pytest.raises(TypeError, match=r"clamp.*int64"):
+        fastnn.ones(3, dtype=fastnn.int64).clamp(nan)
+
+
+@pytest.mark.parametrize("bad", [2.0, -0.5, float("nan")])
+def test_binary_cross_entropy_of_no_probability(bad: float) -> None:
+    """Labels such as 1 and 2, or 1 and -1, would train towards nonsense."""
+    p, wrong = fastnn.tensor([0.5, 0.5]), fastnn.tensor([0.0, bad])
+    with pytest.raises(ValueError, match=r"binary_cross_entropy.*input.*\[0, 1\]"):
+        F.binary_cross_entropy(wrong, p)
+    with pytest.raises(ValueError, match=r"binary_cross_entropy.*target.*\[0, 1\]"):
+        F.binary_cross_entropy(p, wrong)
+
+
+def test_chunks_of_nothing() -> None:
+    """As many as were asked for, and no more than can be."""
+    assert [tuple(part.shape) for part in fastnn.ones(0, 3).chunk(3)] == [(0, 3)] * 3
+    with pytest.raises(ValueError, match=f"chunk.*{2**62}"):
+        fastnn.ones(0, 3).chunk(2**62)
+
+
+def test_sizes_that_contain_themselves() -> None:
+    sizes: list[object] = []
+    sizes.append(sizes)
+    for call in (fastnn.ones(2).view, fastnn.ones(2).reshape, fastnn.ones(2).repeat, fastnn.zeros):
+        with pytest.raises(TypeError, match="sizes"):
+            call(sizes)
+
+
 def test_mixed_dtypes_are_named() -> None:
     x, y = fastnn.ones(2, 3, 4, 4), fastnn.ones(5, 3, 3, 3, dtype=fastnn.float64)
     with pytest.raises(TypeError, match=r"float32.*float64"):

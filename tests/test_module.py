@@ -164,6 +164,12 @@ def test_load_reports_everything_at_once_and_changes_nothing():
         np.testing.assert_array_equal(array(value), before[name])
 
 
+@pytest.mark.parametrize("bad", [None, 3, "weights", [1.0]], ids=repr)
+def test_load_of_what_is_no_state(bad):
+    with pytest.raises(TypeError, match=f"state_dict must be a dict.*{type(bad).__name__}"):
+        nn.Linear(3, 2).load_state_dict(bad)
+
+
 def test_load_not_strict_forgives_names_but_not_shapes():
     net = Net()
     result = net.load_state_dict({"scale": fastnn.zeros(3), "extra": fastnn.zeros(1)}, strict=False)

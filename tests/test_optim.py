@@ -310,6 +310,24 @@ def test_wrong_arguments_raise(make, error, text):
         make(nn.Parameter(fastnn.ones(2)))
 
 
+@pytest.mark.parametrize(
+    ("bad", "named"),
+    [
+        (None, "NoneType"),
+        ({}, "param_groups"),
+        ({"state": None, "param_groups": []}, "state"),
+        ({"state": {0: 3}, "param_groups": []}, "state"),
+        ({"state": {}, "param_groups": {"params": [0]}}, "param_groups"),
+        ({"state": {}, "param_groups": [{"lr": 1.0}]}, "params"),
+    ],
+    ids=repr,
+)
+def test_loading_what_is_no_state(bad, named):
+    optimizer = optim.Adam([fastnn.ones(2, requires_grad=True)])
+    with pytest.raises(TypeError, match=f"Adam: state_dict.*{named}"):
+        optimizer.load_state_dict(bad)
+
+
 def test_loading_a_state_of_other_shapes_names_both():
     p, q = nn.Parameter(fastnn.ones(2)), nn.Parameter(fastnn.ones(3))
     first, second = optim.Adam([p]), optim.Adam([q])

@@ -224,11 +224,11 @@ void bind_autograd(py::module_& m) {
   m.def("set_inference_mode", set_inference_mode, arg("mode"));
   m.def("anomaly_mode", anomaly_mode);
   m.def("set_anomaly_mode", set_anomaly_mode, arg("mode"));
-  m.def("backward", [](const std::vector<Tensor>& outputs, const std::vector<Tensor>& grads, bool retain_graph,
-                       bool create_graph) { backward(outputs, grads, {retain_graph, create_graph}); });
-  m.def("gradients", [](const std::vector<Tensor>& outputs, const std::vector<Tensor>& grads,
+  m.def("backward", [](const std::vector<Tensor>& outputs, const MaybeTensors& grads, bool retain_graph,
+                       bool create_graph) { backward(outputs, grads.tensors, {retain_graph, create_graph}); });
+  m.def("gradients", [](const std::vector<Tensor>& outputs, const MaybeTensors& grads,
                         const std::vector<Tensor>& inputs, bool retain_graph, bool create_graph, bool allow_unused) {
-    return gradients(outputs, grads, inputs, {retain_graph, create_graph}, allow_unused);
+    return gradients(outputs, grads.tensors, inputs, {retain_graph, create_graph}, allow_unused);
   });
   m.def("apply_function", apply_function);
 

@@ -26,6 +26,17 @@ class Binder {
     methods_.attr(hidden.c_str()) = made;
     attach(name, made);
   }
+  // tensor.name(2, 3) and tensor.name((2, 3)), called by CPython itself: what pybind11 adds to a call takes as long as
+  // making a view.
+  using Direct = PyObject*(PyObject* self, PyObject* const* args, Py_ssize_t n);
+  template <Direct* function>
+  void direct_method(const char* name, const char* doc) {
+    static PyMethodDef definition{name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function)),
+                                  METH_FASTCALL, doc};
+    auto made = pybind11::reinterpret_steal<pybind11::object>(PyDescr_NewMethod(tensor_type, &definition));
+    if (!made) throw pybind11::error_already_set();
+    type_.attr(name) = made;
+  }
   template <class F, class... Extra>
   void both(const char* name, F&& f, const Extra&... extra) {
     module_.def(name, std::forward<F>(f), extra...);

@@ -74,8 +74,23 @@ void define_memory_formats(py::module_& module) {
   for (const auto& [name, format] : formats) module.attr(name) = py::cast(format);
 }
 
+bool as_tensors(PyObject* object, bool none_allowed, std::vector<Tensor>& tensors) {
+  if (is_tensor(object) || !PySequence_Check(object)) return false;
+  auto sequence = py::reinterpret_steal<py::object>(PySequence_Fast(object, "expected a sequence of tensors"));
+  if (!sequence) throw py::error_already_set();
+  const Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence.ptr());
+  tensors.reserve(size_t(n));
+  for (Py_ssize_t i = 0; i < n; ++i) {
+    PyObject* entry = PySequence_Fast_GET_ITEM(sequence.ptr(), i);
+    const bool none = entry == Py_None;
+    if (none ? !none_allowed : !is_tensor(entry)) return false;
+    tensors.push_back(none ? Tensor() : unwrap(entry));
+  }
+  return true;
+}
+
 int64_t as_int(PyObject* object, const char* what) {
-  PyObject* index = PyNumber_Index(object);
+  PyObject* index = PyLong_CheckExact(object) ? Py_NewRef(object) : PyNumber_Index(object);
   if (!index) {
     PyErr_Clear();
     fail<TypeError>(what, ": expected an int, got ", Py_TYPE(object)->tp_name);
@@ -105,12 +120,18 @@ bool as_dims(PyObject* object, Dims& dims) {
   return true;
 }
 
-Dims dims_from_args(const py::args& args) {
+Dims dims_from_args(PyObject* const* args, Py_ssize_t n) {
+  if (n == 1 && (PyTuple_Check(args[0]) || PyList_Check(args[0]))) {
+    n = PySequence_Fast_GET_SIZE(args[0]);
+    args = PySequence_Fast_ITEMS(args[0]);
+  }
   Dims dims;
-  PyObject* source = args.ptr();
-  if (args.size() == 1 && (PyTuple_Check(args[0].ptr()) || PyList_Check(args[0].ptr()))) source = args[0].ptr();
-  if (!as_dims(source, dims)) fail<TypeError>("expected ints or one sequence of ints");
+  for (Py_ssize_t i = 0; i < n; ++i) dims.push_back(as_int(args[i], "sizes"));
   return dims;
+}
+
+Dims dims_from_args(const py::args& args) {
+  return dims_from_args(PySequence_Fast_ITEMS(args.ptr()), PySequence_Fast_GET_SIZE(args.ptr()));
 }
 
 PyObject* tuple_from_dims(const Dims& dims) {

@@ -17,6 +17,10 @@ namespace fastnn::python {
 struct MaybeTensor {
   Tensor tensor;
 };
+// A sequence in which None stands for an undefined Tensor; std::vector<Tensor> takes none.
+struct MaybeTensors {
+  std::vector<Tensor> tensors;
+};
 // A tensor, a number or a numpy array.
 struct OperandArg {
   OperandHolder holder;
@@ -37,8 +41,12 @@ PyObject* dtype_object(DType dtype);  // borrowed: one object per dtype
 bool as_dtype(PyObject* object, DType& dtype);
 void define_dtypes(pybind11::module_& module);
 void define_memory_formats(pybind11::module_& module);
-bool as_dims(PyObject* object, Dims& dims);       // an int, or a sequence of ints
-Dims dims_from_args(const pybind11::args& args);  // f(2, 3) or f((2, 3))
+// False unless `object` is a sequence of tensors or, where allowed, None.
+bool as_tensors(PyObject* object, bool none_allowed, std::vector<Tensor>& tensors);
+bool as_dims(PyObject* object, Dims& dims);  // an int, or a sequence of ints
+// f(2, 3) or f((2, 3)).
+Dims dims_from_args(PyObject* const* args, Py_ssize_t n);
+Dims dims_from_args(const pybind11::args& args);
 PyObject* tuple_from_dims(const Dims& dims);
 
 }  // namespace fastnn::python
@@ -140,28 +148,18 @@ struct type_caster<fastnn::python::DeviceArg> {
 template <>
 struct type_caster<std::vector<fastnn::Tensor>> {
   PYBIND11_TYPE_CASTER(std::vector<fastnn::Tensor>, const_name("Sequence[Tensor]"));
-  bool load(handle source, bool) {
-    if (fastnn::python::is_tensor(source.ptr()) || !PySequence_Check(source.ptr())) return false;
-    auto sequence = reinterpret_steal<object>(PySequence_Fast(source.ptr(), "expected a sequence of tensors"));
-    if (!sequence) throw error_already_set();
-    const Py_ssize_t n = PySequence_Fast_GET_SIZE(sequence.ptr());
-    value.reserve(size_t(n));
-    for (Py_ssize_t i = 0; i < n; ++i) {
-      PyObject* entry = PySequence_Fast_GET_ITEM(sequence.ptr(), i);
-      if (entry == Py_None) {
-        value.emplace_back();
-      } else {
-        if (!fastnn::python::is_tensor(entry)) return false;
-        value.push_back(fastnn::python::unwrap(entry));
-      }
-    }
-    return true;
-  }
+  bool load(handle source, bool) { return fastnn::python::as_tensors(source.ptr(), false, value); }
   static handle cast(const std::vector<fastnn::Tensor>& xs, return_value_policy, handle) {
     PyObject* tuple = PyTuple_New(Py_ssize_t(xs.size()));
     for (size_t i = 0; tuple && i < xs.size(); ++i) PyTuple_SET_ITEM(tuple, Py_ssize_t(i), fastnn::python::wrap(xs[i]));
     return tuple;
   }
+};
+
+template <>
+struct type_caster<fastnn::python::MaybeTensors> {
+  PYBIND11_TYPE_CASTER(fastnn::python::MaybeTensors, const_name("Sequence[Tensor | None]"));
+  bool load(handle source, bool) { return fastnn::python::as_tensors(source.ptr(), true, value.tensors); }
 };
 
 }  // namespace pybind11::detail

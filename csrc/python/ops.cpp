@@ -60,6 +60,18 @@ Tensor divide(const OperandArg& a, const OperandArg& b, const std::optional<std:
   return *rounding_mode == "floor" ? floor_divide(a, b) : trunc(div(a, b));
 }
 
+template <Tensor (*F)(const Tensor&, const Dims&)>
+PyObject* sized(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+  return guarded([&] { return wrap(F(unwrap(self), dims_from_args(args, n))); });
+}
+
+PyObject* view_or_retype(PyObject* self, PyObject* const* args, Py_ssize_t n) {
+  return guarded([&] {
+    DType dtype;
+    return n == 1 && as_dtype(args[0], dtype) ? wrap(view_as_type(unwrap(self), dtype)) : sized<view>(self, args, n);
+  });
+}
+
 Tensor converted(const Tensor& x, const MaybeDType& dtype) { return dtype.given ? to(x, dtype.value) : x; }
 
 void bind_elementwise(Binder& b) {
@@ -159,21 +171,17 @@ void bind_copy(Binder& b) {
   b.both("tril", tril, arg("input"), arg("diagonal") = 0);
   b.both("triu", triu, arg("input"), arg("diagonal") = 0);
   b.both("repeat_interleave", repeat_interleave, arg("input"), arg("repeats"), arg("dim"));
-  b.method("repeat", [](const Tensor& x, const py::args& counts) { return repeat(x, dims_from_args(counts)); });
+  b.direct_method<sized<repeat>>("repeat", "repeat(self: Tensor, *args) -> Tensor");
 }
 
 void bind_views(Binder& b) {
-  b.method("view", [](const Tensor& x, const py::args& shape) {
-    DType dtype;
-    const bool as_type = shape.size() == 1 && as_dtype(shape[0].ptr(), dtype);
-    return as_type ? view_as_type(x, dtype) : view(x, dims_from_args(shape));
-  });
+  b.direct_method<view_or_retype>("view", "view(self: Tensor, *args) -> Tensor");
   b.method("view_as", [](const Tensor& x, const Tensor& y) { return view(x, y.shape()); }, arg("input"), arg("other"));
-  b.method("reshape", [](const Tensor& x, const py::args& shape) { return reshape(x, dims_from_args(shape)); });
+  b.direct_method<sized<reshape>>("reshape", "reshape(self: Tensor, *args) -> Tensor");
   b.function("reshape", reshape, arg("input"), arg("shape"));
-  b.method("permute", [](const Tensor& x, const py::args& axes) { return permute(x, dims_from_args(axes)); });
+  b.direct_method<sized<permute>>("permute", "permute(self: Tensor, *args) -> Tensor");
   b.function("permute", permute, arg("input"), arg("dims"));
-  b.method("expand", [](const Tensor& x, const py::args& shape) { return expand(x, dims_from_args(shape)); });
+  b.direct_method<sized<expand>>("expand", "expand(self: Tensor, *args) -> Tensor");
   b.method(
       "expand_as", [](const Tensor& x, const Tensor& y) { return expand(x, y.shape()); }, arg("input"), arg("other"));
   b.function("broadcast_to", expand, arg("input"), arg("shape"));
@@ -342,8 +350,18 @@ void bind_index(Binder& b) {
   b.method("masked_fill_", masked_fill_, arg("input"), arg("mask"), arg("value"));
   b.both("masked_select", masked_select, arg("input"), arg("mask"));
   b.both("nonzero", nonzero, arg("input"));
-  b.both("index_put", index_put, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
-  b.method("index_put_", index_put_, arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
+  b.both(
+      "index_put",
+      [](const Tensor& x, const MaybeTensors& indices, const Tensor& values, bool accumulate) {
+        return index_put(x, indices.tensors, values, accumulate);
+      },
+      arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
+  b.method(
+      "index_put_",
+      [](const Tensor& x, const MaybeTensors& indices, const Tensor& values, bool accumulate) {
+        return index_put_(x, indices.tensors, values, accumulate);
+      },
+      arg("input"), arg("indices"), arg("values"), arg("accumulate") = false);
 }
 
 void bind_random(Binder& b) {

@@ -331,10 +331,16 @@ std::vector<Tensor> split_size(const Tensor& x, int64_t size, int64_t axis) {
   return split(x, sizes, axis);
 }
 
+constexpr int64_t kMostEmptyChunks = 1 << 16;
+
 std::vector<Tensor> chunk(const Tensor& x, int64_t chunks, int64_t axis) {
   check(chunks > 0, "chunk: expected at least 1 chunk, got ", chunks);
   const int64_t total = x.size(axis);
-  return split_size(x, std::max<int64_t>(1, total / chunks + (total % chunks != 0)), axis);
+  if (total == 0) {  // there are always as many as were asked for
+    check(chunks <= kMostEmptyChunks, "chunk: ", chunks, " chunks of an axis of size 0 are too many");
+    return split(x, std::vector<int64_t>(size_t(chunks), 0), axis);
+  }
+  return split_size(x, total / chunks + (total % chunks != 0), axis);
 }
 
 std::vector<Tensor> unbind(const Tensor& x, int64_t axis) {

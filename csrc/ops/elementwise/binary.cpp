@@ -65,9 +65,15 @@ DType binary_type(const Operand& a, const Operand& b, Result result) {
   return type;
 }
 
+void check_difference(const char* name, BinaryOp op, DType type) {
+  check<TypeError>(op != BinaryOp::sub || type != DType::Bool, name,
+                   ": bool tensors have no difference; use ^ or logical_xor, or convert them");
+}
+
 Tensor binary(const char* name, BinaryOp op, const Operand& a, const Operand& b, Result result) {
   const Device device = common_device(name, a, b);
   const DType type = binary_type(a, b, result);
+  check_difference(name, op, type);
   Tensor out = make_result({a, b}, result_shape(name, a, b), result == Result::Compare ? DType::Bool : type, device);
   run_binary(name, op, a, b, out, type);
   return out;
@@ -80,6 +86,7 @@ void binary_inplace(const char* name, BinaryOp op, const Tensor& a, const Operan
     check_inplace(name, a, {});
   if (common_device(name, a, b) != a.device()) check_same_device(name, a, *b.tensor);
   const DType type = binary_type(a, b, result);
+  check_difference(name, op, type);
   check<TypeError>(!is_floating(type) || a.is_floating(), name, ": the result has type ", type,
                    " and cannot be stored in a tensor of type ", a.dtype());
   check<TypeError>(type == DType::Bool || a.dtype() != DType::Bool, name, ": the result has type ", type,

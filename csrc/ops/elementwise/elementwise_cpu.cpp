@@ -107,10 +107,7 @@ constexpr bool has_lanes_grad<F, decltype(void(sizeof(LanesGrad<F>)))> = true;
 #ifdef __AVX512F__
 template <>
 struct LanesGrad<Gelu> {
-  static Values<float> grad(Values<float> s, Values<float> dy) {
-    const Values<float> cdf = 0.5f * (1.0f + erf_lanes(s * 0.707106781f));
-    return dy * (cdf + s * 0.398942280f * exp_lanes(-0.5f * s * s));
-  }
+  static Values<float> grad(Values<float> s, Values<float> dy) { return dy * gelu_slope_lanes(s); }
 };
 #endif
 

@@ -101,7 +101,13 @@ Tensor record_unary(const UnaryCall& call, const Tensor& x, const Tensor& y) {
 
 enum class Promote { Keep, Float, Bool };
 
+void check_sign(const UnaryCall& call, const Tensor& x) {
+  check<TypeError>(call.op != UnaryOp::neg || x.dtype() != DType::Bool, call.name,
+                   ": a bool tensor has no negative; use ~ or logical_not, or convert it");
+}
+
 Tensor unary(const UnaryCall& call, const Tensor& input, Promote promote) {
+  check_sign(call, input);
   const Tensor x = promote == Promote::Float && !input.is_floating() ? to(input, DType::Float32) : input;
   Tensor y = empty_like(x, promote == Promote::Bool ? DType::Bool : x.dtype());
   run_unary(call, x, y, compute_dtype(x.dtype()));
@@ -109,6 +115,7 @@ Tensor unary(const UnaryCall& call, const Tensor& input, Promote promote) {
 }
 
 Tensor unary_inplace(const UnaryCall& call, const Tensor& x) {
+  check_sign(call, x);
   check_inplace(call.name, x, {});
   check<TypeError>(x.is_floating() || compute_dtype(x.dtype()) == DType::Int64, call.name, ": unsupported type ",
                    x.dtype());
@@ -209,11 +216,14 @@ UnaryCall clamp_call(const char* name, const Tensor& x, const Scalar* low, const
 
 }  // namespace
 
+// A bound that is NaN makes all of the result NaN, as in PyTorch.
 Tensor clamp(const Tensor& x, const Scalar* low, const Scalar* high) {
-  return unary(clamp_call("clamp", x, low, high), x, Promote::Keep);
+  const UnaryCall call = clamp_call("clamp", x, low, high);
+  return std::isnan(call.a) || std::isnan(call.b) ? mul(x, NAN) : unary(call, x, Promote::Keep);
 }
 Tensor clamp_(const Tensor& x, const Scalar* low, const Scalar* high) {
-  return unary_inplace(clamp_call("clamp_", x, low, high), x);
+  const UnaryCall call = clamp_call("clamp_", x, low, high);
+  return std::isnan(call.a) || std::isnan(call.b) ? mul_(x, NAN) : unary_inplace(call, x);
 }
 
 }  // namespace fastnn

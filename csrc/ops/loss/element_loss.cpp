@@ -169,16 +169,24 @@ Tensor huber_loss(const Tensor& input, const Tensor& target, const std::string& 
   return run_loss(element_call("huber_loss", ElementLoss::huber, input, reduction, delta), operands);
 }
 
+namespace {
+
+void check_probabilities(const char* op, const char* name, const Tensor& values, const char* advice) {
+  if (values.numel() == 0) return;
+  const double lowest = item(amin(detach(values))).to_double(), highest = item(amax(detach(values))).to_double();
+  check(lowest >= 0 && highest <= 1, op, ": the ", name, " must hold probabilities in [0, 1], got values from ", lowest,
+        " to ", highest, advice);
+}
+
+}  // namespace
+
 Tensor binary_cross_entropy(const Tensor& input, const Tensor& target, const Tensor& weight,
                             const std::string& reduction) {
   constexpr auto op = "binary_cross_entropy";
   Operands operands = checked_operands(op, input, target);
   operands.w = spread(op, "weight", weight, operands.x);
-  if (input.numel() > 0) {
-    const double lowest = item(amin(detach(input))).to_double(), highest = item(amax(detach(input))).to_double();
-    check(lowest >= 0 && highest <= 1, op, ": the input must hold probabilities in [0, 1], got values from ", lowest,
-          " to ", highest, "; for logits use binary_cross_entropy_with_logits");
-  }
+  check_probabilities(op, "input", input, "; for logits use binary_cross_entropy_with_logits");
+  check_probabilities(op, "target", target, "");
   return run_loss(element_call(op, ElementLoss::bce, input, reduction), operands);
 }
 

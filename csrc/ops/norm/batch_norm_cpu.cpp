@@ -6,6 +6,7 @@
 #include "ops/norm/planes_cpu.h"
 #include "ops/norm/rows_cpu.h"
 #include "ops/norm/statistics.h"
+#include "simd/float_type.h"
 #include "simd/math.h"
 
 namespace fastnn {
@@ -65,21 +66,18 @@ struct BackwardPass {
   }
 };
 
-// No tensor here is empty.
-template <class T, class Pass>
-void run(const Pass& pass) {
-  pass.view().inner == 1 ? run_rows<T>(pass) : run_planes<T>(pass);
+// No tensor here is empty. Direction: a pass of the compute type.
+template <template <class> class Direction, class Args>
+void run(const Args& args) {
+  with_float_type(args.view.dtype, [&](auto type) {
+    using Stored = typename decltype(type)::type;
+    const Direction<Compute<Stored>> pass{args};
+    args.view.inner == 1 ? run_rows<Compute<Stored>>(pass) : run_planes<Stored>(pass);
+  });
 }
 
-void forward(const BatchNormArgs& args) {
-  if (args.view.dtype == DType::Float64) return run<double>(ForwardPass<double>{args});
-  run<float>(ForwardPass<float>{args});
-}
-
-void backward(const BatchNormBackwardArgs& args) {
-  if (args.view.dtype == DType::Float64) return run<double>(BackwardPass<double>{args});
-  run<float>(BackwardPass<float>{args});
-}
+void forward(const BatchNormArgs& args) { run<ForwardPass>(args); }
+void backward(const BatchNormBackwardArgs& args) { run<BackwardPass>(args); }
 
 }  // namespace
 

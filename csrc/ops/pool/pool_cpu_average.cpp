@@ -59,7 +59,10 @@ inline Values<Compute<Stored>> lane_sums(const Stored* x, int64_t n) {
       prefetch(x + i + r * lanes);
       sums[r] += load_values<Stored>(x + i + r * lanes);
     }
-  for (; i + lanes <= n; i += lanes) sums[0] += load_values<Stored>(x + i);
+  for (; i + lanes <= n; i += lanes) {
+    prefetch(x + i);
+    sums[0] += load_values<Stored>(x + i);
+  }
   if (i < n) sums[1] += load_values<Stored>(x + i, n - i);
   return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }

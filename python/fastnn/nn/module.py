@@ -256,7 +256,10 @@ class Module:
 
         Nothing is changed unless everything fits: one RuntimeError lists every missing, unexpected
         and wrongly shaped entry (``strict=False`` forgives the first two). NaN or infinite values only warn.
+        TypeError for what is no dict.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"load_state_dict: state_dict must be a dict of tensors, got {type(state_dict).__name__}")
         own = {key: (module, name, value) for key, module, name, value in self._state()}
         missing = [key for key in own if key not in state_dict]
         unexpected = [key for key in state_dict if key not in own]

@@ -25,6 +25,18 @@ class Implementation(TypedDict, total=False):
     differentiable: bool
 
 
+def _check_state_dict(name: str, state_dict: Any) -> None:
+    """TypeError unless it is {"state": {number: {...}}, "param_groups": [{"params": [...], ...}]}."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
+        got = sorted(map(str, state_dict)) if isinstance(state_dict, Mapping) else type(state_dict).__name__
+        raise TypeError(f"{name}: state_dict must be a dict with 'state' and 'param_groups', got {got}")
+    state, groups = state_dict["state"], state_dict["param_groups"]
+    if not isinstance(state, Mapping) or not all(isinstance(entry, Mapping) for entry in state.values()):
+        raise TypeError(f"{name}: state_dict['state'] must be a dict of dicts, one a parameter")
+    if not isinstance(groups, list) or not all(isinstance(group, Mapping) and "params" in group for group in groups):
+        raise TypeError(f"{name}: state_dict['param_groups'] must be a list of dicts that name their 'params'")
+
+
 class Optimizer:
     """The base: a subclass gives ``defaults`` and ``_step_group``.
 
@@ -202,7 +214,9 @@ class Optimizer:
         return {"state": {number[id(p)]: dict(s) for p, s in self.state.items()}, "param_groups": groups}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Takes over a copy of a saved state. ValueError when the groups or shapes are not those of this optimizer."""
+        """Takes over a copy of a saved state. ValueError when the groups or shapes are not those of this optimizer;
+        TypeError for what is not such a state at all."""
+        _check_state_dict(type(self).__name__, state_dict)
         saved_groups, own_groups = state_dict["param_groups"], self.param_groups
         saved_sizes = [len(group["params"]) for group in saved_groups]
         own_sizes = [len(group["params"]) for group in own_groups]
