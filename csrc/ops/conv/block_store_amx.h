@@ -10,6 +10,7 @@
 #include "gemm/pack_amx.h"
 #include "gemm/prefetch.h"
 #include "gemm/store_amx.h"
+#include "ops/conv/interleaved_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {
@@ -210,6 +211,16 @@ class BlockStore {
     if (pass_.source.pixels) return;
     adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
   }
+  // Whether all of the block is left to an interleaved store, beside a block of `filters`.
+  bool interleaves(int64_t filters) const {
+    return kSize == 2 && !in_place_ && adjacent_ && pass_.column_phases == 1 && piece_ == 0 && pieces_ > 0 &&
+           filters == filters_ && filters % 16 == 0 && runs_.count == 1 && runs_.runs[0].room >= kBlock;
+  }
+  InterleavedStore take_interleaved() {
+    piece_ = pieces_;
+    return {sums_, bias_, least(), pass_.out.c + (o_ * pass_.out.c_row + runs_.runs[0].offset) * kSize,
+            pass_.out.c_row * kSize, runs_.runs[0].mask, {}};
+  }
   // What is due with one of `steps` steps of the next block.
   void run_beside(int64_t steps) {
     for (due_ += pieces_; due_ >= steps && piece_ < pieces_; due_ -= steps) run_piece();
@@ -233,6 +244,7 @@ class BlockStore {
     store_filters((piece - transposes()) * kPieceFilters);
   }
 
+  float least() const { return relu_ ? 0 : -__builtin_inff(); }
   // Whether a tile's positions are adjacent in the output, as all tiles' are.
   bool whole_run() const {
     return pass_.columns.step == 1 && pass_.source.row_length == task_.range.columns && runs_.whole();
@@ -311,27 +323,13 @@ class BlockStore {
     if (piece >= 2) return store_eight(f + 8 * (piece - 2), piece == 2 ? kLowEights : kHighEights);
     if (piece == 0) fetch_next(f, min(16, filters_ - f));
     for (int phase = 0; phase < pass_.column_phases; ++phase)
-      round_positions(sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * piece, f, words_[phase][piece]);
-  }
-
-  // Positions 8 half ... and 16 + 8 half ... of 16 filters: in quarters, what filters e and e + 8 have of them.
-  void round_positions(const float* lanes, int64_t f, __m512i* words) const {
-    const __m512 bias = _mm512_load_ps(bias_ + f), least = _mm512_set1_ps(relu_ ? 0 : -__builtin_inff());
-    // The second operand where one is NaN.
-    const auto sum = [&](const float* p) { return _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(p), bias)); };
-    __m512i rows[8];
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < 8; ++i)
-      rows[i] = __m512i(_mm512_cvtne2ps_pbh(sum(lanes + 512 + i * 16), sum(lanes + i * 16)));
-    transpose_eights(rows, words);
+      round_positions(sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * piece, bias_ + f, least(),
+                      words_[phase][piece]);
   }
 
   // The 32 positions of 8 filters.
   void store_eight(int64_t f, const int64_t (&eights)[8]) const {
-    const __m512i order = _mm512_load_si512(eights);
-    const auto row = [&](int64_t phase, int64_t e) {
-      return _mm512_permutex2var_epi64(words_[phase][0][e], order, words_[phase][1][e]);
-    };
+    const auto row = [&](int64_t phase, int64_t e) { return join_eights(words_[phase], e, eights); };
     const int64_t n = min(8, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
     char* const channel = pass_.out.c + (o_ + f) * channel_bytes;
     if (whole_run()) {
@@ -404,8 +402,6 @@ class BlockStore {
   TileRuns runs_;
   __m512i words_[2][2][8];  // of each column phase: 16 filters, transposed
   const bool relu_, in_place_, adjacent_;
-  alignas(64) static constexpr int64_t kLowEights[8] = {0, 1, 8, 9, 4, 5, 12, 13};
-  alignas(64) static constexpr int64_t kHighEights[8] = {2, 3, 10, 11, 6, 7, 14, 15};
 };
 
 }  // namespace

@@ -39,18 +39,40 @@ struct StoreAhead {
   }
 };
 
+inline TileStream source_stream(const TilePass& pass, const PassTaps& taps, const TileTask& task,
+                                const TileSpan& span) {
+  const int64_t position = pass.source.position_bytes;
+  return {task.source + span.begin * position, taps.source_steps, position, 16 * position, pass.source.part_bytes};
+}
+
 // Sums of a tile of positions x a panel of filters at `filters`, over some steps.
 template <int P, class Ahead = TileAhead>
 void multiply_tile(const TilePass& pass, const PassTaps& taps, const TileTask& task, const TileSpan& span,
                    const char* filters, int64_t panel, int64_t step, int64_t steps, float* sums,
                    const Ahead& ahead = {}) {
   const bool wide = pass.m - panel * kBlock > 16, tall = span.end - span.begin > 16;
-  const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
   const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
-  const TileStream p{task.source + span.begin * pass.source.position_bytes, taps.source_steps, row,
-                     16 * pass.source.position_bytes, pass.source.part_bytes};
+  const TileStream p = source_stream(pass, taps, task, span);
   if (pass.source.lines) return tile_block<P>(p, f, step, steps, tall, wide, sums, step == 0, ahead);
   tile_block<P>(f, p, step, steps, wide, tall, sums, step == 0, ahead);
+}
+
+// The same of all steps, where the block before can be stored in one go with it. False: it cannot.
+template <class T>
+bool multiply_interleaved(const TilePass& pass, const TileTask& task, const TileSpan& span, const char* filters,
+                          int64_t panel, float* sums, BlockStore<T>& store, const TileAhead& ahead) {
+  const int64_t n = min(kBlock, pass.m - panel * kBlock);
+  if (!store.interleaves(n)) return false;
+  InterleavedStore before = store.take_interleaved();
+  const PassTaps& taps = pass.taps[0];
+  const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
+  const TileStream p = source_stream(pass, taps, task, span);
+  if (pass.source.lines) {
+    (n > 16 ? interleaved_block<true, true> : interleaved_block<true, false>)(p, f, taps.steps, sums, before, ahead);
+  } else {
+    (n > 16 ? interleaved_block<false, true> : interleaved_block<false, false>)(f, p, taps.steps, sums, before, ahead);
+  }
+  return true;
 }
 
 template <int P>
@@ -71,7 +93,11 @@ void multiply(const TilePass& pass, const TileTask& task) {
         const int64_t per_step = ceil_div(kBlockBytes / 64, tiles.tiles), fetched = tile * taps.steps * per_step * 64;
         const bool fetches = P == 1 && panel + 1 < task.panel_end && fetched < panel_bytes;
         const char* filters = taps.filters + panel * panel_bytes;
-        const StoreAhead<T> ahead{&store, filters + panel_bytes + fetched, fetches ? per_step : 0};
+        const char* const next = filters + panel_bytes + fetched;
+        if (P == 1 && multiply_interleaved(pass, task, span, filters, panel, sums[block], store,
+                                           {next, fetches ? per_step * taps.steps : 0}))
+          continue;
+        const StoreAhead<T> ahead{&store, next, fetches ? per_step : 0};
         multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
       }
       store.finish();
