@@ -186,6 +186,13 @@ inline void store_adjacent(char* target, const LaneRun& run, __m512 x, __m512 y)
   }
 }
 
+// Where all positions of a tile go, if that is one run of adjacent rows (LaneRun) with room for 32 elements.
+struct TileRun {
+  int64_t offset = 0;
+  __mmask32 mask = 0;
+  bool single = false;
+};
+
 // The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
 // vector units idle.
 template <class T>
@@ -199,27 +206,34 @@ class BlockStore {
         in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))),
         adjacent_(!in_place_ && rows_are_adjacent(pass, task.range)) {}
 
-  // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
-  void begin(const TileSpan& span, int64_t o, float* sums) {
+  // Whether blocks may be left to interleaved stores.
+  bool interleaves() const { return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels; }
+  TileRun find_run(const TileSpan& span) {
+    const OutputPosition at(pass_, task_, span.begin);
+    runs_.find_adjacent(pass_, task_, at, span.end - span.begin);
+    return {runs_.runs[0].offset, runs_.runs[0].mask,
+            runs_.count == 1 && runs_.runs[0].room >= kBlock && (transposed() || runs_.whole())};
+  }
+
+  // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored. `run`: its
+  // positions', where they may be left to an interleaved store.
+  void begin(const TileSpan& span, int64_t o, float* sums, const TileRun& run = {}) {
     if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
     sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = due_ = 0;
-    at_ = OutputPosition(pass_, task_, span.begin);
-    positions_ = span.end - span.begin;
+    begin_ = span.begin, positions_ = span.end - span.begin, located_ = false;
+    run_ = run;
     pieces_ = pass_.source.pixels ? ceil_div(positions_, kPiecePixels)
               : rounded()         ? ceil_div(filters_, 16) * kRoundedPieces
                                   : transposes() + ceil_div(filters_, kPieceFilters);
-    if (pass_.source.pixels) return;
-    adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
   }
-  // Whether all of the block is left to an interleaved store, beside a block of `filters`.
+  // Whether all of the block can be left to an interleaved store, beside a block of `filters`.
   bool interleaves(int64_t filters) const {
-    return kSize == 2 && !in_place_ && adjacent_ && pass_.column_phases == 1 && piece_ == 0 && pieces_ > 0 &&
-           filters == filters_ && filters % 16 == 0 && runs_.count == 1 && runs_.runs[0].room >= kBlock;
+    return run_.single && piece_ < pieces_ && filters == filters_ && filters % 16 == 0;
   }
-  InterleavedStore take_interleaved() {
+  BlockTarget take_interleaved() {
     piece_ = pieces_;
-    return {sums_, bias_, least(), pass_.out.c + (o_ * pass_.out.c_row + runs_.runs[0].offset) * kSize,
-            pass_.out.c_row * kSize, runs_.runs[0].mask, {}};
+    return {sums_, bias_, least(), pass_.out.c + (o_ * pass_.out.c_row + run_.offset) * kSize, pass_.out.c_row * kSize,
+            run_.mask};
   }
   // What is due with one of `steps` steps of the next block.
   void run_beside(int64_t steps) {
@@ -234,7 +248,14 @@ class BlockStore {
   static constexpr int64_t kPieceFilters = kSize == 2 ? 16 : 4, kPiecePixels = 8;
   static constexpr int64_t kRoundedPieces = 4;  // of 16 filters
 
+  void locate() {
+    located_ = true;
+    at_ = OutputPosition(pass_, task_, begin_);
+    if (pass_.source.pixels) return;
+    adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
+  }
   void run_piece() {
+    if (!located_) locate();
     const int64_t piece = piece_++;
     if (pass_.source.pixels) return store_pixels(piece * kPiecePixels);
     if constexpr (kSize == 2) {
@@ -396,7 +417,9 @@ class BlockStore {
   const TileTask& task_;
   alignas(64) float bias_[kBlock] = {};
   float* sums_ = nullptr;
-  int64_t o_ = -1, filters_ = 0, positions_ = 0;
+  int64_t o_ = -1, filters_ = 0, begin_ = 0, positions_ = 0;
+  bool located_ = false;  // whether at_ and runs_ are this block's
+  TileRun run_;
   int64_t piece_ = 0, pieces_ = 0, due_ = 0;  // due_: of the pieces, in steps
   OutputPosition at_;
   TileRuns runs_;

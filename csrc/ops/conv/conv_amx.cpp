@@ -60,17 +60,17 @@ void multiply_tile(const TilePass& pass, const PassTaps& taps, const TileTask& t
 // The same of all steps, where the block before can be stored in one go with it. False: it cannot.
 template <class T>
 bool multiply_interleaved(const TilePass& pass, const TileTask& task, const TileSpan& span, const char* filters,
-                          int64_t panel, float* sums, BlockStore<T>& store, const TileAhead& ahead) {
+                          int64_t panel, float* sums, BlockStore<T>& store, const StepFetch& fetch) {
   const int64_t n = min(kBlock, pass.m - panel * kBlock);
   if (!store.interleaves(n)) return false;
-  InterleavedStore before = store.take_interleaved();
+  const BlockTarget before = store.take_interleaved();
   const PassTaps& taps = pass.taps[0];
   const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
   const TileStream p = source_stream(pass, taps, task, span);
   if (pass.source.lines) {
-    (n > 16 ? interleaved_block<true, true> : interleaved_block<true, false>)(p, f, taps.steps, sums, before, ahead);
+    (n > 16 ? interleaved_block<true, true> : interleaved_block<true, false>)(p, f, taps.steps, sums, before, fetch);
   } else {
-    (n > 16 ? interleaved_block<false, true> : interleaved_block<false, false>)(f, p, taps.steps, sums, before, ahead);
+    (n > 16 ? interleaved_block<false, true> : interleaved_block<false, false>)(f, p, taps.steps, sums, before, fetch);
   }
   return true;
 }
@@ -81,6 +81,11 @@ void multiply(const TilePass& pass, const TileTask& task) {
   const TaskTiles tiles(pass, task);
   alignas(64) float sums[2][2 * kSumsPerBlock];
   BlockStore<T> store(pass, task);
+  TileRun* runs = nullptr;
+  if (store.interleaves()) {
+    runs = static_cast<TileRun*>(thread_scratch(Scratch::GemmSums, size_t(tiles.tiles) * sizeof(TileRun)));
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile) runs[tile] = store.find_run(TileSpan(tiles, tile));
+  }
   _tile_loadconfig(&kTileConfig);
   int64_t block = 0;
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
@@ -95,13 +100,13 @@ void multiply(const TilePass& pass, const TileTask& task) {
         const char* filters = taps.filters + panel * panel_bytes;
         const char* const next = filters + panel_bytes + fetched;
         if (P == 1 && multiply_interleaved(pass, task, span, filters, panel, sums[block], store,
-                                           {next, fetches ? per_step * taps.steps : 0}))
+                                           {next, fetches ? per_step : 0}))
           continue;
         const StoreAhead<T> ahead{&store, next, fetches ? per_step : 0};
         multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
       }
       store.finish();
-      store.begin(span, panel * kBlock, sums[block]);
+      store.begin(span, panel * kBlock, sums[block], runs ? runs[tile] : TileRun());
     }
   _tile_release();
   store.finish();

@@ -13,15 +13,30 @@
 namespace fastnn {
 namespace {
 
+// What is fetched into the second-level cache meanwhile.
+struct StepFetch {
+  const char* lines;
+  int64_t per_step;
+
+  void operator()(int64_t step) const {
+    for (int64_t line = 0; line < per_step; ++line) prefetch_near(lines + (step * per_step + line) * 64);
+  }
+};
+
 // The block before: the sums of 32 (16) filters and 32 positions, to one run of adjacent elements of each filter.
-struct InterleavedStore {
+struct BlockTarget {
   const float* sums;
   const float* bias;
   float least;  // of results: 0 under a relu
   char* target;
   int64_t filter_bytes;  // from filter to filter
   __mmask32 mask;        // of the positions that are results: 32 elements are written whatever their number
-  __m512i words[2][8];   // of positions x filters: 16 filters, transposed
+};
+
+struct InterleavedStore : BlockTarget {
+  __m512i words[2][8];  // of positions x filters: 16 filters, transposed
+
+  explicit InterleavedStore(const BlockTarget& target) : BlockTarget(target) {}
 };
 
 alignas(64) constexpr int64_t kLowEights[8] = {0, 1, 8, 9, 4, 5, 12, 13};
@@ -47,12 +62,8 @@ inline __attribute__((always_inline)) __m512i join_eights(const __m512i (&words)
   return _mm512_permutex2var_epi64(words[0][e], _mm512_load_si512(eights), words[1][e]);
 }
 
-inline __attribute__((always_inline)) void store_run(const InterleavedStore& store, int64_t filter, __m512i words) {
-  _mm512_storeu_si512(store.target + filter * store.filter_bytes, _mm512_maskz_compress_epi16(store.mask, words));
-}
-
 // Of sums of positions x filters: of every 16 filters two pieces round and transpose 16 positions each, and two store
-// 8 filters each. Of filters x positions each piece stores 4 filters.
+// 8 filters each. Of filters x positions, which leave nothing out, each piece stores 4 filters.
 template <bool kLines>
 inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, int64_t piece) {
   if constexpr (kLines) {
@@ -62,7 +73,9 @@ inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, 
     const int64_t eight = part - 2;
 #pragma GCC unroll 8
     for (int64_t e = 0; e < 8; ++e)
-      store_run(store, first + 8 * eight + e, join_eights(store.words, e, eight == 0 ? kLowEights : kHighEights));
+      _mm512_storeu_si512(store.target + (first + 8 * eight + e) * store.filter_bytes,
+                          _mm512_maskz_compress_epi16(
+                              store.mask, join_eights(store.words, e, eight == 0 ? kLowEights : kHighEights)));
   } else {
     const __m512 least = _mm512_set1_ps(store.least);
 #pragma GCC unroll 4
@@ -71,7 +84,7 @@ inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, 
       const __m512 bias = _mm512_set1_ps(store.bias[f]);
       const __m512 x = _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(lanes), bias));
       const __m512 y = _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(lanes + 256), bias));
-      store_run(store, f, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+      _mm512_storeu_si512(store.target + f * store.filter_bytes, __m512i(_mm512_cvtne2ps_pbh(y, x)));
     }
   }
 }
@@ -102,21 +115,21 @@ inline __attribute__((always_inline)) void interleaved_step(const TileStream& a,
 }
 
 template <bool kLines, bool kWide, int kPieces>
-inline __attribute__((always_inline)) void interleaved_product(const TileStream& a, const TileStream& b, int64_t steps,
-                                                               float* sums, InterleavedStore& store,
-                                                               const TileAhead& ahead) {
+inline __attribute__((always_inline)) void interleaved_product(TileStream a, TileStream b, int64_t steps, float* sums,
+                                                               BlockTarget target, StepFetch fetch) {
   constexpr int64_t kAll = kWide ? 8 : 4, kSteps = kAll / kPieces;
+  InterleavedStore store{target};
   _tile_zero(0);
   if constexpr (!kLines || kWide) _tile_zero(1);
   if constexpr (kLines || kWide) _tile_zero(2);
   if constexpr (kWide) _tile_zero(3);
 #pragma GCC unroll 8
   for (int64_t step = 0; step < kSteps; ++step) {
-    ahead(step, steps);
+    fetch(step);
     interleaved_step<kLines, kWide, kPieces>(a, b, step, store, step * kPieces);
   }
   for (int64_t step = kSteps; step < steps; ++step) {
-    ahead(step, steps);
+    fetch(step);
     interleaved_step<kLines, kWide, 0>(a, b, step, store, 0);
   }
   _tile_stored(0, sums, 64);
@@ -128,12 +141,12 @@ inline __attribute__((always_inline)) void interleaved_product(const TileStream&
 // sums = A B over all steps, beside the store of the block before, of as many filters.
 template <bool kLines, bool kWide>
 __attribute__((noinline)) void interleaved_block(const TileStream& a, const TileStream& b, int64_t steps, float* sums,
-                                                 InterleavedStore& store, const TileAhead& ahead) {
+                                                 const BlockTarget& target, const StepFetch& fetch) {
   constexpr int kAll = kWide ? 8 : 4;
-  if (steps >= kAll) return interleaved_product<kLines, kWide, 1>(a, b, steps, sums, store, ahead);
-  if (steps >= kAll / 2) return interleaved_product<kLines, kWide, 2>(a, b, steps, sums, store, ahead);
-  if (kWide && steps >= 2) return interleaved_product<kLines, kWide, 4>(a, b, steps, sums, store, ahead);
-  interleaved_product<kLines, kWide, kAll>(a, b, steps, sums, store, ahead);
+  if (steps >= kAll) return interleaved_product<kLines, kWide, 1>(a, b, steps, sums, target, fetch);
+  if (steps >= kAll / 2) return interleaved_product<kLines, kWide, 2>(a, b, steps, sums, target, fetch);
+  if (kWide && steps >= 2) return interleaved_product<kLines, kWide, 4>(a, b, steps, sums, target, fetch);
+  interleaved_product<kLines, kWide, kAll>(a, b, steps, sums, target, fetch);
 }
 
 }  // namespace

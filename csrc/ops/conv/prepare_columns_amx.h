@@ -93,6 +93,7 @@ void store_pair(const TileSource& source, const SourceRange& range, const Channe
                 const ChannelRows<T>& odd, char* target, int64_t rows, RangeLanes& lanes) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
   const int64_t length = source.row_length, part = source.part_bytes, row_step = r.step * c.source;
+  const int64_t ahead = 2 * r.source * c.source;  // the same of the next two channels
   const int64_t full = max(even.column, odd.column), full_end = min(even.columns, odd.columns) - 15;
   int64_t begin = 0;
   for (int64_t image = 0; image < range.images; ++image)
@@ -110,6 +111,8 @@ void store_pair(const TileSource& source, const SourceRange& range, const Channe
       };
       for (int64_t i = 0; i < length; i += 16) {
         for (; even_inside && odd_inside && i >= full && i < full_end; i += 16) {
+          _mm_prefetch(reinterpret_cast<const char*>(even_row + i * c.step + ahead), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(odd_row + i * c.step + ahead), _MM_HINT_T0);
           __m512i parts[P];
           load_pair<P, T, kStep>(even_row + i * c.step, odd_row + i * c.step, 0xffff, 0xffff, c.step, parts, lanes);
           for (int p = 0; p < P; ++p) store_column(target + p * part, begin + i, 0xffff, parts[p]);
