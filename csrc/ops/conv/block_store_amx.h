@@ -60,8 +60,8 @@ struct TileRuns {
     }
   }
   // The same where rows are adjacent: a run for each image. What is written behind its lanes within the image's rows of
-  // the task is written again by the next tiles.
-  void find_adjacent(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
+  // the task is written again by the next tiles. `at` goes on to the end of the lanes.
+  void find_adjacent(const TilePass& pass, const TileTask& task, OutputPosition& at, int64_t lanes) {
     count = 0;
     int64_t image = -1;
     for (int64_t lane = 0; lane < lanes;) {
@@ -73,7 +73,7 @@ struct TileRuns {
         runs[count++] = {lanes_of(lane, run), (task.range.image + image) * pass.image_elements + at.pixel(),
                          (task.range.rows - at.row) * task.range.columns - at.column};
       }
-      const int64_t rest = at.length - at.column;
+      const int64_t rest = min(at.length - at.column, lanes - lane);
       at.advance(rest);
       lane += rest;
     }
@@ -208,11 +208,15 @@ class BlockStore {
 
   // Whether blocks may be left to interleaved stores.
   bool interleaves() const { return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels; }
-  TileRun find_run(const TileSpan& span) {
-    const OutputPosition at(pass_, task_, span.begin);
-    runs_.find_adjacent(pass_, task_, at, span.end - span.begin);
-    return {runs_.runs[0].offset, runs_.runs[0].mask,
-            runs_.count == 1 && runs_.runs[0].room >= kBlock && (transposed() || runs_.whole())};
+  void find_runs(const TaskTiles& tiles, TileRun* runs) {
+    OutputPosition at(pass_, task_, 0);
+    int64_t position = 0;
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
+      const TileSpan span(tiles, tile);
+      if (span.begin != position) at = OutputPosition(pass_, task_, span.begin);
+      runs[tile] = find_run(at, span.end - span.begin);
+      position = span.end;
+    }
   }
 
   // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored. `run`: its
@@ -248,11 +252,17 @@ class BlockStore {
   static constexpr int64_t kPieceFilters = kSize == 2 ? 16 : 4, kPiecePixels = 8;
   static constexpr int64_t kRoundedPieces = 4;  // of 16 filters
 
+  TileRun find_run(OutputPosition& at, int64_t positions) {
+    runs_.find_adjacent(pass_, task_, at, positions);
+    const LaneRun& run = runs_.runs[0];
+    return {run.offset, run.mask, runs_.count == 1 && run.room >= kBlock && (transposed() || runs_.whole())};
+  }
   void locate() {
     located_ = true;
     at_ = OutputPosition(pass_, task_, begin_);
     if (pass_.source.pixels) return;
-    adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
+    OutputPosition at = at_;
+    adjacent_ ? runs_.find_adjacent(pass_, task_, at, positions_) : runs_.find(pass_, task_, at, positions_);
   }
   void run_piece() {
     if (!located_) locate();

@@ -67,11 +67,8 @@ bool multiply_interleaved(const TilePass& pass, const TileTask& task, const Tile
   const PassTaps& taps = pass.taps[0];
   const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
   const TileStream p = source_stream(pass, taps, task, span);
-  if (pass.source.lines) {
-    (n > 16 ? interleaved_block<true, true> : interleaved_block<true, false>)(p, f, taps.steps, sums, before, fetch);
-  } else {
-    (n > 16 ? interleaved_block<false, true> : interleaved_block<false, false>)(f, p, taps.steps, sums, before, fetch);
-  }
+  const bool lines = pass.source.lines;
+  interleaved_block(lines, n > 16, lines ? p : f, lines ? f : p, taps.steps, sums, before, fetch);
   return true;
 }
 
@@ -84,7 +81,7 @@ void multiply(const TilePass& pass, const TileTask& task) {
   TileRun* runs = nullptr;
   if (store.interleaves()) {
     runs = static_cast<TileRun*>(thread_scratch(Scratch::GemmSums, size_t(tiles.tiles) * sizeof(TileRun)));
-    for (int64_t tile = 0; tile < tiles.tiles; ++tile) runs[tile] = store.find_run(TileSpan(tiles, tile));
+    store.find_runs(tiles, runs);
   }
   _tile_loadconfig(&kTileConfig);
   int64_t block = 0;

@@ -62,20 +62,24 @@ inline __attribute__((always_inline)) __m512i join_eights(const __m512i (&words)
   return _mm512_permutex2var_epi64(words[0][e], _mm512_load_si512(eights), words[1][e]);
 }
 
+// Sums of filters x positions, or of positions x filters, all of which are results, or with gaps between rows.
+enum class BlockForm { Filters, Positions, GappedPositions };
+
 // Of sums of positions x filters: of every 16 filters two pieces round and transpose 16 positions each, and two store
 // 8 filters each. Of filters x positions, which leave nothing out, each piece stores 4 filters.
-template <bool kLines>
+template <BlockForm kForm>
 inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, int64_t piece) {
-  if constexpr (kLines) {
+  if constexpr (kForm != BlockForm::Filters) {
     const int64_t first = piece / 4 * 16, part = piece % 4;
     if (part < 2)
       return round_positions(store.sums + first * 16 + 128 * part, store.bias + first, store.least, store.words[part]);
     const int64_t eight = part - 2;
 #pragma GCC unroll 8
-    for (int64_t e = 0; e < 8; ++e)
-      _mm512_storeu_si512(store.target + (first + 8 * eight + e) * store.filter_bytes,
-                          _mm512_maskz_compress_epi16(
-                              store.mask, join_eights(store.words, e, eight == 0 ? kLowEights : kHighEights)));
+    for (int64_t e = 0; e < 8; ++e) {
+      __m512i words = join_eights(store.words, e, eight == 0 ? kLowEights : kHighEights);
+      if constexpr (kForm == BlockForm::GappedPositions) words = _mm512_maskz_compress_epi16(store.mask, words);
+      _mm512_storeu_si512(store.target + (first + 8 * eight + e) * store.filter_bytes, words);
+    }
   } else {
     const __m512 least = _mm512_set1_ps(store.least);
 #pragma GCC unroll 4
@@ -90,14 +94,15 @@ inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, 
 }
 
 // One step, with pieces [piece, piece + kPieces) of the store between its products. kWide: 32 filters, else 16.
-template <bool kLines, bool kWide, int kPieces>
+template <BlockForm kForm, bool kWide, int kPieces>
 inline __attribute__((always_inline)) void interleaved_step(const TileStream& a, const TileStream& b, int64_t step,
                                                             InterleavedStore& store, int64_t piece) {
+  constexpr bool kLines = kForm != BlockForm::Filters;
   // Of the four gaps of a step all have 1/4 of the pieces, of two pieces every other one has one.
   const auto gap = [&](int64_t index) __attribute__((always_inline)) {
 #pragma GCC unroll 2
     for (int64_t i = (kPieces * index + 3) / 4; i < (kPieces * (index + 1) + 3) / 4; ++i)
-      store_piece<kLines>(store, piece + i);
+      store_piece<kForm>(store, piece + i);
   };
   const char *pa = a.base + a.steps[step], *pb = b.base + b.steps[step];
   gap(0);
@@ -114,9 +119,10 @@ inline __attribute__((always_inline)) void interleaved_step(const TileStream& a,
   if constexpr (kWide) _tile_dpbf16ps(3, 5, 7);
 }
 
-template <bool kLines, bool kWide, int kPieces>
+template <BlockForm kForm, bool kWide, int kPieces>
 inline __attribute__((always_inline)) void interleaved_product(TileStream a, TileStream b, int64_t steps, float* sums,
                                                                BlockTarget target, StepFetch fetch) {
+  constexpr bool kLines = kForm != BlockForm::Filters;
   constexpr int64_t kAll = kWide ? 8 : 4, kSteps = kAll / kPieces;
   InterleavedStore store{target};
   _tile_zero(0);
@@ -126,11 +132,11 @@ inline __attribute__((always_inline)) void interleaved_product(TileStream a, Til
 #pragma GCC unroll 8
   for (int64_t step = 0; step < kSteps; ++step) {
     fetch(step);
-    interleaved_step<kLines, kWide, kPieces>(a, b, step, store, step * kPieces);
+    interleaved_step<kForm, kWide, kPieces>(a, b, step, store, step * kPieces);
   }
   for (int64_t step = kSteps; step < steps; ++step) {
     fetch(step);
-    interleaved_step<kLines, kWide, 0>(a, b, step, store, 0);
+    interleaved_step<kForm, kWide, 0>(a, b, step, store, 0);
   }
   _tile_stored(0, sums, 64);
   if constexpr (!kLines || kWide) _tile_stored(1, sums + 256, 64);
@@ -138,15 +144,26 @@ inline __attribute__((always_inline)) void interleaved_product(TileStream a, Til
   if constexpr (kWide) _tile_stored(3, sums + 768, 64);
 }
 
-// sums = A B over all steps, beside the store of the block before, of as many filters.
-template <bool kLines, bool kWide>
+template <BlockForm kForm, bool kWide>
 __attribute__((noinline)) void interleaved_block(const TileStream& a, const TileStream& b, int64_t steps, float* sums,
                                                  const BlockTarget& target, const StepFetch& fetch) {
   constexpr int kAll = kWide ? 8 : 4;
-  if (steps >= kAll) return interleaved_product<kLines, kWide, 1>(a, b, steps, sums, target, fetch);
-  if (steps >= kAll / 2) return interleaved_product<kLines, kWide, 2>(a, b, steps, sums, target, fetch);
-  if (kWide && steps >= 2) return interleaved_product<kLines, kWide, 4>(a, b, steps, sums, target, fetch);
-  interleaved_product<kLines, kWide, kAll>(a, b, steps, sums, target, fetch);
+  if (steps >= kAll) return interleaved_product<kForm, kWide, 1>(a, b, steps, sums, target, fetch);
+  if (steps >= kAll / 2) return interleaved_product<kForm, kWide, 2>(a, b, steps, sums, target, fetch);
+  if (kWide && steps >= 2) return interleaved_product<kForm, kWide, 4>(a, b, steps, sums, target, fetch);
+  interleaved_product<kForm, kWide, kAll>(a, b, steps, sums, target, fetch);
+}
+
+// sums = A B over all steps, beside the store of the block before, of as many filters: 32 (`wide`) or 16.
+inline void interleaved_block(bool lines, bool wide, const TileStream& a, const TileStream& b, int64_t steps,
+                              float* sums, const BlockTarget& target, const StepFetch& fetch) {
+  using Block = decltype(&interleaved_block<BlockForm::Filters, true>);
+  constexpr Block kBlocks[3][2] = {
+      {interleaved_block<BlockForm::Filters, false>, interleaved_block<BlockForm::Filters, true>},
+      {interleaved_block<BlockForm::Positions, false>, interleaved_block<BlockForm::Positions, true>},
+      {interleaved_block<BlockForm::GappedPositions, false>, interleaved_block<BlockForm::GappedPositions, true>}};
+  const int form = !lines ? 0 : target.mask == ~__mmask32(0) ? 1 : 2;
+  kBlocks[form][wide](a, b, steps, sums, target, fetch);
 }
 
 }  // namespace
