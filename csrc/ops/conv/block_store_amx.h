@@ -186,11 +186,12 @@ inline void store_adjacent(char* target, const LaneRun& run, __m512 x, __m512 y)
   }
 }
 
-// Where all positions of a tile go, if that is one run of adjacent rows (LaneRun) with room for 32 elements.
-struct TileRun {
-  int64_t offset = 0;
-  __mmask32 mask = 0;
-  bool single = false;
+// A tile, and where all of its positions go, if that is one run of adjacent rows (LaneRun) with room for 32 elements.
+struct PlacedTile {
+  TileSpan span;
+  int64_t offset;
+  __mmask32 mask;
+  bool single;
 };
 
 // The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
@@ -206,38 +207,39 @@ class BlockStore {
         in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))),
         adjacent_(!in_place_ && rows_are_adjacent(pass, task.range)) {}
 
-  // Whether blocks may be left to interleaved stores.
-  bool interleaves() const { return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels; }
-  void find_runs(const TaskTiles& tiles, TileRun* runs) {
+  // Whether blocks may be stored as interleaved ones (interleaved_amx.h).
+  bool interleaves() const {
+    return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels && pass_.m % 16 == 0 &&
+           pass_.taps[0].steps > 0;
+  }
+  // The least result.
+  float least() const { return relu_ ? 0 : -__builtin_inff(); }
+  // All tiles of the task.
+  void place(const TaskTiles& tiles, PlacedTile* placed) {
     OutputPosition at(pass_, task_, 0);
     int64_t position = 0;
     for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
       const TileSpan span(tiles, tile);
       if (span.begin != position) at = OutputPosition(pass_, task_, span.begin);
-      runs[tile] = find_run(at, span.end - span.begin);
+      runs_.find_adjacent(pass_, task_, at, span.end - span.begin);
+      const LaneRun& run = runs_.runs[0];
+      const bool single = runs_.count == 1 && run.room >= kBlock && (transposed() || runs_.whole());
+      placed[tile] = {span, run.offset, run.mask, single};
       position = span.end;
     }
   }
-
-  // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored. `run`: its
-  // positions', where they may be left to an interleaved store.
-  void begin(const TileSpan& span, int64_t o, float* sums, const TileRun& run = {}) {
+  // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
+  void begin(const TileSpan& span, int64_t o, float* sums) {
     if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
     sums_ = sums, o_ = o, filters_ = min(kBlock, pass_.m - o), piece_ = due_ = 0;
-    begin_ = span.begin, positions_ = span.end - span.begin, located_ = false;
-    run_ = run;
+    at_ = OutputPosition(pass_, task_, span.begin);
+    positions_ = span.end - span.begin;
     pieces_ = pass_.source.pixels ? ceil_div(positions_, kPiecePixels)
               : rounded()         ? ceil_div(filters_, 16) * kRoundedPieces
                                   : transposes() + ceil_div(filters_, kPieceFilters);
-  }
-  // Whether all of the block can be left to an interleaved store, beside a block of `filters`.
-  bool interleaves(int64_t filters) const {
-    return run_.single && piece_ < pieces_ && filters == filters_ && filters % 16 == 0;
-  }
-  BlockTarget take_interleaved() {
-    piece_ = pieces_;
-    return {sums_, bias_, least(), pass_.out.c + (o_ * pass_.out.c_row + run_.offset) * kSize, pass_.out.c_row * kSize,
-            run_.mask};
+    if (pass_.source.pixels) return;
+    OutputPosition at = at_;
+    adjacent_ ? runs_.find_adjacent(pass_, task_, at, positions_) : runs_.find(pass_, task_, at, positions_);
   }
   // What is due with one of `steps` steps of the next block.
   void run_beside(int64_t steps) {
@@ -252,20 +254,7 @@ class BlockStore {
   static constexpr int64_t kPieceFilters = kSize == 2 ? 16 : 4, kPiecePixels = 8;
   static constexpr int64_t kRoundedPieces = 4;  // of 16 filters
 
-  TileRun find_run(OutputPosition& at, int64_t positions) {
-    runs_.find_adjacent(pass_, task_, at, positions);
-    const LaneRun& run = runs_.runs[0];
-    return {run.offset, run.mask, runs_.count == 1 && run.room >= kBlock && (transposed() || runs_.whole())};
-  }
-  void locate() {
-    located_ = true;
-    at_ = OutputPosition(pass_, task_, begin_);
-    if (pass_.source.pixels) return;
-    OutputPosition at = at_;
-    adjacent_ ? runs_.find_adjacent(pass_, task_, at, positions_) : runs_.find(pass_, task_, at, positions_);
-  }
   void run_piece() {
-    if (!located_) locate();
     const int64_t piece = piece_++;
     if (pass_.source.pixels) return store_pixels(piece * kPiecePixels);
     if constexpr (kSize == 2) {
@@ -275,7 +264,6 @@ class BlockStore {
     store_filters((piece - transposes()) * kPieceFilters);
   }
 
-  float least() const { return relu_ ? 0 : -__builtin_inff(); }
   // Whether a tile's positions are adjacent in the output, as all tiles' are.
   bool whole_run() const {
     return pass_.columns.step == 1 && pass_.source.row_length == task_.range.columns && runs_.whole();
@@ -427,9 +415,7 @@ class BlockStore {
   const TileTask& task_;
   alignas(64) float bias_[kBlock] = {};
   float* sums_ = nullptr;
-  int64_t o_ = -1, filters_ = 0, begin_ = 0, positions_ = 0;
-  bool located_ = false;  // whether at_ and runs_ are this block's
-  TileRun run_;
+  int64_t o_ = -1, filters_ = 0, positions_ = 0;
   int64_t piece_ = 0, pieces_ = 0, due_ = 0;  // due_: of the pieces, in steps
   OutputPosition at_;
   TileRuns runs_;

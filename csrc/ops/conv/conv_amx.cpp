@@ -14,7 +14,7 @@
 // the class's taps in reverse and channels swapped; two classes of columns are taken together, and their results woven
 // into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
 // vector kernels.
-#include "ops/conv/block_store_amx.h"
+#include "ops/conv/block_pipeline_amx.h"
 #include "ops/conv/filters_amx.h"
 #include "ops/conv/pass_plan_amx.h"
 
@@ -30,20 +30,13 @@ constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time:
 template <class T>
 struct StoreAhead {
   BlockStore<T>* store;
-  const char* lines;
-  int64_t lines_per_step;
+  StepFetch fetch;
 
   void operator()(int64_t step, int64_t steps) const {
-    for (int64_t line = 0; line < lines_per_step; ++line) prefetch_near(lines + (step * lines_per_step + line) * 64);
+    fetch(step);
     store->run_beside(steps);
   }
 };
-
-inline TileStream source_stream(const TilePass& pass, const PassTaps& taps, const TileTask& task,
-                                const TileSpan& span) {
-  const int64_t position = pass.source.position_bytes;
-  return {task.source + span.begin * position, taps.source_steps, position, 16 * position, pass.source.part_bytes};
-}
 
 // Sums of a tile of positions x a panel of filters at `filters`, over some steps.
 template <int P, class Ahead = TileAhead>
@@ -51,25 +44,9 @@ void multiply_tile(const TilePass& pass, const PassTaps& taps, const TileTask& t
                    const char* filters, int64_t panel, int64_t step, int64_t steps, float* sums,
                    const Ahead& ahead = {}) {
   const bool wide = pass.m - panel * kBlock > 16, tall = span.end - span.begin > 16;
-  const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
-  const TileStream p = source_stream(pass, taps, task, span);
+  const TileStream f = filter_stream(taps, filters), p = source_stream(pass, taps, task, span.begin);
   if (pass.source.lines) return tile_block<P>(p, f, step, steps, tall, wide, sums, step == 0, ahead);
   tile_block<P>(f, p, step, steps, wide, tall, sums, step == 0, ahead);
-}
-
-// The same of all steps, where the block before can be stored in one go with it. False: it cannot.
-template <class T>
-bool multiply_interleaved(const TilePass& pass, const TileTask& task, const TileSpan& span, const char* filters,
-                          int64_t panel, float* sums, BlockStore<T>& store, const StepFetch& fetch) {
-  const int64_t n = min(kBlock, pass.m - panel * kBlock);
-  if (!store.interleaves(n)) return false;
-  const BlockTarget before = store.take_interleaved();
-  const PassTaps& taps = pass.taps[0];
-  const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
-  const TileStream p = source_stream(pass, taps, task, span);
-  const bool lines = pass.source.lines;
-  interleaved_block(lines, n > 16, lines ? p : f, lines ? f : p, taps.steps, sums, before, fetch);
-  return true;
 }
 
 template <int P>
@@ -78,11 +55,7 @@ void multiply(const TilePass& pass, const TileTask& task) {
   const TaskTiles tiles(pass, task);
   alignas(64) float sums[2][2 * kSumsPerBlock];
   BlockStore<T> store(pass, task);
-  TileRun* runs = nullptr;
-  if (store.interleaves()) {
-    runs = static_cast<TileRun*>(thread_scratch(Scratch::GemmSums, size_t(tiles.tiles) * sizeof(TileRun)));
-    store.find_runs(tiles, runs);
-  }
+  if (P == 1 && store.interleaves()) return BlockPipeline(pass, task).run();
   _tile_loadconfig(&kTileConfig);
   int64_t block = 0;
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
@@ -90,20 +63,14 @@ void multiply(const TilePass& pass, const TileTask& task) {
       const TileSpan span(tiles, tile);
       for (int f = 0; f < pass.column_phases; ++f) {
         const PassTaps& taps = pass.taps[f];
-        const int64_t panel_bytes = taps.steps * P * kBlockBytes;
         // Of three parts products take so long that fetching beside them costs more than it saves.
-        const int64_t per_step = ceil_div(kBlockBytes / 64, tiles.tiles), fetched = tile * taps.steps * per_step * 64;
-        const bool fetches = P == 1 && panel + 1 < task.panel_end && fetched < panel_bytes;
-        const char* filters = taps.filters + panel * panel_bytes;
-        const char* const next = filters + panel_bytes + fetched;
-        if (P == 1 && multiply_interleaved(pass, task, span, filters, panel, sums[block], store,
-                                           {next, fetches ? per_step : 0}))
-          continue;
-        const StoreAhead<T> ahead{&store, next, fetches ? per_step : 0};
-        multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
+        const StepFetch fetch =
+            P == 1 ? PanelFetch(taps, task, panel, tiles.tiles).beside(tile) : StepFetch{nullptr, 0};
+        multiply_tile<P>(pass, taps, task, span, taps.filters + panel * taps.steps * P * kBlockBytes, panel, 0,
+                         taps.steps, sums[block] + f * kSumsPerBlock, StoreAhead<T>{&store, fetch});
       }
       store.finish();
-      store.begin(span, panel * kBlock, sums[block], runs ? runs[tile] : TileRun());
+      store.begin(span, panel * kBlock, sums[block]);
     }
   _tile_release();
   store.finish();

@@ -1,5 +1,6 @@
 // A block of an AMX convolution in bfloat16, whose products are made while the block before is stored, unrolled: of an
-// operation without residual, with no activation or a relu, whose sums lie in one run of the output (block_store_amx.h).
+// operation without residual, with no activation or a relu, whose sums lie in one run of the output
+// (block_store_amx.h).
 //
 // A step takes the tiles 73 cycles, and the vector units 180 to 300 cycles a block: in eight pieces, one, two, four or
 // eight beside each of the first steps. With the pieces as code between products, 9 steps of 32 filters were measured
@@ -119,51 +120,46 @@ inline __attribute__((always_inline)) void interleaved_step(const TileStream& a,
   if constexpr (kWide) _tile_dpbf16ps(3, 5, 7);
 }
 
-template <BlockForm kForm, bool kWide, int kPieces>
-inline __attribute__((always_inline)) void interleaved_product(TileStream a, TileStream b, int64_t steps, float* sums,
-                                                               BlockTarget target, StepFetch fetch) {
-  constexpr bool kLines = kForm != BlockForm::Filters;
-  constexpr int64_t kAll = kWide ? 8 : 4, kSteps = kAll / kPieces;
-  InterleavedStore store{target};
-  _tile_zero(0);
-  if constexpr (!kLines || kWide) _tile_zero(1);
-  if constexpr (kLines || kWide) _tile_zero(2);
-  if constexpr (kWide) _tile_zero(3);
-#pragma GCC unroll 8
-  for (int64_t step = 0; step < kSteps; ++step) {
-    fetch(step);
-    interleaved_step<kForm, kWide, kPieces>(a, b, step, store, step * kPieces);
+template <bool kFirst, bool kSecond>
+inline __attribute__((always_inline)) void begin_sums(const float* sums, bool zero) {
+  if (zero) {
+    _tile_zero(0);
+    if constexpr (kFirst) _tile_zero(1);
+    if constexpr (kSecond) _tile_zero(2);
+    if constexpr (kFirst && kSecond) _tile_zero(3);
+  } else {
+    _tile_loadd(0, sums, 64);
+    if constexpr (kFirst) _tile_loadd(1, sums + 256, 64);
+    if constexpr (kSecond) _tile_loadd(2, sums + 512, 64);
+    if constexpr (kFirst && kSecond) _tile_loadd(3, sums + 768, 64);
   }
-  for (int64_t step = kSteps; step < steps; ++step) {
+}
+
+// sums = A B over steps [begin, end), or of later ones sums +=, beside the store of the block before, of as many
+// filters: 32 (kWide) or 16. kPieces: beside a step, while there are any; 0 for no store.
+template <BlockForm kForm, bool kWide, int kPieces>
+inline __attribute__((always_inline)) void interleaved_product(const TileStream& a, const TileStream& b, int64_t begin,
+                                                               int64_t end, float* sums, const BlockTarget& before,
+                                                               const StepFetch& fetch) {
+  constexpr bool kLines = kForm != BlockForm::Filters;
+  constexpr bool kFirst = !kLines || kWide, kSecond = kLines || kWide;  // of the tiles beside tile 0
+  constexpr int64_t kSteps = kPieces == 0 ? 0 : (kWide ? 8 : 4) / kPieces;
+  InterleavedStore store(before);
+  begin_sums<kFirst, kSecond>(sums, begin == 0);
+  int64_t step = begin;
+#pragma GCC unroll 8
+  for (int64_t s = 0; s < kSteps; ++s, ++step) {
+    fetch(step);
+    interleaved_step<kForm, kWide, kPieces>(a, b, step, store, s * kPieces);
+  }
+  for (; step < end; ++step) {
     fetch(step);
     interleaved_step<kForm, kWide, 0>(a, b, step, store, 0);
   }
   _tile_stored(0, sums, 64);
-  if constexpr (!kLines || kWide) _tile_stored(1, sums + 256, 64);
-  if constexpr (kLines || kWide) _tile_stored(2, sums + 512, 64);
-  if constexpr (kWide) _tile_stored(3, sums + 768, 64);
-}
-
-template <BlockForm kForm, bool kWide>
-__attribute__((noinline)) void interleaved_block(const TileStream& a, const TileStream& b, int64_t steps, float* sums,
-                                                 const BlockTarget& target, const StepFetch& fetch) {
-  constexpr int kAll = kWide ? 8 : 4;
-  if (steps >= kAll) return interleaved_product<kForm, kWide, 1>(a, b, steps, sums, target, fetch);
-  if (steps >= kAll / 2) return interleaved_product<kForm, kWide, 2>(a, b, steps, sums, target, fetch);
-  if (kWide && steps >= 2) return interleaved_product<kForm, kWide, 4>(a, b, steps, sums, target, fetch);
-  interleaved_product<kForm, kWide, kAll>(a, b, steps, sums, target, fetch);
-}
-
-// sums = A B over all steps, beside the store of the block before, of as many filters: 32 (`wide`) or 16.
-inline void interleaved_block(bool lines, bool wide, const TileStream& a, const TileStream& b, int64_t steps,
-                              float* sums, const BlockTarget& target, const StepFetch& fetch) {
-  using Block = decltype(&interleaved_block<BlockForm::Filters, true>);
-  constexpr Block kBlocks[3][2] = {
-      {interleaved_block<BlockForm::Filters, false>, interleaved_block<BlockForm::Filters, true>},
-      {interleaved_block<BlockForm::Positions, false>, interleaved_block<BlockForm::Positions, true>},
-      {interleaved_block<BlockForm::GappedPositions, false>, interleaved_block<BlockForm::GappedPositions, true>}};
-  const int form = !lines ? 0 : target.mask == ~__mmask32(0) ? 1 : 2;
-  kBlocks[form][wide](a, b, steps, sums, target, fetch);
+  if constexpr (kFirst) _tile_stored(1, sums + 256, 64);
+  if constexpr (kSecond) _tile_stored(2, sums + 512, 64);
+  if constexpr (kFirst && kSecond) _tile_stored(3, sums + 768, 64);
 }
 
 }  // namespace

@@ -106,8 +106,7 @@ void store_pair(const TileSource& source, const SourceRange& range, const Channe
       const auto store = [&](int64_t i, __mmask16 even_mask, __mmask16 odd_mask) {
         __m512i parts[P];
         load_pair<P, T, kStep>(even_row + i * c.step, odd_row + i * c.step, even_mask, odd_mask, c.step, parts, lanes);
-        for (int p = 0; p < P; ++p)
-          store_column(target + p * part, begin + i, lane_mask(length - i), parts[p]);
+        for (int p = 0; p < P; ++p) store_column(target + p * part, begin + i, lane_mask(length - i), parts[p]);
       };
       for (int64_t i = 0; i < length; i += 16) {
         for (; even_inside && odd_inside && i >= full && i < full_end; i += 16) {
@@ -130,7 +129,8 @@ void store_columns(const TileSource& source, const SourceRange& range, char* mem
   for (int64_t phase = 0; phase < source.phases(); ++phase) {
     const PhaseChannels<T> channels(source, range, phase);
     for (int64_t k = 0; k < source.groups() * kStepK; k += 2) {
-      char* target = memory + phase * source.phase_bytes + k / kStepK * source.group_bytes + k % kStepK / 2 * kLineBytes;
+      char* target =
+          memory + phase * source.phase_bytes + k / kStepK * source.group_bytes + k % kStepK / 2 * kLineBytes;
       const ChannelRows<T> even = channels[k], odd = channels[k + 1];
       const auto store = step == 1 ? store_pair<P, T, 1> : step == 2 ? store_pair<P, T, 2> : store_pair<P, T, 0>;
       store(source, range, even, odd, target, rows, lanes);
