@@ -190,8 +190,7 @@ inline void store_adjacent(char* target, const LaneRun& run, __m512 x, __m512 y)
 struct PlacedTile {
   TileSpan span;
   int64_t offset;
-  __mmask32 mask;
-  bool single;
+  uint32_t mask, single;
 };
 
 // The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
@@ -223,8 +222,9 @@ class BlockStore {
       if (span.begin != position) at = OutputPosition(pass_, task_, span.begin);
       runs_.find_adjacent(pass_, task_, at, span.end - span.begin);
       const LaneRun& run = runs_.runs[0];
-      const bool single = runs_.count == 1 && run.room >= kBlock && (transposed() || runs_.whole());
-      placed[tile] = {span, run.offset, run.mask, single};
+      PlacedTile& to = placed[tile];
+      to.span = span, to.offset = run.offset, to.mask = run.mask;
+      to.single = runs_.count == 1 && run.room >= kBlock && (transposed() || runs_.whole());
       position = span.end;
     }
   }
