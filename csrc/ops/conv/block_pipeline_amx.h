@@ -120,6 +120,7 @@ class BlockPipeline {
     const int64_t channel_bytes = pass.out.c_row * 2, begin = blocks.step, step_end = blocks.step_end;
     const TileStream filters = filter_stream(taps, taps.filters + blocks.panel * taps.steps * kBlockBytes);
     const PanelFetch fetch(taps, self.task_, blocks.panel, self.count_);
+    const int64_t n = min(kBlock, pass.m - blocks.panel * kBlock);
     const float* const bias = self.bias_ + blocks.panel * kBlock;
     const float least = self.store_.least();
     char* const out = pass.out.c + blocks.panel * kBlock * channel_bytes;
@@ -132,7 +133,7 @@ class BlockPipeline {
       if (++buffer == self.buffers_) buffer = 0;
       interleaved_product<kForm, kWide, kPieces>(kLines ? positions : filters, kLines ? filters : positions, begin,
                                                  step_end, sums, before, fetch.beside(tile));
-      before = {sums, bias, least, out + placed.offset * 2, channel_bytes, placed.mask};
+      before = {sums, bias, least, out + placed.offset * 2, channel_bytes, placed.mask, n, self.nowhere_};
     }
     self.buffer_ = buffer;
     self.before_ = blocks.complete ? before : BlockTarget{};
@@ -157,6 +158,7 @@ class BlockPipeline {
   bool gapped_ = false;
   BlockTarget before_{};
   int64_t before_tile_ = 0, before_panel_ = 0;
+  alignas(64) char nowhere_[64];
   alignas(64) float sums_[kMostTiles + 1][kSumsPerBlock];
 };
 

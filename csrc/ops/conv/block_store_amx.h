@@ -208,8 +208,7 @@ class BlockStore {
 
   // Whether blocks may be stored as interleaved ones (interleaved_amx.h).
   bool interleaves() const {
-    return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels && pass_.m % 16 == 0 &&
-           pass_.taps[0].steps > 0;
+    return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels && pass_.taps[0].steps > 0;
   }
   // The least result.
   float least() const { return relu_ ? 0 : -__builtin_inff(); }

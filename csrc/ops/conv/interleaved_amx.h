@@ -32,6 +32,10 @@ struct BlockTarget {
   char* target;
   int64_t filter_bytes;  // from filter to filter
   __mmask32 mask;        // of the positions that are results: 32 elements are written whatever their number
+  int64_t filters;       // that are results
+  char* nowhere;         // 64 bytes, for the others
+
+  char* row(int64_t filter) const { return filter < filters ? target + filter * filter_bytes : nowhere; }
 };
 
 struct InterleavedStore : BlockTarget {
@@ -79,7 +83,7 @@ inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, 
     for (int64_t e = 0; e < 8; ++e) {
       __m512i words = join_eights(store.words, e, eight == 0 ? kLowEights : kHighEights);
       if constexpr (kForm == BlockForm::GappedPositions) words = _mm512_maskz_compress_epi16(store.mask, words);
-      _mm512_storeu_si512(store.target + (first + 8 * eight + e) * store.filter_bytes, words);
+      _mm512_storeu_si512(store.row(first + 8 * eight + e), words);
     }
   } else {
     const __m512 least = _mm512_set1_ps(store.least);
@@ -89,7 +93,7 @@ inline __attribute__((always_inline)) void store_piece(InterleavedStore& store, 
       const __m512 bias = _mm512_set1_ps(store.bias[f]);
       const __m512 x = _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(lanes), bias));
       const __m512 y = _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(lanes + 256), bias));
-      _mm512_storeu_si512(store.target + f * store.filter_bytes, __m512i(_mm512_cvtne2ps_pbh(y, x)));
+      _mm512_storeu_si512(store.row(f), __m512i(_mm512_cvtne2ps_pbh(y, x)));
     }
   }
 }
