@@ -5,7 +5,8 @@
 // where positions are columns or rows of the product (source_amx.h). A task takes some images, or a band of the rows of
 // one, and prepares their source where it stays: in its core's second-level cache. There each panel of 32 filters meets
 // all tiles of 32 positions, over all steps: a block of 32 x 32 sums is stored as it comes out of the tile registers,
-// between the products of the next one; of one part, the next panel is fetched meanwhile.
+// between the products of the next one (of bfloat16 block_pipeline_amx.h); of one part, the next panel is fetched
+// meanwhile.
 // Tiles run on over the row ends; what they compute there is dropped.
 //
 // How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
