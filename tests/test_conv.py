@@ -101,6 +101,37 @@ LARGE = {
 }
 
 
+# Panels of filters of 32, 16 and fewer; one step of channels and taps, a few, and more than are taken at a time; tiles
+# of positions that end with rows, images and tasks, or amid them.
+BLOCKS = {
+    "pointwise": ((3, 40, 9, 11), (54, 40, 1, 1), {}),
+    "pointwise_stride2": ((3, 40, 15, 13), (38, 40, 1, 1), {"stride": 2}),
+    "pointwise_deep": ((2, 700, 14, 14), (48, 700, 1, 1), {}),
+    "gaps": ((3, 32, 13, 12), (64, 32, 3, 3), {}),
+    "gaps_deep": ((2, 96, 17, 15), (48, 96, 3, 3), {"padding": 1}),
+    "folded": ((3, 3, 30, 28), (24, 3, 7, 7), {"stride": 2, "padding": 3}),
+    "folded_few": ((5, 6, 20, 21), (16, 6, 5, 5), {}),
+    "folded_one": ((4, 1, 12, 12), (6, 1, 5, 5), {}),
+}
+
+
+@pytest.mark.parametrize("activation", ["", "relu", "tanh"])
+@pytest.mark.parametrize("name", BLOCKS)
+def test_bfloat16_blocks(name: str, activation: str) -> None:
+    """Of small integers every sum is exact: the results are those of the float64 kernels, rounded once; of tanh, whose
+    float32 values may round the other way, within one unit of bfloat16."""
+    x_shape, w_shape, options = BLOCKS[name]
+    rng = np.random.default_rng(2)
+    values = [rng.integers(-2, 3, shape).astype(np.float64) for shape in (x_shape, w_shape, w_shape[:1])]
+    stride, padding = ((options.get(key, default),) * 2 for key, default in (("stride", 1), ("padding", 0)))
+    results = []
+    for dtype in (fastnn.bfloat16, fastnn.float64):
+        operands = [fastnn.from_numpy(v).to(dtype) for v in values]
+        results.append(fastnn._C.fused_conv2d(*operands, stride, padding, (1, 1), 1, False, None, activation))
+    result, expected = results[0].double().numpy(), results[1].to(fastnn.bfloat16).double().numpy()
+    np.testing.assert_allclose(result, expected, rtol=2.0**-7 if activation == "tanh" else 0)
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", LARGE)

@@ -10,6 +10,7 @@
 #include "gemm/pack_amx.h"
 #include "gemm/prefetch.h"
 #include "gemm/store_amx.h"
+#include "ops/conv/interleaved_amx.h"
 #include "ops/conv/tile_pass_amx.h"
 
 namespace fastnn {
@@ -59,8 +60,8 @@ struct TileRuns {
     }
   }
   // The same where rows are adjacent: a run for each image. What is written behind its lanes within the image's rows of
-  // the task is written again by the next tiles.
-  void find_adjacent(const TilePass& pass, const TileTask& task, OutputPosition at, int64_t lanes) {
+  // the task is written again by the next tiles. `at` goes on to the end of the lanes.
+  void find_adjacent(const TilePass& pass, const TileTask& task, OutputPosition& at, int64_t lanes) {
     count = 0;
     int64_t image = -1;
     for (int64_t lane = 0; lane < lanes;) {
@@ -72,7 +73,7 @@ struct TileRuns {
         runs[count++] = {lanes_of(lane, run), (task.range.image + image) * pass.image_elements + at.pixel(),
                          (task.range.rows - at.row) * task.range.columns - at.column};
       }
-      const int64_t rest = at.length - at.column;
+      const int64_t rest = min(at.length - at.column, lanes - lane);
       at.advance(rest);
       lane += rest;
     }
@@ -185,6 +186,13 @@ inline void store_adjacent(char* target, const LaneRun& run, __m512 x, __m512 y)
   }
 }
 
+// A tile, and where all of its positions go, if that is one run of adjacent rows (LaneRun) with room for 32 elements.
+struct PlacedTile {
+  TileSpan span;
+  int64_t offset;
+  uint32_t mask, single;
+};
+
 // The sums of a block on their way to the output, in small pieces: between the next block's products, which leave the
 // vector units idle.
 template <class T>
@@ -198,6 +206,27 @@ class BlockStore {
         in_place_(!pass.source.pixels && (pass.out.residual || (pass.out.activation != Activation::None && !relu_))),
         adjacent_(!in_place_ && rows_are_adjacent(pass, task.range)) {}
 
+  // Whether blocks may be stored as interleaved ones (interleaved_amx.h).
+  bool interleaves() const {
+    return kSize == 2 && adjacent_ && pass_.column_phases == 1 && !pass_.source.pixels && pass_.taps[0].steps > 0;
+  }
+  // The least result.
+  float least() const { return relu_ ? 0 : -__builtin_inff(); }
+  // All tiles of the task.
+  void place(const TaskTiles& tiles, PlacedTile* placed) {
+    OutputPosition at(pass_, task_, 0);
+    int64_t position = 0;
+    for (int64_t tile = 0; tile < tiles.tiles; ++tile) {
+      const TileSpan span(tiles, tile);
+      if (span.begin != position) at = OutputPosition(pass_, task_, span.begin);
+      runs_.find_adjacent(pass_, task_, at, span.end - span.begin);
+      const LaneRun& run = runs_.runs[0];
+      PlacedTile& to = placed[tile];
+      to.span = span, to.offset = run.offset, to.mask = run.mask;
+      to.single = runs_.count == 1 && run.room >= kBlock && (transposed() || runs_.whole());
+      position = span.end;
+    }
+  }
   // The sums of panel o / 32, of one column phase after the other; they stay until the last piece is stored.
   void begin(const TileSpan& span, int64_t o, float* sums) {
     if (o != o_) load_bias(pass_, o, min(kBlock, pass_.m - o), bias_);
@@ -208,7 +237,8 @@ class BlockStore {
               : rounded()         ? ceil_div(filters_, 16) * kRoundedPieces
                                   : transposes() + ceil_div(filters_, kPieceFilters);
     if (pass_.source.pixels) return;
-    adjacent_ ? runs_.find_adjacent(pass_, task_, at_, positions_) : runs_.find(pass_, task_, at_, positions_);
+    OutputPosition at = at_;
+    adjacent_ ? runs_.find_adjacent(pass_, task_, at, positions_) : runs_.find(pass_, task_, at, positions_);
   }
   // What is due with one of `steps` steps of the next block.
   void run_beside(int64_t steps) {
@@ -311,27 +341,13 @@ class BlockStore {
     if (piece >= 2) return store_eight(f + 8 * (piece - 2), piece == 2 ? kLowEights : kHighEights);
     if (piece == 0) fetch_next(f, min(16, filters_ - f));
     for (int phase = 0; phase < pass_.column_phases; ++phase)
-      round_positions(sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * piece, f, words_[phase][piece]);
-  }
-
-  // Positions 8 half ... and 16 + 8 half ... of 16 filters: in quarters, what filters e and e + 8 have of them.
-  void round_positions(const float* lanes, int64_t f, __m512i* words) const {
-    const __m512 bias = _mm512_load_ps(bias_ + f), least = _mm512_set1_ps(relu_ ? 0 : -__builtin_inff());
-    // The second operand where one is NaN.
-    const auto sum = [&](const float* p) { return _mm512_max_ps(least, _mm512_add_ps(_mm512_load_ps(p), bias)); };
-    __m512i rows[8];
-#pragma GCC unroll 8
-    for (int64_t i = 0; i < 8; ++i)
-      rows[i] = __m512i(_mm512_cvtne2ps_pbh(sum(lanes + 512 + i * 16), sum(lanes + i * 16)));
-    transpose_eights(rows, words);
+      round_positions(sums_ + phase * kSumsPerBlock + f / 16 * 256 + 128 * piece, bias_ + f, least(),
+                      words_[phase][piece]);
   }
 
   // The 32 positions of 8 filters.
   void store_eight(int64_t f, const int64_t (&eights)[8]) const {
-    const __m512i order = _mm512_load_si512(eights);
-    const auto row = [&](int64_t phase, int64_t e) {
-      return _mm512_permutex2var_epi64(words_[phase][0][e], order, words_[phase][1][e]);
-    };
+    const auto row = [&](int64_t phase, int64_t e) { return join_eights(words_[phase], e, eights); };
     const int64_t n = min(8, filters_ - f), channel_bytes = pass_.out.c_row * kSize;
     char* const channel = pass_.out.c + (o_ + f) * channel_bytes;
     if (whole_run()) {
@@ -404,8 +420,6 @@ class BlockStore {
   TileRuns runs_;
   __m512i words_[2][2][8];  // of each column phase: 16 filters, transposed
   const bool relu_, in_place_, adjacent_;
-  alignas(64) static constexpr int64_t kLowEights[8] = {0, 1, 8, 9, 4, 5, 12, 13};
-  alignas(64) static constexpr int64_t kHighEights[8] = {2, 3, 10, 11, 6, 7, 14, 15};
 };
 
 }  // namespace

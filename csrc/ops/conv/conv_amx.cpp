@@ -5,7 +5,8 @@
 // where positions are columns or rows of the product (source_amx.h). A task takes some images, or a band of the rows of
 // one, and prepares their source where it stays: in its core's second-level cache. There each panel of 32 filters meets
 // all tiles of 32 positions, over all steps: a block of 32 x 32 sums is stored as it comes out of the tile registers,
-// between the products of the next one; of one part, the next panel is fetched meanwhile.
+// between the products of the next one (of bfloat16 block_pipeline_amx.h); of one part, the next panel is fetched
+// meanwhile.
 // Tiles run on over the row ends; what they compute there is dropped.
 //
 // How positions are dealt to tasks never changes a sum, and may depend on the number of threads.
@@ -14,7 +15,7 @@
 // the class's taps in reverse and channels swapped; two classes of columns are taken together, and their results woven
 // into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
 // vector kernels.
-#include "ops/conv/block_store_amx.h"
+#include "ops/conv/block_pipeline_amx.h"
 #include "ops/conv/filters_amx.h"
 #include "ops/conv/pass_plan_amx.h"
 
@@ -30,11 +31,10 @@ constexpr int64_t kUnpackedSteps = 18;  // of a panel that are packed at a time:
 template <class T>
 struct StoreAhead {
   BlockStore<T>* store;
-  const char* lines;
-  int64_t lines_per_step;
+  StepFetch fetch;
 
   void operator()(int64_t step, int64_t steps) const {
-    for (int64_t line = 0; line < lines_per_step; ++line) prefetch_near(lines + (step * lines_per_step + line) * 64);
+    fetch(step);
     store->run_beside(steps);
   }
 };
@@ -45,10 +45,7 @@ void multiply_tile(const TilePass& pass, const PassTaps& taps, const TileTask& t
                    const char* filters, int64_t panel, int64_t step, int64_t steps, float* sums,
                    const Ahead& ahead = {}) {
   const bool wide = pass.m - panel * kBlock > 16, tall = span.end - span.begin > 16;
-  const int64_t row = pass.source.lines ? pass.source.position_bytes : pass.source.pitch;
-  const TileStream f{filters, taps.filter_steps, 64, kTileBytes, kBlockBytes};
-  const TileStream p{task.source + span.begin * pass.source.position_bytes, taps.source_steps, row,
-                     16 * pass.source.position_bytes, pass.source.part_bytes};
+  const TileStream f = filter_stream(taps, filters), p = source_stream(pass, taps, task, span.begin);
   if (pass.source.lines) return tile_block<P>(p, f, step, steps, tall, wide, sums, step == 0, ahead);
   tile_block<P>(f, p, step, steps, wide, tall, sums, step == 0, ahead);
 }
@@ -59,6 +56,7 @@ void multiply(const TilePass& pass, const TileTask& task) {
   const TaskTiles tiles(pass, task);
   alignas(64) float sums[2][2 * kSumsPerBlock];
   BlockStore<T> store(pass, task);
+  if (P == 1 && store.interleaves()) return BlockPipeline(pass, task).run();
   _tile_loadconfig(&kTileConfig);
   int64_t block = 0;
   for (int64_t panel = task.panel; panel < task.panel_end; ++panel)
@@ -66,13 +64,11 @@ void multiply(const TilePass& pass, const TileTask& task) {
       const TileSpan span(tiles, tile);
       for (int f = 0; f < pass.column_phases; ++f) {
         const PassTaps& taps = pass.taps[f];
-        const int64_t panel_bytes = taps.steps * P * kBlockBytes;
         // Of three parts products take so long that fetching beside them costs more than it saves.
-        const int64_t per_step = ceil_div(kBlockBytes / 64, tiles.tiles), fetched = tile * taps.steps * per_step * 64;
-        const bool fetches = P == 1 && panel + 1 < task.panel_end && fetched < panel_bytes;
-        const char* filters = taps.filters + panel * panel_bytes;
-        const StoreAhead<T> ahead{&store, filters + panel_bytes + fetched, fetches ? per_step : 0};
-        multiply_tile<P>(pass, taps, task, span, filters, panel, 0, taps.steps, sums[block] + f * kSumsPerBlock, ahead);
+        const StepFetch fetch =
+            P == 1 ? PanelFetch(taps, task, panel, tiles.tiles).beside(tile) : StepFetch{nullptr, 0};
+        multiply_tile<P>(pass, taps, task, span, taps.filters + panel * taps.steps * P * kBlockBytes, panel, 0,
+                         taps.steps, sums[block] + f * kSumsPerBlock, StoreAhead<T>{&store, fetch});
       }
       store.finish();
       store.begin(span, panel * kBlock, sums[block]);

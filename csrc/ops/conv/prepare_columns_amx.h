@@ -76,15 +76,28 @@ inline __attribute__((always_inline)) void load_pair(const T* even, const T* odd
 
 inline __mmask16 lanes_between(int64_t begin, int64_t end) { return lane_mask(end) & ~lane_mask(begin); }
 
+// Lanes of 16 positions from `position` on, to the tiles that have a line of these for a pair of channels.
+inline __attribute__((always_inline)) void store_column(char* pair, int64_t position, __mmask16 mask, __m512i lanes) {
+  const int64_t first = position % kColumnPositions;
+  char* const line = pair + position / kColumnPositions * (kStepK / 2 * kLineBytes);
+  if (first == 0 && mask == 0xffff) return _mm512_store_si512(line, lanes);
+  const __mmask16 here = lane_mask(kColumnPositions - first);
+  _mm512_mask_storeu_epi32(line + first * kPairBytes, mask & here, lanes);
+  _mm512_mask_storeu_epi32(line + kStepK / 2 * kLineBytes - (kColumnPositions - first) * kPairBytes, mask & ~here,
+                           lanes);
+}
+
 // All rows of two channels.
 template <int P, class T, int kStep>
 void store_pair(const TileSource& source, const SourceRange& range, const ChannelRows<T>& even,
                 const ChannelRows<T>& odd, char* target, int64_t rows, RangeLanes& lanes) {
   const PlaneAxis &r = source.rows.plane, &c = source.columns.plane;
   const int64_t length = source.row_length, part = source.part_bytes, row_step = r.step * c.source;
+  const int64_t ahead = 2 * r.source * c.source;  // the same of the next two channels
   const int64_t full = max(even.column, odd.column), full_end = min(even.columns, odd.columns) - 15;
+  int64_t begin = 0;
   for (int64_t image = 0; image < range.images; ++image)
-    for (int64_t row = 0; row < rows; ++row, target += length * kPairBytes) {
+    for (int64_t row = 0; row < rows; ++row, begin += length) {
       const int64_t even_position = even.position + row * r.step, odd_position = odd.position + row * r.step;
       const bool even_inside = even_position >= 0 && even_position < r.source;
       const bool odd_inside = odd_position >= 0 && odd_position < r.source;
@@ -93,14 +106,15 @@ void store_pair(const TileSource& source, const SourceRange& range, const Channe
       const auto store = [&](int64_t i, __mmask16 even_mask, __mmask16 odd_mask) {
         __m512i parts[P];
         load_pair<P, T, kStep>(even_row + i * c.step, odd_row + i * c.step, even_mask, odd_mask, c.step, parts, lanes);
-        for (int p = 0; p < P; ++p)
-          _mm512_mask_storeu_epi32(target + p * part + i * kPairBytes, lane_mask(length - i), parts[p]);
+        for (int p = 0; p < P; ++p) store_column(target + p * part, begin + i, lane_mask(length - i), parts[p]);
       };
       for (int64_t i = 0; i < length; i += 16) {
         for (; even_inside && odd_inside && i >= full && i < full_end; i += 16) {
+          _mm_prefetch(reinterpret_cast<const char*>(even_row + i * c.step + ahead), _MM_HINT_T0);
+          _mm_prefetch(reinterpret_cast<const char*>(odd_row + i * c.step + ahead), _MM_HINT_T0);
           __m512i parts[P];
           load_pair<P, T, kStep>(even_row + i * c.step, odd_row + i * c.step, 0xffff, 0xffff, c.step, parts, lanes);
-          for (int p = 0; p < P; ++p) _mm512_storeu_si512(target + p * part + i * kPairBytes, parts[p]);
+          for (int p = 0; p < P; ++p) store_column(target + p * part, begin + i, 0xffff, parts[p]);
         }
         if (i < length)
           store(i, even_inside ? lanes_between(even.column - i, even.columns - i) : __mmask16(0),
@@ -115,7 +129,8 @@ void store_columns(const TileSource& source, const SourceRange& range, char* mem
   for (int64_t phase = 0; phase < source.phases(); ++phase) {
     const PhaseChannels<T> channels(source, range, phase);
     for (int64_t k = 0; k < source.groups() * kStepK; k += 2) {
-      char* target = memory + phase * source.phase_bytes + k / 2 * source.pitch;
+      char* target =
+          memory + phase * source.phase_bytes + k / kStepK * source.group_bytes + k % kStepK / 2 * kLineBytes;
       const ChannelRows<T> even = channels[k], odd = channels[k + 1];
       const auto store = step == 1 ? store_pair<P, T, 1> : step == 2 ? store_pair<P, T, 2> : store_pair<P, T, 0>;
       store(source, range, even, odd, target, rows, lanes);

@@ -39,7 +39,7 @@ struct TileTask {
 };
 
 // The tiles of 32 positions of a task: they begin anew with every image, or run on over all of them, whichever
-// makes fewer.
+// makes fewer. Those of columns always run on, since they begin where tiles of the source do.
 struct TaskTiles {
   int64_t plane, positions, flat_positions, image_tiles, tiles;
   bool flat, direct;
@@ -50,7 +50,7 @@ struct TaskTiles {
         flat_positions((task.range.images - 1) * plane + positions),
         image_tiles(ceil_div(positions, kBlock)),
         direct(pass.source.direct) {
-    flat = ceil_div(flat_positions, kBlock) < task.range.images * image_tiles;
+    flat = !pass.source.lines || ceil_div(flat_positions, kBlock) < task.range.images * image_tiles;
     tiles = flat ? ceil_div(flat_positions, kBlock) : task.range.images * image_tiles;
   }
 };
