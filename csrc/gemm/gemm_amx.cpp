@@ -190,17 +190,19 @@ void multiply_slab(const Problem& problem, const PackedSlab* packed, int64_t col
   });
 }
 
+// While a region is left to the vector engine, others read the slab: it lies in memory that the engine uses for 16-bit
+// results only, whose B is never shared unless its parts are always exact.
 template <int P>
 void multiply_slab(const Problem& problem, char* packed, int64_t column, int64_t count, int64_t k, int64_t depth) {
-  const bool along = problem.a.depth_stride == 1;
-  const int64_t few_rows = along ? (P == 1 ? 0 : kFewRows / 2) : kFewRows;
-  if (!packed && problem.m <= few_rows) return multiply_slab<P, true>(problem, nullptr, column, count, k, depth);
-  if (!packed && along && (P == 1 || problem.m <= 2 * kFewRows))
+  const bool along = problem.a.depth_stride == 1, shared = P == 1 || problem.out.dtype == DType::Float32;
+  const int64_t held_rows = !shared && !along ? problem.m : P == 1 && along ? 0 : along ? kFewRows / 2 : kFewRows;
+  if (!packed && problem.m <= held_rows) return multiply_slab<P, true>(problem, nullptr, column, count, k, depth);
+  if (!packed && along && (P == 1 || !shared || problem.m <= 2 * kFewRows))
     return multiply_slab<P, false>(problem, nullptr, column, count, k, depth);
   const PackedSlab slab =
       packed ? view_slab<P>(column, count, depth, packed)
              : pack_slab<P>(problem.b, column, count, k, depth,
-                            static_cast<char*>(thread_scratch(Scratch::GemmB, size_t(slab_bytes<P>(count, depth)))));
+                            static_cast<char*>(thread_scratch(Scratch::GemmSums, size_t(slab_bytes<P>(count, depth)))));
   multiply_slab<P, true>(problem, &slab, column, count, k, depth);
 }
 
