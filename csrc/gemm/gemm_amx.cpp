@@ -4,7 +4,7 @@
 // times strips of the other, streamed through the first-level cache. Which is which:
 //
 //   A held, B packed beside the products       few rows of A
-//   B held, A packed beside the products       A's k is adjacent, bfloat16 or not many rows
+//   B held, A packed beside the products       A's k is adjacent, and its rows are not many
 //   A held, B packed before, by all threads    the rest, and a B that the caller has packed
 //
 // Beside the products an operand is packed anew for each block held, and nothing is written to memory; but where
@@ -24,15 +24,17 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kSlabSteps = 32;                 // 1024 of k
-constexpr int64_t kHeldBytes = int64_t(5) << 18;   // packed: five eighths of the second-level cache
-constexpr int64_t kLeastPanels = 4;                // held, or k is cut
-constexpr int64_t kStripPanels = 32;               // streamed that pay for packing what is held
-constexpr int64_t kTasks = 8;                      // wanted
-constexpr int64_t kManyRows = 256;                 // of A: fewer make few blocks, which two threads share badly,
-constexpr int64_t kFewRowsWork = 152 * 152 * 152;  // so that with less work vectors are faster
-constexpr int64_t kFewRows = 256;                  // of an A that is held, B packed beside
-constexpr int64_t kPackPanels = 8;                 // packed together: rows are read 256 columns at a time
+constexpr int64_t kSlabSteps = 32;                // 1024 of k
+constexpr int64_t kHeldBytes = int64_t(5) << 18;  // packed: five eighths of the second-level cache
+constexpr int64_t kLeastPanels = 4;               // held, or k is cut
+constexpr int64_t kStripPanels = 32;              // streamed that pay for packing what is held
+constexpr int64_t kTasks = 8;                     // wanted
+constexpr int64_t kSharedWork = 120 * 120 * 120;  // of few rows; with less, and with few columns, vectors are faster
+constexpr int64_t kUnsharedWork = 208 * 208 * 208;
+constexpr int64_t kFewRows = 256;  // of an A that is held, B packed beside
+template <int P>
+constexpr int64_t kHeldBRows = P == 1 ? 1024 : 512;  // of an A that is packed beside
+constexpr int64_t kPackPanels = 8;                   // packed together: rows are read 256 columns at a time
 
 struct Problem {
   int64_t m, n, k;
@@ -83,14 +85,14 @@ struct Tiling {
   int64_t piece_steps;  // of k, held at a time
 };
 
-template <int P>
+template <int P, bool kHeldA>
 Tiling make_tiling(int64_t held, int64_t streamed, int64_t steps) {
   constexpr int64_t kStepBytes = P * kBlockBytes;
   const int64_t work = tile_work(held, streamed, steps, P);
   const int64_t tasks = work < kSerialWork ? 1 : work < kTwofoldWork ? 2 : min(kTasks, work / kTaskProducts);
   const int64_t whole = kHeldBytes / (steps * kStepBytes);  // panels of which all of k is held
   Tiling tiling;
-  tiling.blocks = ceil_div(held, whole >= kLeastPanels ? min(whole, kRegionPanels) : kRegionPanels);
+  tiling.blocks = ceil_div(held, whole >= kLeastPanels ? min(whole, kRegionPanels<kHeldA>) : kRegionPanels<kHeldA>);
   if (tiling.blocks > 1 || (tasks > 1 && held >= 2 * kLeastPanels)) tiling.blocks = round_up(tiling.blocks, 2);
   const int64_t least = tiling.blocks == 1 ? kLeastPanels : kStripPanels;
   tiling.strips = max(ceil_div(streamed, kSlabPanels), min(ceil_div(tasks, tiling.blocks), streamed / least));
@@ -176,7 +178,8 @@ void multiply_slab(const Problem& problem, const PackedSlab* packed, int64_t col
                    int64_t depth) {
   const TileOutput out = slab_output(problem, k, depth);
   const int64_t rows = ceil_div(problem.m, kBlock), columns = ceil_div(count, kBlock);
-  const Tiling tiling = make_tiling<P>(kHeldA ? rows : columns, kHeldA ? columns : rows, ceil_div(depth, kStepK));
+  const Tiling tiling =
+      make_tiling<P, kHeldA>(kHeldA ? rows : columns, kHeldA ? columns : rows, ceil_div(depth, kStepK));
   parallel_for(tiling.blocks * tiling.strips, tiling.grain, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t block = task / tiling.strips, strip = task % tiling.strips;
@@ -197,7 +200,7 @@ void multiply_slab(const Problem& problem, char* packed, int64_t column, int64_t
   const bool along = problem.a.depth_stride == 1, shared = P == 1 || problem.out.dtype == DType::Float32;
   const int64_t held_rows = !shared && !along ? problem.m : P == 1 && along ? 0 : along ? kFewRows / 2 : kFewRows;
   if (!packed && problem.m <= held_rows) return multiply_slab<P, true>(problem, nullptr, column, count, k, depth);
-  if (!packed && along && (P == 1 || !shared || problem.m <= 2 * kFewRows))
+  if (!packed && along && (!shared || problem.m <= kHeldBRows<P>))
     return multiply_slab<P, false>(problem, nullptr, column, count, k, depth);
   const PackedSlab slab =
       packed ? view_slab<P>(column, count, depth, packed)
@@ -225,7 +228,8 @@ bool gemm_suits(const GemmArgs& args) {
   if (args.dtype == DType::BFloat16) return true;
   const bool few_rows =
       args.dtype == DType::Float32 && float32_parts == 3 && args.batch_ndim == 0 && args.m < kManyRows;
-  return args.m * args.n * args.k >= (few_rows ? kFewRowsWork : least_parts_work(args));
+  const int64_t least = !few_rows ? least_parts_work(args) : args.n >= kSharedColumns ? kSharedWork : kUnsharedWork;
+  return args.m * args.n * args.k >= least;
 }
 
 }  // namespace amx

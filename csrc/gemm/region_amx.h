@@ -25,8 +25,9 @@
 namespace fastnn {
 namespace {
 
-constexpr int64_t kRegionPanels = 16;  // held, at most
-constexpr int64_t kSlabPanels = 128;   // streamed, at most
+template <bool kHeldA>
+constexpr int64_t kRegionPanels = kHeldA ? 8 : 16;  // held, at most
+constexpr int64_t kSlabPanels = 128;                // streamed, at most
 template <int P>
 constexpr int64_t kChunkSteps = P == 1 ? 16 : 8;
 
