@@ -112,7 +112,7 @@ def complaints_of(text: str, said: str, kernels: list[Kernel], sass: bool) -> li
 
 
 def check(source: Path, build: Path, cuobjdump: str | None) -> Report:
-    objects = list(build.glob(f"CMakeFiles/cuda_*.dir/{source.relative_to(ROOT)}.o"))
+    objects = list(build.glob(f"csrc/CMakeFiles/cuda_*.dir/{source.relative_to(ROOT / 'csrc')}.o"))
     if not objects:
         return Report(source, [], ["is not built"])
     kept = Path(f"{objects[0]}.ptxas")
@@ -127,7 +127,7 @@ def check(source: Path, build: Path, cuobjdump: str | None) -> Report:
 
 
 def newest_build() -> Path | None:
-    found = [group.parents[1] for group in ROOT.glob("build/*/CMakeFiles/cuda_base.dir")]
+    found = [group.parents[2] for group in ROOT.glob("build/*/csrc/CMakeFiles/cuda_base.dir")]
     return max(found, key=lambda build: (build / "CMakeCache.txt").stat().st_mtime, default=None)
 
 

@@ -17,7 +17,7 @@ if(FASTNN_CUDA STREQUAL "OFF")
 endif()
 
 if(FASTNN_CUDA STREQUAL "EMULATED")
-  include(tests/emulation/emulation.cmake)
+  include(${PROJECT_SOURCE_DIR}/tests/emulation/emulation.cmake)
   return()
 endif()
 
@@ -62,7 +62,7 @@ function(add_cuda_group name architectures)
     ${name}
     PROPERTIES CUDA_ARCHITECTURES "${architectures}"
                JOB_POOL_COMPILE cuda
-               RULE_LAUNCH_COMPILE "\"${Python_EXECUTABLE}\" \"${CMAKE_CURRENT_SOURCE_DIR}/cmake/keep_output.py\" <OBJECT>.ptxas")
+               RULE_LAUNCH_COMPILE "\"${Python_EXECUTABLE}\" \"${PROJECT_SOURCE_DIR}/cmake/keep_output.py\" <OBJECT>.ptxas")
   target_link_libraries(${name} PRIVATE fastnn_flags)
   target_compile_definitions(${name} PRIVATE FASTNN_WITH_CUDA)
   target_compile_options(
@@ -74,8 +74,8 @@ function(add_cuda_group name architectures)
             -Xcompiler=-Wall,-Wextra)
 endfunction()
 
-file(GLOB_RECURSE cuda_base_sources CONFIGURE_DEPENDS csrc/*.cu)
-file(GLOB_RECURSE cuda_sm90_sources CONFIGURE_DEPENDS csrc/*_sm90.cu)
+file(GLOB_RECURSE cuda_base_sources CONFIGURE_DEPENDS *.cu)
+file(GLOB_RECURSE cuda_sm90_sources CONFIGURE_DEPENDS *_sm90.cu)
 list(REMOVE_ITEM cuda_base_sources ${cuda_sm90_sources})
 add_cuda_group(cuda_base "${CMAKE_CUDA_ARCHITECTURES}" ${cuda_base_sources})
 set(cuda_objects $<TARGET_OBJECTS:cuda_base>)

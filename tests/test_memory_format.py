@@ -143,12 +143,15 @@ def test_layouts_are_those_of_torch():
         )(a),
         "pool": lambda lib, a, b: lib.nn.functional.max_pool2d(b, 2),
         "batch_norm": lambda lib, a, b: lib.nn.BatchNorm2d(a.shape[1])(b),
+        "dropout": lambda lib, a, b: lib.nn.functional.dropout(b, 0.5),
+        "pad": lambda lib, a, b: lib.nn.functional.pad(b, (1, 2, 0, 1)),
+        "flip": lambda lib, a, b: b.flip(2),
         "clone": lambda lib, a, b: b.clone(),
         "to": lambda lib, a, b: b.to(lib.float64),
     }
     for shape in ((2, 3, 4, 6), (2, 1, 4, 6), (1, 8, 2, 2)):
         for name, operation in operations.items():
-            if shape[1] == 1 and name in ("add", "where", "batch_norm"):
+            if shape[1] == 1 and name in ("add", "where", "batch_norm", "dropout"):
                 continue  # there torch's elementwise operations differ among themselves
             for formats in (("contiguous_format", "channels_last"), ("channels_last", "contiguous_format")):
                 strides = [

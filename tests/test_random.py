@@ -123,6 +123,11 @@ def test_dropout() -> None:
     assert set(np.unique(y.detach().numpy())) == {0.0, np.float32(1 / 0.75)}
     y.sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), y.detach().numpy())
+    images = fastnn.ones(2, 3, 8, 9).to(memory_format=fastnn.channels_last).requires_grad_()
+    y = fastnn.dropout(images, 0.5, True)
+    (fastnn.ones(2, 3, 8, 9) * y).sum().backward()  # a row-major gradient
+    np.testing.assert_array_equal(images.grad.numpy(), y.detach().numpy())
+    assert y.stride() == images.grad.stride() == images.stride()
     assert fastnn.dropout(x, 0.5, False).tolist() == x.tolist()
     assert not fastnn.dropout(x, 1.0, True).any() and fastnn.dropout(x, 0.0, True).sum().item() == 10_000
 

@@ -57,6 +57,8 @@ def _samples() -> list[Any]:
         sample(*_qkv((2, 1, 2, 3, 4), (2, 1, 2, 5, 4))),
         sample(n(2, 3, 5, 4), n(3, 6, 4), n(2, 1, 6, 4)),
         sample(*_qkv((1, 2, 1, 16), (1, 2, 300, 16))),
+        sample(*_qkv((2, 6, 1, 18), (2, 2, 530, 18), 35), values.bools(2, 1, 1, 530), enable_gqa=True),
+        sample(*_qkv((1, 2, 3, 40), (1, 1, 70, 40), 97), n(2, 3, 70), enable_gqa=True),
         sample(*_qkv((1, 1, 61, 33), (1, 1, 131, 33), 35)),
         sample(*_qkv((1, 1, 150, 16), (1, 1, 150, 16)), is_causal=True),
         sample(*_qkv((1, 1, 2, 130), (1, 1, 3, 130), 257)),
@@ -95,15 +97,17 @@ SHAPES = ((1, 12, 1024, 1024, 64), (8, 12, 128, 128, 64), (4, 16, 512, 512, 64),
 def _row(shape: tuple[int, ...], kind: str, dtype: str, backward: bool) -> BenchRow:
     """Operations, at the least: two products forward, five more backward, half of them under the diagonal."""
     batch, heads, q_len, kv_len, dim = shape
+    kv_heads = heads // 4 if kind == "grouped" else heads
 
     def make() -> tuple[Any, ...]:
         rng = np.random.default_rng(0)
-        q, k, v = (rng.standard_normal((batch, heads, length, dim)) for length in (q_len, kv_len, kv_len))
+        q = rng.standard_normal((batch, heads, q_len, dim))
+        k, v = (rng.standard_normal((batch, kv_heads, kv_len, dim)) for _ in range(2))
         return (q, k, v, rng.integers(0, 4, (q_len, kv_len)) > 0) if kind == "mask" else (q, k, v)
 
     flops = (10.0 if backward else 4.0) * batch * heads * q_len * kv_len * dim / (2 if kind == "causal" else 1)
     label = f"{kind} B{batch} H{heads} L{q_len} {kv_len} D{dim}"
-    options = {"is_causal": True} if kind == "causal" else {}
+    options = {"causal": {"is_causal": True}, "grouped": {"enable_gqa": True}}.get(kind, {})
     return BenchRow(label, make, flops, kwargs=options, backward=backward, dtype=dtype, gradients=(0, 1, 2))
 
 
@@ -116,7 +120,7 @@ def _rows() -> list[BenchRow]:
         for dtype in dtypes
         for backward in directions
     ]
-    return rows + [_row((1, 32, 1, 2048, 128), "full", dtype, False) for dtype in dtypes]
+    return rows + [_row((1, 32, 1, 2048, 128), kind, dtype, False) for kind in ("full", "grouped") for dtype in dtypes]
 
 
 CASES = [

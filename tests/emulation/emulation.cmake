@@ -9,10 +9,10 @@ set(FASTNN_WITH_CUDA ON)
 message(STATUS "CUDA: emulated on the CPU, for tests")
 
 add_library(cuda_emulated INTERFACE)
-target_include_directories(cuda_emulated INTERFACE tests/emulation tests)
+target_include_directories(cuda_emulated INTERFACE ${CMAKE_CURRENT_LIST_DIR} ${PROJECT_SOURCE_DIR}/tests)
 target_compile_definitions(cuda_emulated INTERFACE FASTNN_CUDA_EMULATED)
 
-file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS csrc/*.cu)
+file(GLOB_RECURSE cuda_sources CONFIGURE_DEPENDS *.cu)
 set_source_files_properties(${cuda_sources} PROPERTIES LANGUAGE CXX)
 add_library(cuda_kernels OBJECT ${cuda_sources})
 target_link_libraries(cuda_kernels PRIVATE fastnn_flags cuda_emulated)
@@ -21,7 +21,7 @@ target_compile_definitions(cuda_kernels PRIVATE FASTNN_WITH_CUDA)
 target_compile_options(cuda_kernels PRIVATE -include emulation/device.h -O2 -g1 -march=x86-64-v3 -Wno-unknown-pragmas
                                             -Wno-unused-function -Wno-attributes)
 
-file(GLOB emulation_sources CONFIGURE_DEPENDS tests/emulation/*.cpp)
+file(GLOB emulation_sources CONFIGURE_DEPENDS ${CMAKE_CURRENT_LIST_DIR}/*.cpp)
 add_library(cuda_emulation OBJECT ${emulation_sources})
 target_link_libraries(cuda_emulation PRIVATE fastnn_flags cuda_emulated)
 target_compile_options(cuda_emulation PRIVATE -g1)

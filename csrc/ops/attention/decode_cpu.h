@@ -1,7 +1,7 @@
 // Attention of a few query rows to many keys, as in decoding: keys and values are read once, where they lie.
 //
 //   for each key and value head, for each piece of its keys (kPieceKeys)        parallel
-//     for each query row:  s = K q;  m = max s;  p = e^(s - m);  l = sum p;  o = p V
+//     for each query row:  s = K q;  m = max s;  p = e^(s - m);  l = sum p;  o = p V      several rows side by side
 //   for each query row                                                          parallel
 //     out = sum o e^(m - M) / sum l e^(m - M) over the pieces, M the largest m
 //
@@ -34,75 +34,92 @@ struct Partials {
   }
 };
 
-// scores[j] = q . k_j, as many keys at a time as a vector has lanes.
-template <class T, class S>
-void dot_keys(const S* q, const S* k, int64_t k_row, int64_t n, int64_t dim, T* scores) {
-  constexpr int kLanes = Vec<T>::size;
-  int64_t offsets[kLanes];
-  for (int i = 0; i < kLanes; ++i) offsets[i] = i * k_row;
+// The head of a query row, counted over the batch and the heads.
+inline QueryBlock head_of(const AttentionArgs& args, int64_t row) {
+  const int64_t head = row / args.q_len % args.heads;
+  return {row / args.q_len / args.heads, head, head / (args.heads / args.kv_heads), 0, args.q_len};
+}
+
+// scores[i][j] = q_i . k_j, rows of kPieceKeys: kRows queries with as many keys at a time as make a vector of sums.
+template <class T, class S, int kRows>
+void dot_keys(const S* q, int64_t q_row, int64_t rows, const S* k, int64_t k_row, int64_t n, int64_t dim, T* scores) {
+  constexpr int kLanes = Vec<T>::size, kColumns = kLanes / kRows;
+  int64_t offsets[kColumns];
+  for (int j = 0; j < kColumns; ++j) offsets[j] = j * k_row;
   alignas(64) T sums[kLanes];
-  for (int64_t j = 0; j < n; j += kLanes) {
-    const int columns = int(min(kLanes, n - j));
-    DotTile<S> tile{q, 0, k + j * k_row, offsets, dim, 1, columns};
+  for (int64_t j = 0; j < n; j += kColumns) {
+    const int columns = int(min(kColumns, n - j));
+    DotTile<S> tile{q, q_row, k + j * k_row, offsets, dim, int(rows), columns};
     tile.ahead = kLanes * k_row;
-    dot_tile<T, S, 1, kLanes>(tile, sums);
-    for (int i = 0; i < columns; ++i) scores[j + i] = sums[i];
+    dot_tile<T, S, kRows, kColumns>(tile, sums);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int c = 0; c < columns; ++c) scores[i * kPieceKeys + j + c] = sums[i * kColumns + c];
   }
 }
 
-// out = sum_j p[j] v_j over one strip of columns, kWide whole vectors of S (or part of one: `count` elements).
-template <class T, class S, int kWide, bool kPart>
-void add_values(const T* p, const S* v, int64_t v_row, int64_t n, int64_t count, T* out) {
+// out[i] = sum_j p[i][j] v_j over one strip of columns, kWide whole vectors of S (or part of one: `count` elements).
+template <class T, class S, int kRows, int kWide, bool kPart>
+void add_values(const T* p, int64_t rows, const S* v, int64_t v_row, int64_t n, int64_t count, T* out,
+                int64_t out_row) {
   using Elements = DotElements<T, S>;
   constexpr int kVectors = Elements::kVectors, kStep = kVectors * Vec<T>::size;
-  Vec<T> sums[kWide][kVectors];
+  const T* weights[kRows];
+  for (int r = 0; r < kRows; ++r) weights[r] = p + min(r, rows - 1) * kPieceKeys;
+  Vec<T> sums[kRows][kWide][kVectors];
 #pragma GCC unroll 4
-  for (int i = 0; i < kWide; ++i)
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int i = 0; i < kWide; ++i)
 #pragma GCC unroll 2
-    for (int u = 0; u < kVectors; ++u) sums[i][u] = Vec<T>::zero();
+      for (int u = 0; u < kVectors; ++u) sums[r][i][u] = Vec<T>::zero();
   for (int64_t j = 0; j < n; ++j, v += v_row) {
-    const Vec<T> weight = Vec<T>::broadcast(p[j]);
+    Vec<T> values[kWide][kVectors];
 #pragma GCC unroll 4
     for (int i = 0; i < kWide; ++i) {
-      Vec<T> values[kVectors];
       __builtin_prefetch(v + 16 * v_row + i * kStep);
       if constexpr (kPart) {
-        Elements::load(v, count, values);
+        Elements::load(v, count, values[i]);
       } else {
-        Elements::load(v + i * kStep, values);
+        Elements::load(v + i * kStep, values[i]);
       }
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const Vec<T> weight = Vec<T>::broadcast(weights[r][j]);
+#pragma GCC unroll 4
+      for (int i = 0; i < kWide; ++i)
 #pragma GCC unroll 2
-      for (int u = 0; u < kVectors; ++u) sums[i][u] += weight * values[u];
+        for (int u = 0; u < kVectors; ++u) sums[r][i][u] += weight * values[i][u];
     }
   }
 #pragma GCC unroll 4
-  for (int i = 0; i < kWide; ++i) {
-    Elements::restore(sums[i]);
-    alignas(64) T row[kStep];
+  for (int r = 0; r < kRows; ++r)
+    for (int i = 0; i < kWide && r < rows; ++i) {
+      Elements::restore(sums[r][i]);
+      alignas(64) T row[kStep];
 #pragma GCC unroll 2
-    for (int u = 0; u < kVectors; ++u) sums[i][u].store(row + u * Vec<T>::size);
-    memcpy(out + i * kStep, row, size_t(kPart ? count : kStep) * sizeof(T));
-  }
+      for (int u = 0; u < kVectors; ++u) sums[r][i][u].store(row + u * Vec<T>::size);
+      memcpy(out + r * out_row + i * kStep, row, size_t(kPart ? count : kStep) * sizeof(T));
+    }
 }
 
-template <class T, class S>
-void weigh_values(const T* p, const S* v, int64_t v_row, int64_t n, int64_t dim, T* out) {
-  constexpr int64_t kStep = DotElements<T, S>::kVectors * Vec<T>::size;
+template <class T, class S, int kRows>
+void weigh_values(const T* p, int64_t rows, const S* v, int64_t v_row, int64_t n, int64_t dim, T* out,
+                  int64_t out_row) {
+  constexpr int kVectors = DotElements<T, S>::kVectors, kWide = kRows == 1 ? 4 : 4 / kVectors;
+  constexpr int64_t kStep = kVectors * Vec<T>::size, kStrip = kWide * kStep;
   int64_t c = 0;
-  for (; c + 4 * kStep <= dim; c += 4 * kStep) add_values<T, S, 4, false>(p, v + c, v_row, n, 0, out + c);
-  for (; c + kStep <= dim; c += kStep) add_values<T, S, 1, false>(p, v + c, v_row, n, 0, out + c);
-  if (c < dim) add_values<T, S, 1, true>(p, v + c, v_row, n, dim - c, out + c);
+  for (; c + kStrip <= dim; c += kStrip)
+    add_values<T, S, kRows, kWide, false>(p, rows, v + c, v_row, n, 0, out + c, out_row);
+  for (; c + kStep <= dim; c += kStep) add_values<T, S, kRows, 1, false>(p, rows, v + c, v_row, n, 0, out + c, out_row);
+  if (c < dim) add_values<T, S, kRows, 1, true>(p, rows, v + c, v_row, n, dim - c, out + c, out_row);
 }
 
-// Row r of a head against keys [key, key + n).
-template <class T, class S>
-void decode_row(const AttentionArgs& args, const QueryBlock& block, int64_t r, int64_t key, int64_t n, T* partial) {
-  alignas(64) T scores[kPieceKeys], factors[kPieceKeys];
-  const HeadStrides &ks = args.k_strides, &vs = args.v_strides;
-  const S* q = element<S>(args.q, args.dtype, block.at(args.q_strides) + r * args.q_strides.row);
-  const S* k = element<S>(args.k, args.dtype, block.batch * ks.batch + block.kv_head * ks.head + key * ks.row);
-  const S* v = element<S>(args.v, args.dtype, block.batch * vs.batch + block.kv_head * vs.head + key * vs.row);
-  dot_keys(q, k, ks.row, n, args.head_dim, scores);
+// Scores to weights of one row; partial[0] and [1] become m and l.
+template <class T>
+void weigh_keys(const AttentionArgs& args, const QueryBlock& block, int64_t r, int64_t key, int64_t n, T* scores,
+                T* partial) {
+  alignas(64) T factors[kPieceKeys];
   const T scale = T(args.scale);
   if (is_biased(args, block, key + n)) {
     bias_row(args, block, r, key, n, factors);
@@ -119,7 +136,24 @@ void decode_row(const AttentionArgs& args, const QueryBlock& block, int64_t r, i
     keep_row(args, block, r, key, n, factors);
     for (int64_t j = 0; j < n; ++j) scores[j] *= factors[j];
   }
-  weigh_values(scores, v, vs.row, n, args.value_dim, partial + 2);
+}
+
+// At most kRows rows from `first` on, of one head or one of each head, against keys [key, key + n). Their partials are
+// partial_row elements apart.
+template <class T, class S, int kRows>
+void decode_rows(const AttentionArgs& args, int64_t first, int64_t rows, int64_t key, int64_t n, T* partial,
+                 int64_t partial_row) {
+  alignas(64) T scores[kRows * kPieceKeys];
+  const HeadStrides &qs = args.q_strides, &ks = args.k_strides, &vs = args.v_strides;
+  const QueryBlock head = head_of(args, first);
+  const S* q = element<S>(args.q, args.dtype, head.at(qs) + first % args.q_len * qs.row);
+  const S* k = element<S>(args.k, args.dtype, head.batch * ks.batch + head.kv_head * ks.head + key * ks.row);
+  const S* v = element<S>(args.v, args.dtype, head.batch * vs.batch + head.kv_head * vs.head + key * vs.row);
+  dot_keys<T, S, kRows>(q, args.q_len == 1 ? qs.head : qs.row, rows, k, ks.row, n, args.head_dim, scores);
+  for (int64_t i = 0; i < rows; ++i)
+    weigh_keys(args, head_of(args, first + i), (first + i) % args.q_len, key, n, scores + i * kPieceKeys,
+               partial + i * partial_row);
+  weigh_values<T, S, kRows>(scores, rows, v, vs.row, n, args.value_dim, partial + 2, partial_row);
 }
 
 // The pieces of one query row, in order; `row` is counted over the batch and the heads.
@@ -142,11 +176,10 @@ void combine_row(const AttentionArgs& args, const Partials<T>& partials, int64_t
   }
   const T factor = total == T(0) ? T(0) : T(1) / total;
   for (int64_t c = 0; c < args.value_dim; ++c) sum[c] *= factor;
-  const int64_t i = row % args.q_len, head = row / args.q_len % args.heads, batch = row / args.q_len / args.heads;
-  const HeadStrides& strides = args.out_strides;
   FASTNN_LEVEL::store_row(
-      element<void>(args.out, args.dtype, batch * strides.batch + head * strides.head + i * strides.row), args.dtype, 1,
-      sum, args.value_dim);
+      element<void>(args.out, args.dtype,
+                    head_of(args, row).at(args.out_strides) + row % args.q_len * args.out_strides.row),
+      args.dtype, 1, sum, args.value_dim);
   static_cast<T*>(args.lse)[row] = total == T(0) ? static_cast<T>(INFINITY) : shift + log_(total);
 }
 
@@ -155,6 +188,9 @@ void decode(const AttentionArgs& args) {
   const int64_t group = args.heads / args.kv_heads, pairs = args.batch * args.kv_heads;
   const int64_t keys = args.causal ? min(args.kv_len, args.q_len) : args.kv_len;
   const int64_t rows = args.batch * args.heads * args.q_len;
+  constexpr int kTogether = Tile<T>::kDotRows;
+  const int64_t even =
+      args.q_len == 1 ? group : args.q_len;  // rows that lie evenly: the strides of their queries agree
   Partials<T> partials{nullptr, max(1, ceil_div(keys, kPieceKeys)), args.value_dim};
   partials.data = static_cast<char*>(
       thread_scratch(Scratch::OperationShared, size_t(rows * partials.pieces * Partials<T>::bytes(args.value_dim))));
@@ -162,14 +198,18 @@ void decode(const AttentionArgs& args) {
   parallel_for(pairs * partials.pieces, max(1, kPieceWork / work), [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
       const int64_t pair = task / partials.pieces, piece = task % partials.pieces;
-      const int64_t batch = pair / args.kv_heads, kv_head = pair % args.kv_heads, key = piece * kPieceKeys;
-      for (int64_t h = 0; h < group; ++h)
-        for (int64_t r = 0; r < args.q_len; ++r) {
-          const int64_t head = kv_head * group + h;
-          const QueryBlock block{batch, head, kv_head, 0, args.q_len};
-          decode_row<T, S>(args, block, r, key, min(kPieceKeys, keys - key),
-                           partials.at((batch * args.heads + head) * args.q_len + r, piece));
+      const int64_t key = piece * kPieceKeys, n = min(kPieceKeys, keys - key);
+      const int64_t begin_row = pair * group * args.q_len, end_row = begin_row + group * args.q_len;
+      for (int64_t row = begin_row; row < end_row;) {
+        const int64_t together = min(kTogether, even - row % even);
+        T* partial = partials.at(row, piece);
+        if (together == 1) {
+          decode_rows<T, S, 1>(args, row, 1, key, n, partial, 0);
+        } else {
+          decode_rows<T, S, kTogether>(args, row, together, key, n, partial, partials.at(row + 1, piece) - partial);
         }
+        row += together;
+      }
     }
   });
   parallel_for(rows, max(1, kPieceWork / (partials.pieces * args.value_dim)), [&](int64_t begin, int64_t end) {

@@ -301,7 +301,7 @@ Tensor pad_constant(const Tensor& x, const Dims& before, const Dims& after, doub
     for (int axis = 0; axis < n; ++axis) whole = slice(whole, axis, first(axis), past(axis), 1);
     return whole;
   };
-  Tensor y = empty(shape, x.dtype(), x.device()), rest = y;
+  Tensor y = empty(shape, x.dtype(), x.device(), x.memory_format()), rest = y;
   for (int axis = 0; axis < shape.size(); ++axis) {
     fill_into(slice(rest, axis, 0, first(axis), 1), Scalar(value));
     fill_into(slice(rest, axis, past(axis), shape[axis], 1), Scalar(value));
@@ -342,7 +342,7 @@ Tensor flip(const Tensor& x, const Dims& axes) {
     offset += strides[axis] * (x.shape()[axis] - 1);
     strides[axis] = -strides[axis];
   }
-  Tensor y = empty(x.shape(), x.dtype(), x.device());
+  Tensor y = empty_like(x);
   copy_into(y, alias(x, x.shape(), strides, offset));
   return record("flip", y, {x}, [axes](Backward& b) { b.set(0, flip(b.grad(), axes)); }, Differentiable::Yes);
 }

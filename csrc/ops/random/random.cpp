@@ -197,14 +197,17 @@ Tensor multinomial(const Tensor& weights, int64_t n_samples, bool replacement, G
 
 namespace {
 
-// The mask is never stored: the backward draws the same stream again.
-Tensor masked(const Tensor& x, RandomStream stream, double p) {
-  const Tensor from = contiguous(x);
-  Tensor y = empty(x.shape(), x.dtype(), x.device());
+// The numbers go to the elements in the order in which they lie in the result, which is the input's where that is
+// dense. The mask is never stored: the backward draws the same stream again.
+Tensor masked(const Tensor& x, const Dims& strides, RandomStream stream, double p) {
+  const auto laid_out = [&] { return alias(empty(x.shape(), x.dtype(), x.device()), x.shape(), strides, 0); };
+  Tensor y = laid_out(), from = x;
+  if (x.strides() != strides) copy_into(from = laid_out(), x);
   DropoutArgs args{from.raw(), y.raw(), x.dtype(), x.numel(), stream, uint32_t(std::ldexp(p, 32)), 1 / (1 - p)};
   dropout_apply(x.device(), args);
   return record(
-      "dropout", y, {x}, [stream, p](Backward& b) { b.set(0, masked(b.grad(), stream, p)); }, Differentiable::Yes);
+      "dropout", y, {x}, [strides, stream, p](Backward& b) { b.set(0, masked(b.grad(), strides, stream, p)); },
+      Differentiable::Yes);
 }
 
 }  // namespace
@@ -213,7 +216,8 @@ Tensor dropout(const Tensor& x, double p, bool training, Generator* generator) {
   check(p >= 0 && p <= 1, "dropout: expected p in [0, 1], got ", p);
   check_floating("dropout", x);
   if (!training || p == 0) return x;
-  if (p < 1) return masked(x, stream_of(generator, x.device()), p);
+  if (p < 1)
+    return masked(x, x.is_dense() ? x.strides() : contiguous_strides(x.shape()), stream_of(generator, x.device()), p);
   return record(
       "dropout", zeros_like(x), {x}, [](Backward& b) { b.set(0, zeros_like(b.grad())); }, Differentiable::Yes);
 }
