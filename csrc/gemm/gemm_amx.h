@@ -12,6 +12,9 @@ extern int float32_parts;
 // Up to here columns of C are few: the engine without tiles makes C^T where that has B's rows contiguous.
 constexpr int64_t kFewColumns = 24;
 
+// From here on rows of A are many. Of fewer, two threads share the columns of B, if there are enough to share.
+constexpr int64_t kManyRows = 256, kSharedColumns = 256;
+
 namespace amx {
 // Whether the shape is worth tiles.
 bool gemm_suits(const GemmArgs& args);

@@ -310,6 +310,61 @@ PartRange pack_panels_of(const PackSource& source, int64_t outer, int64_t count,
   return range.finish();
 }
 
+// Two rows of 32 bfloat16 side by side: k and k + 1 of 32 outer indices.
+inline __attribute__((always_inline)) void pair_rows(const char* even, const char* odd, char* tile) {
+  alignas(64) static constexpr int64_t kLow[8] = {0, 1, 8, 9, 2, 3, 10, 11}, kHigh[8] = {4, 5, 12, 13, 6, 7, 14, 15};
+  const __m512i x = _mm512_loadu_si512(even), y = _mm512_loadu_si512(odd);
+  const __m512i low = _mm512_unpacklo_epi16(x, y), high = _mm512_unpackhi_epi16(x, y);
+  _mm512_store_si512(tile, _mm512_permutex2var_epi64(low, _mm512_load_si512(kLow), high));
+  _mm512_store_si512(tile + kTileBytes, _mm512_permutex2var_epi64(low, _mm512_load_si512(kHigh), high));
+}
+
+// One whole step of a whole panel: `row` bytes between outer indices, or between values of k, whichever are not
+// adjacent.
+template <int P, class T>
+PartRange pack_step(const char* source, int64_t row, bool along, TileForm form, char* tile) {
+  RangeLanes range;
+  __m512i parts[P];
+  if (along) {
+#pragma GCC unroll 4
+    for (int64_t r = 0; r < kBlock; ++r, source += row) {
+      load_along<P, T>(source, 0xffff, 0xffff, parts, range);
+      store_parts<P>(tile + r * 64, kBlockBytes, parts);
+    }
+  } else if constexpr (P == 1 && dtype_of<T>() == DType::BFloat16) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < kStepK; k += 2, source += 2 * row) pair_rows(source, source + row, tile + k * 32);
+  } else {
+    for (int64_t k = 0; k < kStepK; k += 2, source += 2 * row)
+#pragma GCC unroll 2
+      for (int64_t half = 0; half < 2; ++half) {
+        const char* even = source + half * 16 * int64_t(sizeof(T));
+        load_across<P, T>(even, even + row, 0xffff, 0xffff, parts, range);
+        store_parts<P>(tile + k * 32 + half * kTileBytes, kBlockBytes, parts);
+      }
+  }
+  if (along == (form == TileForm::Pairs))
+    for (int64_t i = 0; i < 2 * P; ++i) transpose_tile(tile + i * kTileBytes);
+  return range.finish();
+}
+
+// One outer index of a panel of rows, its k adjacent: to the same row of each step's tiles.
+template <int P, class T>
+PartRange pack_row(const char* source, int64_t depth, char* row) {
+  RangeLanes range;
+  __m512i parts[P];
+  int64_t k = 0;
+  for (; k + kStepK <= depth; k += kStepK, row += P * kBlockBytes) {
+    load_along<P, T>(source + k * int64_t(sizeof(T)), 0xffff, 0xffff, parts, range);
+    store_parts<P>(row, kBlockBytes, parts);
+  }
+  if (k < depth) {
+    load_along<P, T>(source + k * int64_t(sizeof(T)), lane_mask(depth - k), lane_mask(depth - k - 16), parts, range);
+    store_parts<P>(row, kBlockBytes, parts);
+  }
+  return range.finish();
+}
+
 // The panels of `count` outer indices from `outer` on, `depth` of k from `k` on.
 template <int P>
 PartRange pack_panels(const PackSource& source, int64_t outer, int64_t count, int64_t k, int64_t depth,

@@ -236,6 +236,8 @@ bool gemm_skinny_suits(const GemmArgs& args) {
   if (ceil_div(held, kBlock) * ceil_div(args.k, kStepK) * parts * kBlockBytes > kHeldBytes) return false;
   if (args.dtype == DType::BFloat16)
     return streamed >= kLeastRows && held >= 2 && !(streams_b(args) && held > kTransposedRows);
+  // Few rows of A times a B in the order of its rows: gemm_amx.cpp shares B among threads, vectors the rows.
+  if (args.b_row != 1 && args.m < (args.n >= kSharedColumns ? kManyRows : 2 * kBlock)) return false;
   return streamed >= kLeastRows && held > kVectorRows && args.m * args.n * args.k >= least_parts_work(args);
 }
 

@@ -84,13 +84,14 @@ inline void store_whole(char* c, __m512 low, __m512 high) {
   }
 }
 
+// The rows [begin, end) of sums that are finished.
 template <class T>
-void store_blocks_of(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows, int64_t columns) {
+inline void store_rows_of(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t begin, int64_t end,
+                          int64_t columns) {
   constexpr int64_t kSize = sizeof(T);
-  if (!out.plain()) finish_blocks<T>(out, sums, row, column, rows, columns);
   const int64_t whole = columns / kBlock, rest = columns % kBlock;
   const __mmask16 low = lane_mask(rest), high = lane_mask(rest - 16);
-  for (int64_t r = 0; r < rows; ++r) {
+  for (int64_t r = begin; r < end; ++r) {
     char* c = out.c + ((row + r) * out.c_row + column) * kSize;
     const float* lanes = block_row(sums, r);
     for (int64_t block = 0; block < whole; ++block, c += kBlock * kSize, lanes += kSumsPerBlock)
@@ -100,13 +101,28 @@ void store_blocks_of(const TileOutput& out, float* sums, int64_t row, int64_t co
   }
 }
 
-// The first `rows` x `columns` of adjacent blocks of sums, each of 32 columns, go to C at (row, column): along its
-// rows, since memory is fast along lines.
+// Adjacent blocks of sums, each of 32 columns, are made ready for C at (row, column), where the first `rows` x
+// `columns` of them go: `store_rows` stores rows [begin, end) of these.
+inline void finish_sums(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows,
+                        int64_t columns) {
+  if (out.plain()) return;
+  if (out.dtype == DType::Float32) return finish_blocks<float>(out, sums, row, column, rows, columns);
+  if (out.dtype == DType::BFloat16) return finish_blocks<bfloat16>(out, sums, row, column, rows, columns);
+  finish_blocks<float16>(out, sums, row, column, rows, columns);
+}
+
+inline void store_rows(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t begin, int64_t end,
+                       int64_t columns) {
+  if (out.dtype == DType::Float32) return store_rows_of<float>(out, sums, row, column, begin, end, columns);
+  if (out.dtype == DType::BFloat16) return store_rows_of<bfloat16>(out, sums, row, column, begin, end, columns);
+  store_rows_of<float16>(out, sums, row, column, begin, end, columns);
+}
+
+// Both, along C's rows, since memory is fast along lines.
 inline void store_blocks(const TileOutput& out, float* sums, int64_t row, int64_t column, int64_t rows,
                          int64_t columns) {
-  if (out.dtype == DType::Float32) return store_blocks_of<float>(out, sums, row, column, rows, columns);
-  if (out.dtype == DType::BFloat16) return store_blocks_of<bfloat16>(out, sums, row, column, rows, columns);
-  store_blocks_of<float16>(out, sums, row, column, rows, columns);
+  finish_sums(out, sums, row, column, rows, columns);
+  store_rows(out, sums, row, column, 0, rows, columns);
 }
 
 // The block's transpose, in place.
