@@ -76,6 +76,33 @@ def test_long_and_thin(shape: tuple[int, int, int], dtype: str) -> None:
         check_product(*shape, dtype, layouts, 0)
 
 
+def check_against_float64(result: Any, a: np.ndarray, b: np.ndarray, addend: Any = 0.0) -> None:
+    """Of a float32 a @ b + addend: infinities and NaN where float64 has them, elsewhere k roundings at most."""
+    with np.errstate(invalid="ignore"):
+        want = a.astype(np.float64) @ b.astype(np.float64) + addend
+        magnitude = np.abs(a.astype(np.float64)) @ np.abs(b.astype(np.float64)) + np.abs(addend)
+    got, finite = to_numpy(result), np.isfinite(want)
+    np.testing.assert_array_equal(got[~finite], want[~finite])
+    assert (np.abs(got[finite] - want[finite]) <= (a.shape[1] + 3) * 2.0**-24 * magnitude[finite]).all()
+
+
+@pytest.mark.parametrize("layouts", [(a, b) for a in LAYOUTS[:2] for b in LAYOUTS[:2]])
+@pytest.mark.parametrize("shape", [(700, 1300, 800), (300, 1500, 777)])
+def test_extreme_magnitudes_in_large_operands(shape: tuple[int, int, int], layouts: tuple[str, str]) -> None:
+    """Float32 that no three bfloat16 make up exactly, in few of the many panels of either operand."""
+    m, k, n = shape
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((m, k)).astype(np.float32), rng.standard_normal((k, n)).astype(np.float32)
+    a[5, 7], a[m // 2, 40], a[m - 1, k - 1] = np.inf, 1e30, 1e-35
+    b[100, 3], b[k // 2, n // 2], b[k - 2, n - 1] = np.nan, 1e-38, 3e20
+    outcomes = []
+    for threads in (1, 2):
+        fastnn.set_num_threads(threads)
+        outcomes.append(laid_out(a, "float32", layouts[0])[0] @ laid_out(b, "float32", layouts[1])[0])
+        check_against_float64(outcomes[-1], a, b)
+    np.testing.assert_array_equal(to_numpy(outcomes[0]), to_numpy(outcomes[1]))
+
+
 @pytest.mark.parametrize("values", [(1e37, 1e-37), (np.inf, 1.0), (np.nan, 1.0), (3e38, 2e-20)])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_extreme_magnitudes(values: tuple[float, float], transposed: bool) -> None:
@@ -87,11 +114,4 @@ def test_extreme_magnitudes(values: tuple[float, float], transposed: bool) -> No
     pair = (thin, long) if transposed else (long, thin)
     addend = rng.standard_normal((len(pair[0]), len(pair[1]))).astype(np.float32)
     result = fastnn.addmm(fastnn.from_numpy(addend), fastnn.from_numpy(pair[0]), fastnn.from_numpy(pair[1]).T, beta=2.0)
-    with np.errstate(invalid="ignore"):
-        exact = [x.astype(np.float64) for x in pair]
-        want = exact[0] @ exact[1].T + 2.0 * addend
-        magnitude = np.abs(exact[0]) @ np.abs(exact[1]).T + 2.0 * np.abs(addend)
-    got = to_numpy(result)
-    finite = np.isfinite(want)
-    np.testing.assert_array_equal(got[~finite], want[~finite])
-    assert (np.abs(got[finite] - want[finite]) <= 303 * 2.0**-24 * magnitude[finite]).all()
+    check_against_float64(result, pair[0], pair[1].T, 2.0 * addend.astype(np.float64))
