@@ -174,12 +174,17 @@ inline void store_values(Stored* p, Values<Compute<Stored>> values, int64_t n = 
   if constexpr (sizeof(Stored) == sizeof(T)) {
     n == kLanes<T> ? Vec<T>(values).store(p) : Vec<T>(values).store(p, n);
   } else if constexpr (__is_same(Stored, bfloat16)) {  // to_bfloat16, lane by lane
+#if defined(__AVX512BF16__)  // matrix kernels alone, which flush subnormals to zero, as the instruction does
+    const auto rounded = NarrowLanes<uint16_t, float>(_mm512_cvtneps_pbh(__m512(values)));
+    store_narrow<uint16_t, float>(p, rounded, n);
+#else
     typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
     const Words bits = Words(values);
     const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
     const Words quiet_nan = (bits >> 16) | 0x40u;
     const Words result = (bits & 0x7fffffffu) > 0x7f800000u ? quiet_nan : rounded;
     store_narrow<uint16_t, float>(p, narrow<NarrowLanes<uint16_t, float>>(result), n);
+#endif
   } else {
     NarrowLanes<uint16_t, float> bits;
 #if defined(__AVX512F__)

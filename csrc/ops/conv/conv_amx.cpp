@@ -16,6 +16,7 @@
 // into whole rows. Float64, float16, few channels in or out, and float32 whose parts are not exact are left to the
 // vector kernels.
 #include "ops/conv/block_pipeline_amx.h"
+#include "ops/conv/depthwise_cpu.h"
 #include "ops/conv/filters_amx.h"
 #include "ops/conv/pass_plan_amx.h"
 
@@ -245,15 +246,16 @@ bool run_plan(const ConvArgs& args, const PassPlan& plan) {
 }
 
 // The vector units' direct convolution: of what tiles do not suit, and of what they could not do exactly.
-void convolve_directly(const Kernel<ConvArgs>& kernel, ConvArgs args) {
+void convolve_directly(const Kernel<ConvArgs>& kernel, bool (*depthwise)(const ConvArgs&), ConvArgs args) {
   args.winograd = false;
-  call_level(kernel, CpuLevel::Avx512, args);
+  const bool rounds = args.dtype == DType::BFloat16 && !args.channels_last;
+  if (!rounds || !depthwise(args)) call_level(kernel, CpuLevel::Avx512, args);
 }
 
 void forward(const ConvArgs& given) {
   const ConvArgs args = with_long_rows(given);
   const PassPlan plan = forward_plan(args);
-  if (!suits_tiles(args, plan) || !run_plan(args, plan)) convolve_directly(conv_forward, given);
+  if (!suits_tiles(args, plan) || !run_plan(args, plan)) convolve_directly(conv_forward, amx::depthwise_forward, given);
 }
 
 void packing(const ConvPacking& request) {
@@ -288,7 +290,7 @@ bool input_grad_by_tiles(const ConvArgs& args) {
 }
 
 void input_grad(const ConvArgs& args) {
-  if (!input_grad_by_tiles(with_long_rows(args))) convolve_directly(conv_input_grad, args);
+  if (!input_grad_by_tiles(with_long_rows(args))) convolve_directly(conv_input_grad, amx::depthwise_input_grad, args);
 }
 
 }  // namespace

@@ -20,6 +20,11 @@ bool depthwise_forward(const ConvArgs& args);
 bool depthwise_input_grad(const ConvArgs& args);
 bool depthwise_weight_grad(const ConvArgs& args);
 }  // namespace FASTNN_LEVEL
+
+namespace amx {
+bool depthwise_forward(const ConvArgs& args);
+bool depthwise_input_grad(const ConvArgs& args);
+}  // namespace amx
 #endif
 
 namespace {

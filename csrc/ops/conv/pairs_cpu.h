@@ -26,6 +26,16 @@ inline __attribute__((always_inline)) Pair load_pair(const bfloat16* p, __mmask3
   return {__m512(bits << 16), __m512(bits & 0xffff0000u)};
 }
 
+#if defined(__AVX512BF16__)
+// The instruction rounds two registers into the halves of one.
+inline __attribute__((always_inline)) void store_pair(bfloat16* p, Pair pair, __mmask32 words) {
+  typedef uint16_t Shorts __attribute__((vector_size(64)));
+  const Shorts order = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                        8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const __m512i halves = __m512i(_mm512_cvtne2ps_pbh(pair.odd, pair.even));
+  _mm512_mask_storeu_epi16(p, words, _mm512_permutexvar_epi16(__m512i(order), halves));
+}
+#else
 // to_bfloat16 in the upper half of every lane; what is below is left over.
 inline __attribute__((always_inline)) Words round_upper(__m512 value) {
   const Words bits = Words(value), rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
@@ -36,6 +46,7 @@ inline __attribute__((always_inline)) void store_pair(bfloat16* p, Pair pair, __
   const Words joined = (round_upper(pair.odd) & 0xffff0000u) | (round_upper(pair.even) >> 16);
   _mm512_mask_storeu_epi16(p, words, __m512i(joined));
 }
+#endif
 
 // out[r][c] = bias + sum over sources s and taps t of weights[s * source_weights + t] * image_s[position of t for r, c]
 struct PairsProduct {
@@ -61,22 +72,27 @@ __attribute__((noinline)) void sum_pairs_3x3(const PairsProduct& p, int64_t row)
       const int64_t width = source.image.width, begin = source.left + c;
       const __mmask32 words = words_below(width - begin) & ~words_below(-begin);
       const __mmask32 third_words = words_below(width - begin - 2) & ~words_below(-begin - 2);
-      const float* weights = p.weights + s * p.source_weights;
+      __m512 weights[9];
+#pragma GCC unroll 9
+      for (int t = 0; t < 9; ++t) {
+        weights[t] = _mm512_set1_ps(p.weights[s * p.source_weights + t]);
+        asm("" : "+v"(weights[t]));  // the compiler would rather read a weight again for each product
+      }
 #pragma GCC unroll 9
       for (int i = 0; i < kRows + 2; ++i) {
         if (!taps.has(rows, i)) continue;
-        const bfloat16* pixels = static_cast<const bfloat16*>(source.image.pixels) + (rows.begin + i * width + begin);
+        const bfloat16* pixels = rows.begin + i * width + begin;
         const Pair first = load_pair(pixels, words), third = load_pair(pixels + 2, third_words);
 #pragma GCC unroll 7
         for (int r = 0; r < kRows; ++r) {
           if (i < r || i - r > 2) continue;
-          const float* w = weights + (i - r) * 3;
-          sums[r].even = _mm512_fmadd_ps(first.even, _mm512_set1_ps(w[0]), sums[r].even);
-          sums[r].odd = _mm512_fmadd_ps(first.odd, _mm512_set1_ps(w[0]), sums[r].odd);
-          sums[r].even = _mm512_fmadd_ps(first.odd, _mm512_set1_ps(w[1]), sums[r].even);
-          sums[r].odd = _mm512_fmadd_ps(third.even, _mm512_set1_ps(w[1]), sums[r].odd);
-          sums[r].even = _mm512_fmadd_ps(third.even, _mm512_set1_ps(w[2]), sums[r].even);
-          sums[r].odd = _mm512_fmadd_ps(third.odd, _mm512_set1_ps(w[2]), sums[r].odd);
+          const __m512* w = weights + (i - r) * 3;
+          sums[r].even = _mm512_fmadd_ps(first.even, w[0], sums[r].even);
+          sums[r].odd = _mm512_fmadd_ps(first.odd, w[0], sums[r].odd);
+          sums[r].even = _mm512_fmadd_ps(first.odd, w[1], sums[r].even);
+          sums[r].odd = _mm512_fmadd_ps(third.even, w[1], sums[r].odd);
+          sums[r].even = _mm512_fmadd_ps(third.even, w[2], sums[r].even);
+          sums[r].odd = _mm512_fmadd_ps(third.odd, w[2], sums[r].odd);
         }
       }
     }

@@ -64,8 +64,12 @@ inline Vec<double> load_lanes(const double* p, uint32_t lanes) {
   return Vec<double>(Vec<double>::Raw(_mm512_maskz_loadu_pd(__mmask8(lanes), p)));
 }
 inline Vec<float> load_lanes(const bfloat16* p, uint32_t lanes) {
-  const __m512i words = _mm512_maskz_cvtepu16_epi32(0xffff, _mm256_maskz_loadu_epi16(__mmask16(lanes), p));
-  return Vec<float>(Vec<float>::Raw(_mm512_maskz_slli_epi32(0xffff, words, 16)));
+  // A bfloat16 is the upper half of a float32: one permutation puts all in place, over zeros.
+  typedef uint16_t Shorts __attribute__((vector_size(64)));
+  const Shorts order = {0, 0, 0, 1, 0, 2,  0, 3,  0, 4,  0, 5,  0, 6,  0, 7,
+                        0, 8, 0, 9, 0, 10, 0, 11, 0, 12, 0, 13, 0, 14, 0, 15};
+  const __m512i words = _mm512_maskz_loadu_epi16(__mmask16(lanes), p);
+  return Vec<float>(Vec<float>::Raw(_mm512_maskz_permutexvar_epi16(0xaaaaaaaa, __m512i(order), words)));
 }
 inline Vec<float> load_lanes(const float16* p, uint32_t lanes) {
   return Vec<float>(Vec<float>::Raw(_mm512_maskz_cvtph_ps(0xffff, _mm256_maskz_loadu_epi16(__mmask16(lanes), p))));
@@ -79,44 +83,45 @@ struct ImageTaps {
   const Source<T>& source;
   const int64_t* offsets;  // unused: what BandTaps has
   struct Rows {
-    int64_t begin;       // of row 0, in elements; it may be beyond the image
-    int64_t first, end;  // of those in the image
+    const Stored* begin;  // of row 0, which may be beyond the image
+    int64_t first, end;   // of those in the image
   };
   struct Columns {
-    int64_t position[kLoads];
+    int64_t begin;  // of the first load
     uint32_t lanes[kLoads];
   };
+  // Of stride 2, even positions are those of the first tap, odd ones of the second; then the third's.
+  static constexpr int shift(int load) { return kStep == 1 ? load : load / 2 * 2 + load % 2 * kLanes; }
 
   Rows rows(int64_t row) const {
     const int64_t top = source.top + row * kStep;
-    return {top * source.image.width, source.image.first - top, source.image.end - top};
+    return {static_cast<const Stored*>(source.image.pixels) + top * source.image.width, source.image.first - top,
+            source.image.end - top};
   }
   static bool has(const Rows& rows, int i) { return i >= rows.first && i < rows.end; }
   void fetch(int64_t row, int64_t column) const {
     __builtin_prefetch(static_cast<const Stored*>(source.image.pixels) + (source.top + row) * source.image.width +
                        column);
   }
-  // Of stride 2: even positions are those of the first tap, odd ones of the second; then the third's.
   inline __attribute__((always_inline)) Columns columns(int64_t c, int64_t n) const {
     Columns columns;
-    const int64_t left = source.left + c * kStep, width = source.image.width;
+    columns.begin = source.left + c * kStep;
+    // Bit j: of position begin + j. The loads' lanes are all among the first 64.
+    const uint64_t image = bits_below(source.image.width - columns.begin) & ~bits_below(-columns.begin);
+    const uint64_t read = bits_below(kStep * n);
 #pragma GCC unroll 4
-    for (int i = 0; i < kLoads; ++i) {
-      const int64_t begin = left + (kStep == 1 ? i : i / 2 * 2);
-      const int64_t end = min(width, begin + kStep * n), position = begin + (kStep == 1 ? 0 : i % 2 * kLanes);
-      columns.position[i] = position;
-      columns.lanes[i] = lanes_below(end - position) & ~lanes_below(-position);
-    }
+    for (int i = 0; i < kLoads; ++i)
+      columns.lanes[i] = uint32_t((image & read << (kStep == 1 ? i : i / 2 * 2)) >> shift(i));
     return columns;
   }
-  static uint32_t lanes_below(int64_t n) { return (1u << max(0, min(n, kLanes))) - 1; }
+  static uint64_t bits_below(int64_t n) { return _bzhi_u64(~uint64_t(0), uint64_t(max(0, min(n, 64)))); }
 
   inline __attribute__((always_inline)) void load(const Rows& rows, int i, const Columns& columns, Vec<T>* x) const {
-    const Stored* row = static_cast<const Stored*>(source.image.pixels) + (rows.begin + i * source.image.width);
+    const Stored* p = rows.begin + i * source.image.width + columns.begin;
 #pragma GCC unroll 3
-    for (int b = 0; b < 3; ++b) x[b] = load_lanes(row + columns.position[b], columns.lanes[b]);
+    for (int b = 0; b < 3; ++b) x[b] = load_lanes(p + shift(b), columns.lanes[b]);
     if constexpr (kStep == 2) {
-      Vec<T> last = load_lanes(row + columns.position[3], columns.lanes[3]);
+      Vec<T> last = load_lanes(p + shift(3), columns.lanes[3]);
       deinterleave(x[0], x[1]);
       deinterleave(x[2], last);
     }
