@@ -111,11 +111,16 @@ inline __attribute__((always_inline)) void interleaved_step(const TileStream& a,
   const char *pa = a.base + a.steps[step], *pb = b.base + b.steps[step];
   gap(0);
   _tile_loadd(4, pa, 64);
-  _tile_loadd(6, pb, 64);
+  // Columns of pixels are read once a panel: they leave the first-level cache to the filters.
+  if constexpr (kLines)
+    _tile_loadd(6, pb, 64);
+  else
+    _tile_stream_loadd(6, pb, 64);
   if constexpr (kLines || kWide) _tile_loadd(5, pa + kTileBytes, 64);
   _tile_dpbf16ps(0, 4, 6);
   gap(1);
-  if constexpr (!kLines || kWide) _tile_loadd(7, pb + kTileBytes, 64);
+  if constexpr (!kLines) _tile_stream_loadd(7, pb + kTileBytes, 64);
+  if constexpr (kLines && kWide) _tile_loadd(7, pb + kTileBytes, 64);
   if constexpr (kLines || kWide) _tile_dpbf16ps(2, 5, 6);
   gap(2);
   if constexpr (!kLines || kWide) _tile_dpbf16ps(1, 4, 7);
