@@ -47,19 +47,6 @@ struct PackedSlab {
   int64_t panels() const { return ceil_div(count, kBlock); }
 };
 
-// n things dealt evenly to `parts` steps: those from at(part) to at(part + 1). Without a division in each step, which
-// would take as long as a tile product.
-struct Share {
-  int64_t n = 0, rate = 0;
-
-  Share() = default;
-  Share(int64_t count, int64_t parts) : n(count), rate(((count << kBits) + parts - 1) / parts) {}
-  int64_t at(int64_t part) const { return min(n, part * rate >> kBits); }
-
- private:
-  static constexpr int kBits = 20;
-};
-
 // A chunk of the streamed operand that is packed beside products, in `parts` parts: row after row where k is adjacent
 // and goes to rows, and step after step else.
 template <int P>
@@ -113,7 +100,7 @@ class ChunkPacking {
   char* target_ = nullptr;
   PartRange* range_ = nullptr;
   bool by_rows_ = false;
-  Share units_;
+  StepShare units_;
   int64_t done_ = 0;
 };
 
@@ -135,11 +122,11 @@ template <int P>
 struct BesideProducts {
   const TileOutput* out;
   const BlockStore* store;
-  Share stored;
+  StepShare stored;
   ChunkPacking<P>* packing;  // or null
   int64_t first_part;        // of it
   const char* packed;        // lines to fetch of the next chunk, where it is packed already
-  Share fetched;
+  StepShare fetched;
 
   void operator()(int64_t step, int64_t) const {
     if (step == 0) store->finish(*out);
@@ -267,14 +254,14 @@ class RegionProduct {
     const bool packs = !packed_ && next.steps > 0;
     ChunkPacking<P> packing;
     if (packs) packing = packing_of(next, turn + 1, n_held_ * chunk.steps);
-    const Share stored(kBlock, chunk.steps), lines(packed_ ? next.steps * kStepBytes / 64 : 0, n_held_);
+    const StepShare stored(kBlock, chunk.steps), lines(packed_ ? next.steps * kStepBytes / 64 : 0, n_held_);
     const bool whole = streamed_.length(chunk.panel) > 16;
     const TileStream streamed{packed_ ? packed_at(chunk) : chunk_at(turn), table_, 64, kTileBytes, kBlockBytes};
     for (int64_t i = 0; i < n_held_; ++i) {
       const char* fetched = lines.n ? packed_at(next) + lines.at(i) * 64 : nullptr;
       BesideProducts<P> beside{&out_, &store_, stored, packs ? &packing : nullptr, i * chunk.steps, fetched, {}};
       beside.stored.n = store_.sums ? store_.rows : 0;
-      if (lines.n) beside.fetched = Share(lines.at(i + 1) - lines.at(i), chunk.steps);
+      if (lines.n) beside.fetched = StepShare(lines.at(i + 1) - lines.at(i), chunk.steps);
       float* sums = sums_ + ((sums_panels_ == 1 ? 0 : chunk.panel * n_held_) + i) * kSumsPerBlock;
       const TileStream held{held_data_ + (i * piece_steps_ + chunk.step) * kStepBytes, table_, 64, kTileBytes,
                             kBlockBytes};

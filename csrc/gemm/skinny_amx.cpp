@@ -35,9 +35,12 @@ constexpr int64_t kTransposedRows = 256;
 constexpr int64_t kStretchPanels = 128;          // of the streamed operand; then those whose parts were not exact
 constexpr int64_t kTableSteps = 64;              // of a chunk, at most
 constexpr int64_t kStoredPanels = 4;             // of sums that go to C together
-constexpr int64_t kFarBytes = int64_t(1) << 20;  // of a C that is fetched before it is stored, since it is in no cache
+constexpr int64_t kFarBytes = int64_t(1) << 19;  // of a C that is fetched before it is stored, since it is in no cache
 template <int P>
 constexpr int64_t kPackedSteps = P == 1 ? 16 : 12 / P;  // of a chunk that several panels use: 24 to 32 KiB
+// The held operand passes the chunk by. Of three parts products take so long that it may as well displace them.
+template <int P>
+constexpr Streamed kHeldPasses = P == 1 ? Streamed::B : Streamed::None;
 
 struct SkinnyProduct {
   PackSource streamed, held;
@@ -127,21 +130,21 @@ struct ChunkPacker {
 // the streamed one is packed. float32, 96 products of 128x64x128: 1330 us without, 1130 with.
 struct OutputAhead {
   const char* c;
-  int64_t row_bytes, begin, end, line_bytes;  // rows, and what is fetched of each
+  int64_t row_bytes, line_bytes;  // of which so much is fetched
+  StepShare rows;
 
-  OutputAhead(const SkinnyProduct& product, int64_t streamed, int64_t panel, int64_t panels) {
+  OutputAhead(const SkinnyProduct& product, int64_t streamed, int64_t panel, int64_t panels, int64_t steps) {
     const TileOutput& out = product.out;
     const int64_t n_streamed = min(kBlock, product.n_streamed - streamed), others = panels - 1;
-    const int64_t rows = product.transposed ? product.n_held : n_streamed;
+    const int64_t count = product.transposed ? product.n_held : n_streamed;
+    const int64_t begin = count * (panel - 1) / others, end = count * panel / others;
     row_bytes = out.c_row * out.size();
-    c = out.c + (product.transposed ? streamed * out.size() : streamed * row_bytes);
-    begin = rows * (panel - 1) / others;
-    end = rows * panel / others;
     line_bytes = (product.transposed ? n_streamed : product.n_held) * out.size();
+    c = out.c + (product.transposed ? streamed * out.size() : streamed * row_bytes) + begin * row_bytes;
+    rows = StepShare(end - begin, steps);
   }
-  void operator()(int64_t step, int64_t steps) const {
-    const int64_t rows = end - begin;
-    for (int64_t r = begin + rows * step / steps; r < begin + rows * (step + 1) / steps; ++r)
+  void operator()(int64_t step, int64_t) const {
+    for (int64_t r = rows.at(step); r < rows.at(step + 1); ++r)
       for (int64_t at = 0; at < line_bytes; at += 64) prefetch_near(c + r * row_bytes + at);
   }
 };
@@ -183,11 +186,12 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
       const TileStream columns{held.data + j * held.panel_bytes + k / kStepK * kStepBytes, held_steps, 64, kTileBytes,
                                kBlockBytes};
       if (j > 0 && last && product.far) {
-        tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first, OutputAhead(product, row, j, held.panels));
+        tile_block<P, kHeldPasses<P>>(rows, columns, 0, n_steps, tall, wide, block, first,
+                                      OutputAhead(product, row, j, held.panels, n_steps));
       } else if (ready || j > 0) {
-        tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first);
+        tile_block<P, kHeldPasses<P>>(rows, columns, 0, n_steps, tall, wide, block, first);
       } else {
-        tile_block<P>(rows, columns, 0, n_steps, tall, wide, block, first, packer);
+        tile_block<P, kHeldPasses<P>>(rows, columns, 0, n_steps, tall, wide, block, first, packer);
         if (last && P > 1 && !parts_are_exact(range.finish(), held.range)) return false;
       }
       const int64_t stored = j % kStoredPanels;

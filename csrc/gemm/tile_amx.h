@@ -19,6 +19,7 @@
 #include <cstdint>
 
 #include "gemm/prefetch.h"
+#include "simd/integer.h"
 
 namespace fastnn {
 namespace {
@@ -73,6 +74,19 @@ struct TileStream {
   int64_t row;     // bytes between the rows of a tile
   int64_t second;  // bytes to the tile of the next 16 rows of A, or columns of B
   int64_t part;    // bytes to the next part
+};
+
+// n things dealt evenly to `parts` steps: those from at(part) to at(part + 1). Without a division in each step, which
+// would take as long as a tile product.
+struct StepShare {
+  int64_t n = 0, rate = 0;
+
+  StepShare() = default;
+  StepShare(int64_t count, int64_t parts) : n(count), rate(((count << kBits) + parts - 1) / parts) {}
+  int64_t at(int64_t part) const { return min(n, part * rate >> kBits); }
+
+ private:
+  static constexpr int kBits = 20;
 };
 
 // What vector units do beside each step's products. Here: fetch cache lines into the second-level cache, for later
