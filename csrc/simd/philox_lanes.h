@@ -56,9 +56,11 @@ constexpr int kChains = 2;
 inline void philox_registers(uint64_t seed, uint64_t offset, uint64_t first_block, uint32_t* words) {
   constexpr int lanes = kVectorBytes / 8;
   const WideWords zero{};
+  WideWords lane{};
+  for (int i = 0; i < lanes; ++i) lane[i] = uint64_t(i);
   WideWords c0[kChains], c1[kChains], c2[kChains], c3[kChains];
   for (int k = 0; k < kChains; ++k) {
-    for (int i = 0; i < lanes; ++i) c0[k][i] = first_block + uint64_t(k * lanes + i);
+    c0[k] = lane + (first_block + uint64_t(k * lanes));
     c1[k] = c0[k] >> 32;
     c2[k] = zero + offset;
     c3[k] = zero + (offset >> 32);

@@ -96,5 +96,13 @@ inline void Vec<double>::store(double* p, int64_t n) const {
 }
 #endif
 
+// The compiler would rather read a factor again for each product than keep it in one of AVX-512's 32 registers.
+template <class Raw>
+inline __attribute__((always_inline)) void keep_in_register([[maybe_unused]] Raw& raw) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(raw));
+#endif
+}
+
 }  // namespace
 }  // namespace fastnn

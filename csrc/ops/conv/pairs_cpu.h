@@ -76,7 +76,7 @@ __attribute__((noinline)) void sum_pairs_3x3(const PairsProduct& p, int64_t row)
 #pragma GCC unroll 9
       for (int t = 0; t < 9; ++t) {
         weights[t] = _mm512_set1_ps(p.weights[s * p.source_weights + t]);
-        asm("" : "+v"(weights[t]));  // the compiler would rather read a weight again for each product
+        keep_in_register(weights[t]);
       }
 #pragma GCC unroll 9
       for (int i = 0; i < kRows + 2; ++i) {

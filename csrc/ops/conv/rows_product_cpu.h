@@ -75,7 +75,7 @@ inline __attribute__((always_inline)) void sum_block_3x3(const RowsProduct<T, Ou
 #pragma GCC unroll 9
     for (int t = 0; t < (kKept ? 9 : 0); ++t) {
       kept[t] = Vec<T>::broadcast(weights[t]);
-      asm("" : "+v"(kept[t].raw));  // the compiler would rather read a weight again for each product
+      keep_in_register(kept[t].raw);
     }
     const auto weight = [&](int o, int t) FASTNN_INLINED {
       return kKept ? kept[t] : Vec<T>::broadcast(weights[o * p.n_sources * p.source_weights + t]);
