@@ -47,7 +47,7 @@ struct SkinnyProduct {
   int64_t n_streamed, n_held, k;
   bool transposed;  // B is streamed
   TileOutput out;
-  bool far;  // C is fetched before it is stored
+  bool far;  // C is fetched before it is stored, where products take long enough to hide it
 };
 
 // All of the held operand: panel j at data + j * panel_bytes.
@@ -185,7 +185,7 @@ bool multiply_panel(const SkinnyProduct& product, const HeldPanels& held, int64_
       float* block = sums + (first && last ? j % kStoredPanels : j) * kSumsPerBlock;
       const TileStream columns{held.data + j * held.panel_bytes + k / kStepK * kStepBytes, held_steps, 64, kTileBytes,
                                kBlockBytes};
-      if (j > 0 && last && product.far) {
+      if (P > 1 && j > 0 && last && product.far) {
         tile_block<P, kHeldPasses<P>>(rows, columns, 0, n_steps, tall, wide, block, first,
                                       OutputAhead(product, row, j, held.panels, n_steps));
       } else if (ready || j > 0) {
