@@ -160,7 +160,7 @@ inline Values<Compute<Stored>> load_values(const Stored* p, int64_t n = kLanes<C
 #elif defined(__F16C__)
       return Values<float>(_mm256_cvtph_ps(__m128i(bits)));
 #else
-      Values<float> values;
+      Values<float> values{};
       for (int i = 0; i < kLanes<float>; ++i) values[i] = to_float(float16{bits[i]});
       return values;
 #endif

@@ -248,8 +248,7 @@ bool run_plan(const ConvArgs& args, const PassPlan& plan) {
 // The vector units' direct convolution: of what tiles do not suit, and of what they could not do exactly.
 void convolve_directly(const Kernel<ConvArgs>& kernel, bool (*depthwise)(const ConvArgs&), ConvArgs args) {
   args.winograd = false;
-  const bool rounds = args.dtype == DType::BFloat16 && !args.channels_last;
-  if (!rounds || !depthwise(args)) call_level(kernel, CpuLevel::Avx512, args);
+  if (!depthwise(args)) call_level(kernel, CpuLevel::Avx512, args);
 }
 
 void forward(const ConvArgs& given) {

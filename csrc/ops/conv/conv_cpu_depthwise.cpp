@@ -3,8 +3,8 @@
 namespace fastnn {
 namespace FASTNN_LEVEL {
 
-bool depthwise_forward(const ConvArgs& args) { return convolve_by_rows(args); }
-bool depthwise_input_grad(const ConvArgs& args) { return input_grad_by_rows(args); }
+bool depthwise_forward(const ConvArgs& args) { return convolve_by_rows<Compiled::All>(args); }
+bool depthwise_input_grad(const ConvArgs& args) { return input_grad_by_rows<Compiled::All>(args); }
 
 }  // namespace FASTNN_LEVEL
 }  // namespace fastnn

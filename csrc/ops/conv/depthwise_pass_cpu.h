@@ -264,7 +264,10 @@ void run_in_registers(const Pass<T>& pass, const Unit& unit, int64_t outputs, co
                                     reinterpret_cast<Stored*>(pass.out) + at, plane);
 }
 
-template <class T>
+// What is compiled: all, or bfloat16 images in place alone.
+enum class Compiled { All, BFloat16InPlace };
+
+template <Compiled kCompiled, class T>
 void run_unit(const Pass<T>& pass, const Unit& unit, const Buffers<T>& buffers) {
   const int64_t outputs = min(pass.band.outputs, pass.rows.phase[0].out.count - unit.output);
   const int64_t source_plane = pass.rows.source.source * pass.columns.source.source * int64_t(item_size(pass.dtype));
@@ -274,14 +277,16 @@ void run_unit(const Pass<T>& pass, const Unit& unit, const Buffers<T>& buffers) 
     sources[s] =
         load_source(pass.band, pass.in_place, pass.source + (unit.image_group * pass.sources + s) * source_plane,
                     pass.dtype, range, s, buffers.bands, buffers.widened);
-  if constexpr (kImageTaps && sizeof(T) == sizeof(float)) {
+  if constexpr (kCompiled == Compiled::BFloat16InPlace) {
+    return run_in_registers<bfloat16>(pass, unit, outputs, sources);
+  } else if constexpr (kImageTaps && sizeof(T) == sizeof(float)) {
     if (pass.in_place && pass.dtype == DType::BFloat16) return run_in_registers<bfloat16>(pass, unit, outputs, sources);
     if (pass.in_place && pass.dtype == DType::Float16) return run_in_registers<float16>(pass, unit, outputs, sources);
   }
-  run_in_compute_type(pass, unit, outputs, sources, buffers);
+  if constexpr (kCompiled == Compiled::All) run_in_compute_type(pass, unit, outputs, sources, buffers);
 }
 
-template <class T>
+template <Compiled kCompiled, class T>
 void run_pass(const Pass<T>& pass) {
   const int64_t unit_work =
       pass.sources * pass.results * pass.taps * pass.band.outputs * pass.columns.phase[0].out.count;
@@ -290,7 +295,7 @@ void run_pass(const Pass<T>& pass) {
     const Buffers<T> buffers(pass);
     int64_t image_group = begin / pass.band.count, group = image_group % pass.groups, band = begin % pass.band.count;
     for (int64_t unit = begin; unit < end; ++unit) {  // counted without divisions: small planes take some 100 cycles
-      run_unit(pass, {image_group, group, band * pass.band.outputs}, buffers);
+      run_unit<kCompiled>(pass, {image_group, group, band * pass.band.outputs}, buffers);
       if (++band < pass.band.count) continue;
       band = 0;
       ++image_group;
@@ -347,7 +352,7 @@ void prepare_weights(const ConvArgs& args, bool gradient, Pass<T>& pass) {
       }
 }
 
-template <class T>
+template <class T, Compiled kCompiled>
 bool run(const ConvArgs& args, bool gradient) {
   Pass<T> pass{};
   pass.images = args.images;
@@ -371,23 +376,32 @@ bool run(const ConvArgs& args, bool gradient) {
   // 16-bit results leave the registers rounded: nothing may be left to do with them.
   const bool finished = args.dtype == dtype_of<T>() || (!pass.residual && pass.activation == Activation::None);
   pass.in_place = kImageTaps && pass.whole && finished && columns.dilation == 1 && rows.step == columns.step;
+  if (kCompiled != Compiled::All && !pass.in_place) return false;
   prepare_weights(args, gradient, pass);
-  run_pass(pass);
+  run_pass<kCompiled>(pass);
   return true;
 }
 
-bool convolve_by_rows(const ConvArgs& given) {
-  const ConvArgs args = with_long_rows(given);
-  if (!suits_bands(args, args.in_channels, args.out_channels, kFewSources)) return false;
-  return args.dtype == DType::Float64 ? run<double>(args, false) : run<float>(args, false);
+template <Compiled kCompiled>
+bool run_typed(const ConvArgs& args, bool gradient) {
+  if constexpr (kCompiled == Compiled::All)
+    if (args.dtype == DType::Float64) return run<double, kCompiled>(args, gradient);
+  return run<float, kCompiled>(args, gradient);
 }
 
+template <Compiled kCompiled>
+bool convolve_by_rows(const ConvArgs& given) {
+  const ConvArgs args = with_long_rows(given);
+  return suits_bands(args, args.in_channels, args.out_channels, kFewSources) && run_typed<kCompiled>(args, false);
+}
+
+template <Compiled kCompiled>
 bool input_grad_by_rows(const ConvArgs& given) {
   const ConvArgs args = with_long_rows(given);
   const int64_t stride = max(args.height.stride, args.width.stride);
-  if (stride > kMaxPhases || !suits_bands(args, args.out_channels, args.in_channels, stride == 1 ? kFewSources : 3))
-    return false;
-  return args.dtype == DType::Float64 ? run<double>(args, true) : run<float>(args, true);
+  return stride <= kMaxPhases &&
+         suits_bands(args, args.out_channels, args.in_channels, stride == 1 ? kFewSources : 3) &&
+         run_typed<kCompiled>(args, true);
 }
 
 }  // namespace
