@@ -20,6 +20,7 @@
 #pragma once
 
 #include "core/memory.h"
+#include "gemm/prefetch.h"
 #include "gemm/store_amx.h"
 #include "simd/integer.h"
 

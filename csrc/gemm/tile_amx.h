@@ -18,7 +18,6 @@
 
 #include <cstdint>
 
-#include "gemm/prefetch.h"
 #include "simd/integer.h"
 
 namespace fastnn {
@@ -89,16 +88,9 @@ struct StepShare {
   static constexpr int kBits = 20;
 };
 
-// What vector units do beside each step's products. Here: fetch cache lines into the second-level cache, for later
-// blocks.
-struct TileAhead {
-  const char* data = nullptr;
-  int64_t lines = 0;
-
-  void operator()(int64_t step, int64_t steps) const {
-    for (int64_t line = lines * step / steps; line < lines * (step + 1) / steps; ++line)
-      prefetch_near(data + line * 64);
-  }
+// What vector units do beside each step's products: here nothing.
+struct NothingBeside {
+  void operator()(int64_t, int64_t) const {}
 };
 
 // Eight tiles of 16 rows of 64 bytes. A constant: GCC 12 takes only the first bytes of what _tile_loadconfig
@@ -162,20 +154,15 @@ inline __attribute__((always_inline)) void tile_product(const TileStream& a, con
   } else if constexpr (wanted) {                            \
     _tile_loadd(tile, data, row);                           \
   }
-#define FASTNN_LOAD_A(p)                      \
-  {                                           \
-    const int64_t row = a.row;                \
-    const char* data = pa + (p) * a.part;     \
-    FASTNN_LOAD(4, true, A, data)             \
-    FASTNN_LOAD(5, kTall, A, data + a.second) \
+#define FASTNN_LOAD_TWO(tile, next, both, operand, stream, data) \
+  {                                                              \
+    const int64_t row = stream.row;                              \
+    const char* part = data;                                     \
+    FASTNN_LOAD(tile, true, operand, part)                       \
+    FASTNN_LOAD(next, both, operand, part + stream.second)       \
   }
-#define FASTNN_LOAD_B(p)                      \
-  {                                           \
-    const int64_t row = b.row;                \
-    const char* data = pb + (p) * b.part;     \
-    FASTNN_LOAD(6, true, B, data)             \
-    FASTNN_LOAD(7, kWide, B, data + b.second) \
-  }
+#define FASTNN_LOAD_A(p) FASTNN_LOAD_TWO(4, 5, kTall, A, a, pa + (p) * a.part)
+#define FASTNN_LOAD_B(p) FASTNN_LOAD_TWO(6, 7, kWide, B, b, pb + (p) * b.part)
 #define FASTNN_PRODUCT                         \
   _tile_dpbf16ps(0, 4, 6);                     \
   if (kWide) _tile_dpbf16ps(1, 4, 7);          \
@@ -216,6 +203,7 @@ inline __attribute__((always_inline)) void tile_product(const TileStream& a, con
     }
   }
 #undef FASTNN_LOAD
+#undef FASTNN_LOAD_TWO
 #undef FASTNN_LOAD_A
 #undef FASTNN_LOAD_B
 #undef FASTNN_PRODUCT
@@ -225,7 +213,7 @@ inline __attribute__((always_inline)) void tile_product(const TileStream& a, con
   if (kTall && kWide) _tile_stored(3, sums + 768, 64);
 }
 
-template <int P, Streamed kStreamed = Streamed::None, class Ahead = TileAhead>
+template <int P, Streamed kStreamed = Streamed::None, class Ahead = NothingBeside>
 __attribute__((noinline)) void tile_block(const TileStream& a, const TileStream& b, int64_t step, int64_t steps,
                                           bool tall, bool wide, float* sums, bool first, const Ahead& ahead = {}) {
   if (tall && wide) return tile_product<P, true, true, kStreamed>(a, b, step, steps, sums, first, ahead);

@@ -41,7 +41,7 @@ struct StoreAhead {
 };
 
 // Sums of a tile of positions x a panel of filters at `filters`, over some steps.
-template <int P, class Ahead = TileAhead>
+template <int P, class Ahead = NothingBeside>
 void multiply_tile(const TilePass& pass, const PassTaps& taps, const TileTask& task, const TileSpan& span,
                    const char* filters, int64_t panel, int64_t step, int64_t steps, float* sums,
                    const Ahead& ahead = {}) {

@@ -42,9 +42,7 @@ struct PixelsProduct {
 // kRows rows from `row` on; kStep source rows lie between them. Beyond the last column both factors are zero.
 template <class Taps, int kStep, int kRows, class T, class Pixel>
 inline __attribute__((always_inline)) void add_rows_3x3(const PixelsProduct<T, Pixel>& p, int64_t row, Vec<T>* sums) {
-  constexpr int kSourceRows = (kRows - 1) * kStep + 3;
   const Taps taps{p.source, p.offsets};
-  const auto rows = taps.rows(row);
   for (int64_t c = 0; c < p.columns; c += Vec<T>::size) {
     const int64_t n = min(p.columns - c, Vec<T>::size);
     const auto columns = taps.columns(c, n);
@@ -52,17 +50,8 @@ inline __attribute__((always_inline)) void add_rows_3x3(const PixelsProduct<T, P
     Vec<T> dy[kRows];
 #pragma GCC unroll 7
     for (int r = 0; r < kRows; ++r) dy[r] = Vec<T>(load_values<Pixel>(pixels + r * p.columns, n));
-#pragma GCC unroll 15
-    for (int i = 0; i < kSourceRows; ++i) {
-      if (!taps.has(rows, i)) continue;
-      Vec<T> x[3];
-      taps.load(rows, i, columns, x);
-#pragma GCC unroll 3
-      for (int b = 0; b < 3; ++b)
-#pragma GCC unroll 7
-        for (int r = 0; r < kRows; ++r)
-          if (i - r * kStep >= 0 && i - r * kStep < 3) sums[(i - r * kStep) * 3 + b] += dy[r] * x[b];
-    }
+    for_each_product_3x3<kStep, kRows>(taps, row, columns,
+                                       [&](int r, int tap, Vec<T> x) FASTNN_INLINED { sums[tap] += dy[r] * x; });
   }
 }
 

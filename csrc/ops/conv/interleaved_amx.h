@@ -8,6 +8,7 @@
 #pragma once
 
 #include "gemm/pack_amx.h"
+#include "gemm/prefetch.h"
 #include "gemm/tile_amx.h"
 
 namespace fastnn {

@@ -61,7 +61,6 @@ inline __attribute__((always_inline)) void fetch_ahead(const RowsProduct<T, Out>
 template <class Taps, int kStep, int kResults, int kRows, class T, class Out>
 inline __attribute__((always_inline)) void sum_block_3x3(const RowsProduct<T, Out>& p, int64_t result, int64_t row,
                                                          int64_t c, const typename Taps::Columns& columns) {
-  constexpr int kSourceRows = (kRows - 1) * kStep + 3;
   constexpr bool kKept = kResults == 1 && kRows == 7;  // seven rows at once: where there are 32 registers
   Vec<T> sums[kResults][kRows];
 #pragma GCC unroll 4
@@ -69,7 +68,6 @@ inline __attribute__((always_inline)) void sum_block_3x3(const RowsProduct<T, Ou
     start_sums<T, kRows>(p, result + o, (result + o) * p.out_plane + row * p.out_row + c, p.columns - c, sums[o]);
   for (int64_t s = 0; s < p.n_sources; ++s) {
     const Taps taps{p.sources[s], p.offsets};
-    const auto rows = taps.rows(row);
     const T* weights = p.weights_of(result, s);
     Vec<T> kept[9];
 #pragma GCC unroll 9
@@ -80,19 +78,10 @@ inline __attribute__((always_inline)) void sum_block_3x3(const RowsProduct<T, Ou
     const auto weight = [&](int o, int t) FASTNN_INLINED {
       return kKept ? kept[t] : Vec<T>::broadcast(weights[o * p.n_sources * p.source_weights + t]);
     };
-#pragma GCC unroll 15
-    for (int i = 0; i < kSourceRows; ++i) {
-      if (!taps.has(rows, i)) continue;
-      Vec<T> x[3];
-      taps.load(rows, i, columns, x);
-#pragma GCC unroll 3
-      for (int b = 0; b < 3; ++b)
+    for_each_product_3x3<kStep, kRows>(taps, row, columns, [&](int r, int tap, Vec<T> x) FASTNN_INLINED {
 #pragma GCC unroll 4
-        for (int o = 0; o < kResults; ++o)
-#pragma GCC unroll 7
-          for (int r = 0; r < kRows; ++r)
-            if (i - r * kStep >= 0 && i - r * kStep < 3) sums[o][r] += weight(o, (i - r * kStep) * 3 + b) * x[b];
-    }
+      for (int o = 0; o < kResults; ++o) sums[o][r] += weight(o, tap) * x;
+    });
   }
 #pragma GCC unroll 4
   for (int o = 0; o < kResults; ++o)

@@ -29,8 +29,9 @@ struct Source {
   int64_t row_pitch;  // of the band
 };
 
-template <class T, int kRowStep>
+template <class Type, int kRowStep>
 struct BandTaps {
+  using T = Type;
   using Pixel = T;
   const Source<T>& source;
   const int64_t* offsets;  // of the three column taps in a row of the band
@@ -134,6 +135,27 @@ constexpr int kGroupRows = 2, kGroupResults = 4;
 template <class Stored, int kStep>
 struct ImageTaps;
 #endif
+
+// Calls multiply(r, tap, x) for the products of kRows output rows from `row` on with a source's pixels, each of which
+// is loaded once for each column tap; kStep source rows lie between output rows.
+template <int kStep, int kRows, class Taps, class Multiply>
+inline __attribute__((always_inline)) void for_each_product_3x3(const Taps& taps, int64_t row,
+                                                                const typename Taps::Columns& columns,
+                                                                const Multiply& multiply) {
+  constexpr int kSourceRows = (kRows - 1) * kStep + 3;
+  const auto rows = taps.rows(row);
+#pragma GCC unroll 15
+  for (int i = 0; i < kSourceRows; ++i) {
+    if (!taps.has(rows, i)) continue;
+    Vec<typename Taps::T> x[3];
+    taps.load(rows, i, columns, x);
+#pragma GCC unroll 3
+    for (int b = 0; b < 3; ++b)
+#pragma GCC unroll 7
+      for (int r = 0; r < kRows; ++r)
+        if (i - r * kStep >= 0 && i - r * kStep < 3) multiply(r, (i - r * kStep) * 3 + b, x[b]);
+  }
+}
 
 // Source channel `s` of a group: in place, or as a band in `bands`.
 template <class T>
